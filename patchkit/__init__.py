@@ -1,0 +1,1 @@
+"""patchkit: exact LoRA kernels for transformers models."""

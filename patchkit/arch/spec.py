@@ -1,0 +1,82 @@
+"""The words in which an architecture is described: names only, never code text.
+
+An architecture file is data (see the other files of this folder). Names default to the field's usual ones,
+so a file states only deviations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Tower = Literal["text", "vision"]
+"""Where a block sits. Text blocks are patched always, vision blocks only where they carry adapters."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention class that owns separate query, key, value and output projections.
+
+    Attributes:
+        class_name: the class in the architecture's ``module`` whose ``forward`` calls the projections.
+        q: attribute name of the query projection; likewise ``k``, ``v`` and ``o``.
+        tower: see :data:`Tower`.
+    """
+
+    class_name: str
+    q: str = "q_proj"
+    k: str = "k_proj"
+    v: str = "v_proj"
+    o: str = "o_proj"
+    tower: Tower = "text"
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """A class that computes ``down(activation(gate(x)) * up(x))``.
+
+    Attributes:
+        class_name: the class in the architecture's ``module``.
+        gate: attribute name of the gate projection; likewise ``up`` and ``down``.
+        gate_up: attribute name of one projection that yields gate and up together, split in two along the last
+            dimension (phi3, glm). If given, ``gate`` and ``up`` are not looked for.
+        activation: attribute name of the activation module. Which function it is, is read from the module.
+        tower: see :data:`Tower`.
+    """
+
+    class_name: str
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    gate_up: str | None = None
+    activation: str = "act_fn"
+    tower: Tower = "text"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The projections that read the block's input: ``(gate, up)``, or ``(gate_up,)``."""
+        return (self.gate_up,) if self.gate_up else (self.gate, self.up)
+
+
+Block = Attention | GatedMLP
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of transformers, or of a plugin.
+
+    Attributes:
+        name: what the user types: ``patchkit diff --arch NAME``.
+        model_types: values of ``config.model_type`` that build it.
+        module: the module that defines its classes.
+        blocks: its attention and MLP classes; empty where every block comes from a text model of another architecture.
+        text_models: for a multimodal architecture without blocks of its own: architectures that its ``text_config``
+            commonly names, the default first. Blocks are found by class wherever they sit, so this is for people and
+            for tests, not a limit.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    module: str
+    blocks: tuple[Block, ...] = ()
+    text_models: tuple[str, ...] = ()

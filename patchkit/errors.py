@@ -1,0 +1,44 @@
+"""Every error and warning that patchkit raises on purpose.
+
+Each message says what was found, where, and what the user can do. Errors that have a natural built-in parent
+inherit from it too, so ``except TypeError`` keeps working.
+"""
+
+
+class PatchkitError(Exception):
+    """Base of every error of this package."""
+
+
+class NotAModelError(PatchkitError, TypeError):
+    """What was passed is not a ``torch.nn.Module``."""
+
+
+class UnknownOptionError(PatchkitError, TypeError):
+    """An option that does not exist, or that got a value of the wrong type."""
+
+
+class MetaModelError(PatchkitError, ValueError):
+    """Every block of the model still has its weights on the ``meta`` device: there is nothing to patch yet."""
+
+
+class NotPatchedError(PatchkitError):
+    """``strict=True`` and a block would stay at upstream level."""
+
+
+class RevertError(PatchkitError):
+    """A patched module cannot be given its class back, because something else changed its class since."""
+
+
+class UnknownArchitectureError(PatchkitError, LookupError):
+    """No architecture of this name is registered."""
+
+
+class RewriteError(PatchkitError):
+    """Source text cannot be rewritten at all: it does not parse, or has no such class or method.
+
+    A block that is merely not recognised is no error: it is a :class:`patchkit.rewrite.sites.Skip`.
+    """
+
+
+class PatchkitWarning(UserWarning):
+    """Something runs at upstream level, or nothing was done, and the user should know."""

@@ -1,0 +1,63 @@
+"""What a rewrite did, as data: the sites it changed, the blocks it left alone and why, and the new text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BlockName = Literal["qkv", "o", "mlp"]
+"""The three parts of a model that patchkit rewrites, and the options of ``patchkit.apply``."""
+
+Rule = Literal["qkv-together", "gated-mlp", "output-call", "call-alone"]
+"""The rule that matched: q/k/v hoisted into one call, a whole gated MLP, an output projection, or one projection alone."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that was rewritten.
+
+    Attributes:
+        block: the part of the model it belongs to.
+        rule: which rule matched.
+        line: line of the first call it replaced, 1-based, in the text that was passed in.
+        calls: attribute names of the projections it replaced, in the order in which upstream calls them
+            (the order of dropout draws).
+        gate_first: for ``gated-mlp`` with a ``gate_up`` projection: whether the first half of its output is the gate.
+    """
+
+    block: BlockName
+    rule: Rule
+    line: int
+    calls: tuple[str, ...]
+    gate_first: bool = True
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A block, or a part of it, that was left as upstream wrote it (or rewritten to a weaker form), and why."""
+
+    block: BlockName
+    reason: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The outcome of rewriting one method of one class.
+
+    Attributes:
+        class_name: the class, and ``method`` the method in it that was rewritten.
+        source: the whole text that was passed in, with only this method changed.
+        method_source: the rewritten method alone, decorators included, at the indentation of ``source``.
+        line: line of the method's first line (first decorator, if any) in ``source``.
+        sites: what was rewritten, in order of line. Empty if nothing was: then ``source`` is the input, to the byte.
+        skips: what was not, and why.
+    """
+
+    class_name: str
+    method: str
+    source: str
+    method_source: str
+    line: int
+    sites: tuple[Site, ...]
+    skips: tuple[Skip, ...]

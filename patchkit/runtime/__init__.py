@@ -1,0 +1,1 @@
+"""What the rewritten code calls: ``apply_qkv``, ``apply_o``, ``apply_mlp``, and the choice of level per call."""
