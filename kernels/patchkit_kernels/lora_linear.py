@@ -1,0 +1,80 @@
+"""Linear projections with LoRA adapters as one autograd function that keeps only its input for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchkit_kernels.arguments import flatten, gather_grads, needs_of, unflatten
+from patchkit_kernels.differentiable import differentiable_backward, wants_graph
+from patchkit_kernels.projection import Precision, Projection, project, project_backward
+
+
+class LoraProjections(torch.autograd.Function):
+    """See :mod:`patchkit_kernels.projection` for the formulas."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scalings: tuple[float, ...], precision: tuple[torch.dtype, torch.dtype], *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        """Each ``[tokens, out_i]``; saves x ``[tokens, in]`` and the parameters."""
+        ctx.scalings, ctx.precision = scalings, precision
+        ctx.save_for_backward(x, *tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(project(x, unflatten(tensors, scalings), Precision(*precision)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of x and of every tensor that needs one."""
+        x, *tensors = ctx.saved_tensors
+        precision, needed = Precision(*ctx.precision), ctx.needs_input_grad
+        if wants_graph():
+
+            def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+                return project(x, unflatten(tensors, ctx.scalings), precision)
+
+            d_x, *rest = differentiable_backward(again, (x, *tensors), (needed[0], *needed[3:]), grads)
+            return d_x, None, None, *rest
+        d_x, found = project_backward(
+            grads,
+            x,
+            unflatten(tensors, ctx.scalings),
+            precision,
+            needs_of(needed[3:]),
+            x.dtype if needed[0] else None,
+        )
+        return d_x, None, None, *gather_grads(found)
+
+
+def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Precision) -> tuple[Tensor, ...]:
+    """Several projections of one input, for instance q, k and v.
+
+    Between forward and backward only x is kept (and the parameters, which are kept anyway).
+
+    Args:
+        x: ``[..., in]``; any leading shape, empty included. It is copied only if it is not contiguous.
+        projections: with or without adapters; frozen and trainable tensors in any mixture.
+        precision: see :class:`~patchkit_kernels.projection.Precision`.
+
+    Returns:
+        For each projection ``[..., out_i]`` in ``precision.base``.
+    """
+    outputs = LoraProjections.apply(  # type: ignore[no-untyped-call]
+        x.reshape(-1, x.shape[-1]), tuple(p.scaling for p in projections), tuple(precision), *flatten(projections)
+    )
+    # Reshaped out here: a view made inside the function could not be modified in place by what follows.
+    # An output that depends on nothing trainable does not require a gradient, as if it had been computed alone.
+    outputs = tuple(y if _needs_gradient(x, p) else y.detach() for y, p in zip(outputs, projections, strict=True))
+    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
+
+
+def _needs_gradient(x: Tensor, projection: Projection) -> bool:
+    return x.requires_grad or any(t is not None and t.requires_grad for t in flatten([projection]))
+
+
+def lora_linear(x: Tensor, projection: Projection, precision: Precision) -> Tensor:
+    """One projection: :func:`lora_projections` for a single one, ``[..., in]`` to ``[..., out]``."""
+    return lora_projections(x, (projection,), precision)[0]

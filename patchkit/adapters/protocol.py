@@ -1,0 +1,42 @@
+"""What an adapter library's reader must provide, and the checks that all readers share.
+
+A reader turns one projection module into the tensors that the fused functions take, or says why it cannot. It is asked
+at every call, so it looks things up and computes nothing: whatever a user changes between two calls (adapters switched,
+merged or deleted, weights replaced, hooks added) is seen by the next one, and nothing can go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import nn
+
+from patchkit_kernels.projection import Projection
+
+Reason: TypeAlias = str
+"""Why a projection runs at upstream level, in words for ``patchkit.report``."""
+
+Reader: TypeAlias = Callable[[nn.Module], "Projection | Reason"]
+"""Reads a module of exactly the type it is registered for. A subclass may compute something else and is not read."""
+
+
+def interference(module: nn.Module) -> Reason | None:
+    """Why calling this module is not the same as computing its formula; None if it is.
+
+    A hook may change the input or the output, gather a sharded weight or record values, and a ``forward`` set on the
+    instance replaces the formula. All of them are honoured by calling the module.
+    """
+    state = module.__dict__  # looked up directly: this runs for every part of every projection at every call
+    if not (
+        state["_forward_pre_hooks"]
+        or state["_forward_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+    ):
+        return None
+    if "forward" in state:
+        return "forward was replaced on the instance"
+    forward = state["_forward_pre_hooks"] or state["_forward_hooks"]
+    return f"a {'forward' if forward else 'backward'} hook is registered on it"

@@ -1,0 +1,241 @@
+"""Patched classes, and giving them to the modules of one model: all or nothing, and back.
+
+A patched class is a subclass of the upstream class with the rewritten ``forward``. Only ``module.__class__`` of this
+model's modules changes: parameters, buffers, hooks, state_dict keys and every other instance stay as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import copyreg
+import hashlib
+import linecache
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from patchkit.arch.spec import Attention, Block, GatedMLP
+from patchkit.errors import RevertError, RewriteError
+from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
+from patchkit.runtime.blocks import apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.upstream_source import Method, compiled, find_code, read_method, redecorate, with_code
+
+PATCH = "__patchkit__"
+"""Class attribute that marks a patched class and holds its :class:`Patch`."""
+
+Methods: TypeAlias = dict[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """How a patched class came about.
+
+    Attributes:
+        original: the upstream class, which ``revert`` gives back.
+        block: the entry of the architecture file.
+        parts: the parts of the model that were asked for.
+        sites: what was rewritten.
+        skips: what was not, and why.
+    """
+
+    original: type[nn.Module]
+    block: Block
+    parts: frozenset[BlockName]
+    sites: tuple[Site, ...]
+    skips: tuple[Skip, ...]
+
+
+_cache: dict[tuple[object, ...], type[nn.Module] | tuple[Skip, ...]] = {}
+
+
+def patch_of(module: nn.Module) -> Patch | None:
+    """The patch of a patched module, or None."""
+    return getattr(type(module), PATCH, None)
+
+
+def parts_of(block: Block) -> tuple[BlockName, ...]:
+    """The parts of the model that a block holds."""
+    return ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
+
+
+def patched_class(
+    cls: type[nn.Module], block: Block, parts: frozenset[BlockName]
+) -> type[nn.Module] | tuple[Skip, ...]:
+    """The patched subclass of an upstream class, or why there is none, for each part.
+
+    The same class, block and parts give the same patched class, as long as the class's ``forward`` stays the same.
+    """
+    wanted = parts & frozenset(parts_of(block))
+    method = read_method(cls, "forward")
+    if isinstance(method, str):
+        return tuple(Skip(part, method) for part in sorted(wanted))
+    key = (cls, method.attribute, block, wanted)
+    if key not in _cache:
+        _cache[key] = _build(cls, block, wanted, method)
+    return _cache[key]
+
+
+def _build(
+    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], method: Method
+) -> type[nn.Module] | tuple[Skip, ...]:
+    try:
+        rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
+    except RewriteError as error:
+        return tuple(Skip(part, str(error)) for part in sorted(parts))
+    if not rewritten.sites:
+        return rewritten.skips
+    forward = _compile(rewritten, method)
+    if isinstance(forward, str):
+        return tuple(Skip(part, forward) for part in sorted(parts))
+    methods = _methods(block, rewritten.sites)
+    taken = sorted(name for name in methods if hasattr(cls, name))
+    if taken:
+        return tuple(Skip(part, f"it already has an attribute {taken[0]}") for part in sorted(parts))
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "forward": forward,
+        **methods,
+        **_copying(cls),
+        PATCH: Patch(cls, block, parts, rewritten.sites, rewritten.skips),
+    }
+    if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
+        namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
+    return type(cls.__name__, (cls,), namespace)
+
+
+def _named(block: Block, method: Method) -> Block:
+    """The block under the name of the class that defines forward, which may be a subclass of the registered one."""
+    return replace(block, class_name=method.owner.__qualname__)
+
+
+def _compile(rewritten: Rewritten, method: Method) -> Callable[..., Any] | str:
+    """The rewritten method as a function that runs in upstream's globals, visible to tracebacks and ``inspect``."""
+    digest = hashlib.sha256(rewritten.source.encode()).hexdigest()[:12]
+    filename = f"<patchkit {method.owner.__module__}.{method.owner.__qualname__} {digest}>"
+    code = find_code(compiled(rewritten.source, filename), method.function.__qualname__)
+    if code is None:
+        return "the rewritten source does not compile"
+    # No modification time: such an entry is never checked against the disk.
+    linecache.cache[filename] = (len(rewritten.source), None, rewritten.source.splitlines(keepends=True), filename)
+    try:
+        function = with_code(method.function, code)
+    except ValueError as error:
+        return str(error)
+    definition = ast.parse(textwrap.dedent(rewritten.method_source)).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    return redecorate(function, method, [ast.unparse(decorator) for decorator in definition.decorator_list])
+
+
+def _methods(block: Block, sites: tuple[Site, ...]) -> Methods:
+    """The methods that the rewritten source calls."""
+    methods: Methods = {}
+    for site in sites:
+        if site.rule == "call-alone":
+            methods["apply_linear"] = apply_linear
+        elif site.rule == "output-call" and isinstance(block, Attention):
+            methods["apply_o"] = make_apply_o(block.o)
+        elif site.rule == "qkv-together" and isinstance(block, Attention):
+            methods["apply_qkv"] = make_apply_qkv((block.q, block.k, block.v), site.calls)
+        elif site.rule == "gated-mlp" and isinstance(block, GatedMLP):
+            methods["apply_mlp"] = make_apply_mlp(
+                block.inputs, block.down, block.activation, site.calls, gate_first=site.gate_first
+            )
+    return methods
+
+
+def _copying(cls: type[nn.Module]) -> Methods:
+    """deepcopy keeps the patch; a pickle names the upstream class, so it loads where patchkit is not installed."""
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807
+        reduced = super(type_of_patch(self), self).__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or type(self) not in reduced[1]:
+            return reduced
+        # copyreg's own constructor: pickle insists that __newobj__ names the object's class.
+        return (copyreg._reconstructor, (cls, object, None), *reduced[2:])  # type: ignore[attr-defined]
+
+    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:  # noqa: N807
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    own = {"__reduce_ex__": __reduce_ex__}
+    return own if hasattr(cls, "__deepcopy__") else {**own, "__deepcopy__": __deepcopy__}
+
+
+def type_of_patch(module: nn.Module) -> type[nn.Module]:
+    """The patched class in a module's MRO (the module's class itself, unless something subclassed it since)."""
+    return next(cls for cls in type(module).__mro__ if PATCH in vars(cls))
+
+
+def forward_replaced(module: nn.Module) -> bool:
+    """Whether something set a ``forward`` on the instance that is not simply the class's own.
+
+    accelerate, when it removes its hooks, leaves the bound method of the class there.
+    """
+    forward = module.__dict__.get("forward")
+    bound = (getattr(forward, "__self__", None), getattr(forward, "__func__", None))
+    return forward is not None and bound != (module, type(module).forward)
+
+
+def _give(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__class__ = cls
+    if "forward" in module.__dict__:
+        module.__dict__["forward"] = MethodType(cls.forward, module)
+
+
+def swap(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
+    """Give each module its class; if one cannot take it, all have the class they had before.
+
+    None of the modules may be :func:`forward_replaced`: a bound ``forward`` is taken for the class's own.
+    """
+    done: list[tuple[nn.Module, type[nn.Module]]] = []
+    try:
+        for module, cls in classes:
+            before = type(module)
+            _give(module, cls)
+            done.append((module, before))
+    except BaseException:
+        for module, before in reversed(done):
+            _give(module, before)
+        raise
+
+
+def original_class(module: nn.Module, name: str) -> type[nn.Module]:
+    """The class that ``revert`` gives back to a patched module.
+
+    Raises:
+        RevertError: if another class was put on top of the patched one since.
+    """
+    cls = type_of_patch(module)
+    check_unchanged(module, name, cls)
+    patch: Patch = vars(cls)[PATCH]
+    return patch.original
+
+
+def check_unchanged(module: nn.Module, name: str, given: type[nn.Module]) -> None:
+    """Make sure that a module still has the class it was given.
+
+    Raises:
+        RevertError: if it has another one.
+    """
+    cls = type(module)
+    if forward_replaced(module):
+        raise RevertError(
+            f"{name} cannot be given its class back: since patchkit.apply a forward was set on the instance, which calls "
+            "the patched one. Undo that first (accelerate's remove_hook_from_module, for instance)."
+        )
+    if cls is not given:
+        raise RevertError(
+            f"{name} cannot be given its class back: since patchkit.apply it became {cls.__module__}.{cls.__qualname__} "
+            f"(a subclass of {', '.join(base.__name__ for base in cls.__bases__)}). Undo that first; fully_shard and "
+            "parametrizations change a module's class, for instance."
+        )

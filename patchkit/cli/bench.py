@@ -1,0 +1,151 @@
+"""``patchkit bench``: errors, bytes kept, FLOPs, operations and times, patched against plain PEFT."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchkit.cli.console import error_console, output_console
+
+if TYPE_CHECKING:
+    from patchkit.testing.comparison import Comparison
+
+HEADINGS = (
+    "architecture",
+    "q/k/v",
+    "o",
+    "MLP",
+    "output error",
+    "gradient error",
+    "bytes kept",
+    "ratio",
+    "matmul FLOPs",
+    "ratio",
+    "ATen ops",
+    "ratio",
+)
+
+
+def bench(
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", "-a", help="Tiny model; repeatable; globs. Default: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, xpu.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    steps: Annotated[int, typer.Option(help="Also time this many steps of each, in turn; 0 for none.", min=0)] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
+) -> None:
+    """Compare small random models, patched against plain PEFT.
+
+    Counts (bytes, FLOPs, operations) are the same on every machine. Times are medians of steps taken in turn.
+    """
+    import torch
+    from rich.progress import track
+
+    from patchkit.testing import TINY_MODELS
+    from patchkit.testing.comparison import compare_architecture
+
+    names = [name for name in TINY_MODELS if not arch or any(fnmatch.fnmatchcase(name, pattern) for pattern in arch)]
+    if not names:
+        error_console().print(
+            f"patchkit: error: no tiny model matches {', '.join(arch or ())}. Known: {', '.join(TINY_MODELS)}."
+        )
+        raise typer.Exit(2)
+    torch_dtype = getattr(torch, dtype, None)
+    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
+        error_console().print(f"patchkit: error: {dtype!r} is not a floating dtype of torch")
+        raise typer.Exit(2)
+    torch.set_num_threads(1)  # small products are slower on many threads, and the ratios noisier
+    progress = track(names, description="comparing", console=error_console(), transient=True)
+    found = [compare_architecture(name, device=device, dtype=torch_dtype, steps=steps) for name in progress]
+    _print(found)
+    settings = _settings(device, dtype)
+    if json_file:
+        json_file.write_text(
+            json.dumps({"settings": settings, "results": [asdict(one) for one in found]}, indent=1) + "\n"
+        )
+    if markdown:
+        markdown.write_text(_markdown(found, settings))
+
+
+def _settings(device: str, dtype: str) -> dict[str, Any]:
+    import platform
+
+    import peft
+    import torch
+    import transformers
+
+    from patchkit.testing.comparison import BATCH, LENGTH, RANK, SMALL
+    from patchkit.version import __version__
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    return {
+        "patchkit": __version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+        "device": name,
+        "dtype": dtype,
+        "model": {**SMALL, "num_hidden_layers": 2},
+        "lora_rank": RANK,
+        "batch": BATCH,
+        "length": LENGTH,
+    }
+
+
+def _cells(one: Comparison) -> list[str]:
+    plain, patched = one.plain, one.patched
+    cells = [one.name, one.levels["qkv"], one.levels["o"], one.levels["mlp"]]
+    cells += [f"{one.output_error:.1e}", f"{one.gradient_error:.1e}"]
+    for before, after in ((plain.bytes_kept, patched.bytes_kept), (plain.flops, patched.flops)):
+        cells += [f"{before / 1e6:.2f} → {after / 1e6:.2f} M", f"{after / before:.3f}"]
+    return [*cells, f"{plain.compute_ops} → {patched.compute_ops}", f"{patched.compute_ops / plain.compute_ops:.3f}"]
+
+
+def _print(found: list[Comparison]) -> None:
+    from rich.table import Table
+
+    timed = any(one.seconds for one in found)
+    table = Table(title="patched against plain PEFT (plain → patched)", title_justify="left")
+    for heading in (*HEADINGS, *(("ms per step", "ratio") if timed else ())):
+        table.add_column(heading, justify="left" if heading == "architecture" else "right")
+    for one in found:
+        seconds = one.seconds
+        times = (
+            [f"{seconds[0] * 1e3:.1f} → {seconds[1] * 1e3:.1f}", f"{seconds[1] / seconds[0]:.3f}"] if seconds else []
+        )
+        table.add_row(*_cells(one), *times)
+    output_console().print(table)
+
+
+def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:
+    """The table with what it was measured on. Times are left out: they are no property of the library alone."""
+    model = ", ".join(f"{key} {value}" for key, value in settings["model"].items())
+    lines = [
+        "<!-- Generated by `make matrix` (patchkit bench --markdown compat_matrix.md); do not edit. -->",
+        "# What is proven where",
+        "",
+        f"transformers {settings['transformers']}, PEFT {settings['peft']}, torch {settings['torch']}, "
+        f"patchkit {settings['patchkit']}, {settings['device']}, {settings['dtype']}.",
+        "",
+        "Each row is a small random model of the architecture with LoRA on every text projection, one forward and backward, "
+        "plain PEFT → patched. *fused*: the whole block runs in one autograd function. Errors are the largest relative "
+        "errors ‖a−b‖/‖b‖ of any output and of any gradient. Bytes kept: tensors held between forward and backward for "
+        "the whole model (attention scores, norms and the loss included), parameters not counted. ATen ops: operations "
+        "that read or write data; views are not counted.",
+        "",
+        f"Models: {model}; rank {settings['lora_rank']}, {settings['batch']} × {settings['length']} tokens. FLOPs rise "
+        "slightly because the rank-sized product x·Aᵀ is computed again in backward instead of being kept.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|---|" + ":-:|" * 3 + "--:|" * (len(HEADINGS) - 4),
+    ]
+    lines += ["| " + " | ".join(_cells(one)) + " |" for one in found]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,205 @@
+"""``patchkit diff``: what patchkit changes in the source of transformers, as a unified diff.
+
+Reads the installed source without importing it, so neither torch nor transformers is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.util
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchkit.arch.registry import architectures, find
+from patchkit.arch.spec import Architecture, Attention, Block
+from patchkit.errors import PatchkitError, SourceNotFoundError, UnknownArchitectureError
+
+if TYPE_CHECKING:
+    from patchkit.rewrite.sites import BlockName, Rewritten
+
+
+class BlockChoice(str, Enum):
+    """The parts of a model, as an option (:data:`patchkit.rewrite.sites.BlockName`)."""
+
+    qkv = "qkv"
+    o = "o"
+    mlp = "mlp"
+
+
+def diff(
+    arch: Annotated[
+        list[str], typer.Option("--arch", "-a", metavar="NAME", help="An architecture or a glob; may be repeated.")
+    ],
+    block: Annotated[
+        list[BlockChoice] | None, typer.Option("--block", help="Only this part of the model; may be repeated.")
+    ] = None,
+    context: Annotated[int, typer.Option("--context", "-U", min=0, help="Unchanged lines around each change.")] = 3,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Plain text, on a terminal too.")] = False,
+) -> None:
+    """Show what patchkit changes in the installed transformers source of an architecture.
+
+    Prints a unified diff per class, each against the source as it is installed. A line that starts with '#' tells
+    which places were rewritten by which rule, and what was left alone and why.
+    """
+    from rich.text import Text
+
+    from patchkit.cli.console import error_console, output_console
+
+    console = output_console(colour=not no_color)
+    only: frozenset[BlockName] = frozenset(choice.value for choice in block or BlockChoice)
+    failed = False
+    selected = select(arch)
+    for architecture in selected:
+        try:
+            for line in describe(architecture, only, context, shown=selected):
+                console.print(Text(line, style=_style(line)))
+        except PatchkitError as error:
+            error_console().print(f"patchkit: error: {error}")
+            failed = True
+    if failed:
+        raise typer.Exit(2)
+
+
+def select(patterns: Iterable[str]) -> list[Architecture]:
+    """The architectures of these names or globs, each once, in the order of first mention.
+
+    Raises:
+        UnknownArchitectureError: if a name is unknown, or a glob matches none.
+    """
+    selected: dict[str, Architecture] = {}
+    for pattern in patterns:
+        if any(character in pattern for character in "*?["):
+            matches = [item for name, item in architectures().items() if fnmatchcase(name, pattern)]
+            if not matches:
+                raise UnknownArchitectureError(f"no architecture matches {pattern!r}; `patchkit archs` lists all")
+        else:
+            matches = [find(pattern)]
+        selected.update({item.name: item for item in matches})
+    return list(selected.values())
+
+
+@dataclass(frozen=True)
+class InstalledSource:
+    """The source file of a module of an installed package.
+
+    Attributes:
+        distribution: name and version, such as ``transformers-5.23.0``.
+        path: the file relative to where packages are installed, with forward slashes.
+        text: its content.
+    """
+
+    distribution: str
+    path: str
+    text: str
+
+
+def read_source(module: str) -> InstalledSource:
+    """Find and read the source of a module without importing it or its package.
+
+    Raises:
+        SourceNotFoundError: if its package is not installed, or the installed release has no such file.
+    """
+    package, *parts = module.split(".")
+    spec = importlib.util.find_spec(package)  # of a top-level package: locates it and runs none of it
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceNotFoundError(f"{package} is not installed, so there is no source to compare with")
+    try:
+        distribution = f"{package}-{importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by a package manager
+        distribution = package
+    relative = Path(*parts).with_suffix(".py")
+    for location in spec.submodule_search_locations:
+        if (file := Path(location, relative)).is_file():
+            return InstalledSource(distribution, Path(package, relative).as_posix(), file.read_text("utf-8"))
+    raise SourceNotFoundError(f"{distribution} has no {relative.as_posix()}: this release does not have that model")
+
+
+def describe(
+    architecture: Architecture,
+    only: frozenset[BlockName],
+    context: int,
+    shown: Collection[Architecture] = (),
+) -> Iterator[str]:
+    """The lines to print for one architecture: its headers and diffs.
+
+    Args:
+        architecture: without blocks of its own, its default text model is described instead.
+        only: the parts of the model to rewrite.
+        context: unchanged lines around each change.
+        shown: architectures that are described anyway, so a text model among them is only named.
+
+    Raises:
+        SourceNotFoundError: see :func:`read_source`.
+        RewriteError: if the source has no such class or cannot be parsed.
+    """
+    yield f"# {architecture.name}"
+    if not architecture.blocks:
+        yield from _describe_text_model(architecture, only, context, shown)
+        return
+    source = read_source(architecture.module)
+    for block in architecture.blocks:
+        if wanted := only & _parts(block):
+            yield from _describe_block(source, block, wanted, context)
+
+
+def _describe_text_model(
+    architecture: Architecture, only: frozenset[BlockName], context: int, shown: Collection[Architecture]
+) -> Iterator[str]:
+    if not architecture.text_models:
+        yield f"# {architecture.name} has no blocks that patchkit rewrites"
+        return
+    default = find(architecture.text_models[0])
+    yield (
+        f"# {architecture.name} has no blocks of its own: its text tower is the model that text_config names "
+        f"(commonly {', '.join(architecture.text_models)})"
+    )
+    if default in shown:
+        yield f"# {default.name} is shown under its own name"
+    else:
+        yield f"# the default, {default.name}:"
+        yield from describe(default, only, context)
+
+
+def _describe_block(source: InstalledSource, block: Block, only: frozenset[BlockName], context: int) -> Iterator[str]:
+    from patchkit.rewrite.rewriter import rewrite  # imports libcst, which --help need not wait for
+
+    rewritten = rewrite(source.text, block, only=only, filename=source.path)
+    yield f"# {source.path}: {rewritten.class_name}.{rewritten.method}"
+    yield from _outcome(rewritten)
+    lines = difflib.unified_diff(
+        source.text.splitlines(),
+        rewritten.source.splitlines(),
+        fromfile=f"{source.distribution}/{source.path}",
+        tofile=f"patchkit/{source.path}",
+        n=context,
+        lineterm="",
+    )
+    yield from lines
+
+
+def _outcome(rewritten: Rewritten) -> Iterator[str]:
+    """What was rewritten and what was not, a line each."""
+    for site in rewritten.sites:
+        yield f"#   rewrote {site.block} (line {site.line}): {', '.join(site.calls)}, rule {site.rule}"
+    for skip in rewritten.skips:
+        where = f" (line {skip.line})" if skip.line else ""
+        yield f"#   skipped {skip.block}{where}: {skip.reason}"
+    if not rewritten.sites and not rewritten.skips:
+        yield "#   nothing to rewrite"
+
+
+def _parts(block: Block) -> frozenset[BlockName]:
+    return frozenset({"qkv", "o"}) if isinstance(block, Attention) else frozenset({"mlp"})
+
+
+def _style(line: str) -> str:
+    if line.startswith(("---", "+++", "#")):
+        return "bold"
+    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")

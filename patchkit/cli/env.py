@@ -1,0 +1,157 @@
+"""``patchkit env``: versions, devices and the choice of kernels, to paste into a bug report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from patchkit.version import __version__
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows"),
+    "transformers": ("transformers",),
+    "peft": ("peft",),
+    "libcst": ("libcst",),
+    "accelerate": ("accelerate",),
+    "bitsandbytes": ("bitsandbytes",),
+    "kernels": ("kernels",),
+    "liger-kernel": ("liger-kernel", "liger-kernel-nightly"),
+}
+"""What matters to patchkit, and the names under which each is distributed."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that torch sees.
+
+    Attributes:
+        kind: ``CPU``, ``CUDA``, ``ROCm`` or ``XPU``.
+        name: the vendor's name of it.
+        capability: ``sm_90``, ``gfx942``, ...; empty where there is no such thing.
+    """
+
+    kind: str
+    name: str
+    capability: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.kind, self.name, f"({self.capability})" if self.capability else "")))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What ``patchkit env`` tells.
+
+    Attributes:
+        patchkit: version of patchkit.
+        python: version and implementation.
+        system: operating system, release and machine.
+        packages: version of each of :data:`PACKAGES`, None if it is not installed.
+        devices: every device, the CPU first.
+        triton_kernels: whether the Triton kernels run, on some device, rather than their torch references.
+        triton_kernels_reason: why they do or do not.
+    """
+
+    patchkit: str
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    devices: tuple[Device, ...]
+    triton_kernels: bool
+    triton_kernels_reason: str
+
+    @classmethod
+    def read(cls) -> Environment:
+        """Read it from the running interpreter."""
+        accelerators, problem = _accelerators()
+        triton_kernels, reason = _triton_kernels(accelerators, problem)
+        return cls(
+            patchkit=__version__,
+            python=f"{platform.python_version()} ({platform.python_implementation()})",
+            system=platform.platform(),
+            packages={name: _version(distributions) for name, distributions in PACKAGES.items()},
+            devices=(Device("CPU", f"{_processor_name()}, {os.cpu_count()} cores"), *accelerators),
+            triton_kernels=triton_kernels,
+            triton_kernels_reason=reason,
+        )
+
+    def as_markdown(self) -> str:
+        """A Markdown list, one line per fact."""
+        facts = {
+            "patchkit": self.patchkit,
+            "Python": self.python,
+            "system": self.system,
+            **{name: version or "not installed" for name, version in self.packages.items()},
+            "devices": "; ".join(map(str, self.devices)),
+            "Triton kernels": f"{'used' if self.triton_kernels else 'not used'}: {self.triton_kernels_reason}",
+        }
+        return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a Markdown list.")] = False,
+) -> None:
+    """Print versions, devices and whether Triton kernels are used, to paste into a bug report."""
+    import json
+
+    environment = Environment.read()
+    typer.echo(json.dumps(asdict(environment), indent=2) if as_json else environment.as_markdown())
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    """The version of the first of these distributions that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _accelerators() -> tuple[tuple[Device, ...], str]:
+    """The accelerators that torch sees; if torch cannot be asked, none and the reason."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch that cannot be loaded
+        return (), f"torch cannot be imported ({error})"
+    devices: list[Device] = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        if torch.version.hip:
+            devices.append(Device("ROCm", properties.name, properties.gcnArchName.split(":")[0]))
+        else:
+            devices.append(Device("CUDA", properties.name, f"sm_{properties.major}{properties.minor}"))
+    if torch.xpu.is_available():
+        devices += (Device("XPU", torch.xpu.get_device_name(index)) for index in range(torch.xpu.device_count()))
+    return tuple(devices), ""
+
+
+def _triton_kernels(accelerators: tuple[Device, ...], problem: str) -> tuple[bool, str]:
+    """Whether the Triton kernels run, and why."""
+    if problem:
+        return False, problem
+    if not accelerators:
+        return False, "torch sees no CUDA, ROCm or XPU device; the torch references run on the CPU"
+    from patchkit_kernels.triton_support import TRITON_AVAILABLE
+
+    if not TRITON_AVAILABLE:
+        return False, "triton cannot be imported; the torch references run on the device"
+    return True, f"on tensors of {', '.join(device.name for device in accelerators)}"
+
+
+def _processor_name() -> str:
+    """The processor's name: /proc/cpuinfo has it on Linux, where :func:`platform.processor` often has not."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,70 @@
+"""``patchkit``: the entry point, which knows the commands and turns errors into exit codes.
+
+Exit codes: 0 for success, 2 for wrong usage or a wrong environment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from patchkit.cli.archs import archs
+from patchkit.cli.console import error_console
+from patchkit.cli.diff import diff
+from patchkit.cli.env import env
+from patchkit.errors import PatchkitError
+from patchkit.version import __version__
+
+
+class PatchkitGroup(TyperGroup):
+    """Shows an error of patchkit as one line and exit code 2, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except PatchkitError as error:
+            error_console().print(f"patchkit: error: {error}")
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="patchkit",
+    cls=PatchkitGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Exact LoRA fine-tuning kernels for transformers models.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"patchkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Declare the options that stand before a command."""
+
+
+app.command()(diff)
+app.command()(env)
+app.command()(archs)
+
+
+def main() -> None:
+    """Entry point of the ``patchkit`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

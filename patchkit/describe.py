@@ -1,0 +1,99 @@
+"""Rows of the report: the level that each part of a module has, or would have with a given patched class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import interference
+from patchkit.adapters.readers import read_projection
+from patchkit.arch.spec import Attention, Block, GatedMLP
+from patchkit.binding import Patch, forward_replaced, parts_of
+from patchkit.reporting import Row
+from patchkit.rewrite.sites import BlockName, Skip
+from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
+from patchkit.runtime.levels import Level, Ready, adapted, input_of
+
+NOT_PATCHED = "not patched; call patchkit.apply(model)"
+
+
+def describe(name: str, module: nn.Module, block: Block, patch: Patch | tuple[Skip, ...] | None) -> Iterator[Row]:
+    """One row for each part of a module.
+
+    Args:
+        name: its qualified name.
+        module: the module.
+        block: the entry of the architecture file.
+        patch: the patch it has or would get, or why it gets none, or None if none was tried.
+    """
+    module_class = type(module).__name__
+    for part in parts_of(block):
+        level, reason, expected = _level(module, block, part, patch)
+        yield Row(name, module_class, part, level, reason, expected)
+
+
+def _level(
+    module: nn.Module, block: Block, part: BlockName, patch: Patch | tuple[Skip, ...] | None
+) -> tuple[Level, str, bool]:
+    if patch is None:
+        return "upstream", NOT_PATCHED, False
+    skips = patch if isinstance(patch, tuple) else patch.skips
+    why = "; ".join(skip.reason for skip in skips if skip.block == part)
+    if isinstance(patch, tuple):
+        return "upstream", why or f"switched off ({part}=False)", not why
+    if part not in patch.parts:
+        return "upstream", f"switched off ({part}=False)", True
+    rules = {site.rule for site in patch.sites if site.block == part}
+    if not rules:
+        return "upstream", why, False
+    if forward_replaced(module):  # by something that came after apply; it may still call the patched one
+        return "upstream", interference(module) or "", False
+    if isinstance(block, GatedMLP):
+        names: Sequence[str] = (*block.inputs, block.down)
+    else:
+        names = (block.q, block.k, block.v) if part == "qkv" else (block.o,)
+    choice = _choose(module, block, names)
+    if choice is None:
+        return "upstream", "it lacks a projection", False
+    return _explain(choice, names, whole=rules != {"call-alone"}, why=why)
+
+
+def _choose(module: nn.Module, block: Block, names: Sequence[str]) -> Choice | None:
+    """What the runtime would choose in training for an input like the ones the block is made for."""
+    modules = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
+    if len(modules) < len(names):
+        return None
+    with torch.enable_grad():
+        x = _stand_in(modules)
+        if isinstance(block, Attention):
+            return choose_shared(modules, input_of(x))
+        return choose_mlp(modules[:-1], modules[-1], getattr(module, block.activation, None), x, input_of(x))
+
+
+def _stand_in(modules: Sequence[nn.Module]) -> Tensor:
+    """An empty input of the width, dtype and device that the projections are made for."""
+    for module in modules:
+        projection = read_projection(module)
+        weight = getattr(module, "weight", None) if isinstance(projection, str) else projection.weight
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            features = getattr(module, "in_features", weight.shape[-1])
+            return torch.empty(0, features, dtype=weight.dtype, device=weight.device, requires_grad=True)
+    # Every projection is one that must be called: the reasons do not depend on the input.
+    return torch.empty(0, 0)
+
+
+def _explain(choice: Choice, names: Sequence[str], *, whole: bool, why: str) -> tuple[Level, str, bool]:
+    """Level, reason, and whether upstream is where the block belongs."""
+    if choice.level == "fused" and whole:
+        return "fused", "", False
+    with_adapter = any(isinstance(reading, Ready) and adapted(reading) for reading in choice.readings)
+    reasons: dict[str, list[str]] = {}
+    for name, reading in zip(names, choice.readings, strict=True):
+        if isinstance(reading, str):
+            reasons.setdefault(reading, []).append(name)
+    text = "; ".join(f"{', '.join(found)}: {reason}" for reason, found in reasons.items())
+    text = text or (why if choice.level == "fused" else choice.reason or why)
+    level: Level = "linear" if with_adapter else "upstream"
+    return level, text, choice.reason in (NO_ADAPTER, NO_GRADIENT) and not reasons

@@ -1,0 +1,91 @@
+"""Which level every block runs at, and why: what ``apply`` and ``report`` return."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from patchkit.rewrite.sites import BlockName
+    from patchkit.runtime.levels import Level
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of one module.
+
+    Attributes:
+        name: qualified name of the module in the model.
+        module_class: name of its upstream class.
+        block: ``qkv``, ``o`` or ``mlp``.
+        level: the level at which it would run now; at every call it is chosen anew.
+        reason: why it is not fused; empty if it is.
+        expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
+    """
+
+    name: str
+    module_class: str
+    block: BlockName
+    level: Level
+    reason: str = ""
+    expected: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """The levels of a model's blocks. Printed, it is a table with one line for equal rows.
+
+    Attributes:
+        model_class: name of the model's class.
+        rows: one for each part of each recognised module.
+        notes: what else the user should know.
+    """
+
+    model_class: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many parts run at each level."""
+        return dict(Counter(row.level for row in self.rows))
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if not self.rows:
+            return f"{self.model_class}: no supported block"
+        parts = [f"{block} {_counted(self.rows, block)}" for block in ("qkv", "o", "mlp") if _counted(self.rows, block)]
+        return f"{self.model_class}: {'; '.join(parts)}"
+
+    def at(self, level: Level) -> tuple[Row, ...]:
+        """The rows of one level."""
+        return tuple(row for row in self.rows if row.level == level)
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=self.summary, caption="\n".join(self.notes) or None, title_justify="left")
+        for column in ("module class", "block", "count", "level", "reason"):
+            table.add_column(column, justify="right" if column == "count" else "left")
+        groups = Counter((row.module_class, row.block, row.level, row.reason) for row in self.rows)
+        colour = {"fused": "green", "linear": "yellow", "upstream": "red"}
+        for (module_class, block, level, reason), count in groups.items():
+            table.add_row(module_class, block, str(count), f"[{colour[level]}]{level}[/]", reason)
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=120, color_system=None)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+
+
+def _counted(rows: tuple[Row, ...], block: str) -> str:
+    levels = Counter(row.level for row in rows if row.block == block)
+    return ", ".join(f"{count} {level}" for level, count in levels.items())

@@ -1,0 +1,99 @@
+"""Finding one method in the text of a module.
+
+Python's own parser says where the method stands (it is fast, and release files have thousands of lines); libcst then
+parses the lines of the method alone. Every other line of the file is carried as text, so it cannot change.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from patchkit.errors import RewriteError
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Definition = TypeVar("_Definition", ast.ClassDef, _Function)
+
+
+@dataclass(frozen=True)
+class MethodText:
+    """The text of a module cut in three: the lines before a method, its own lines, and the lines after it.
+
+    Attributes:
+        before: everything above the method's first line (its first decorator, if it has one).
+        text: the lines of the method, with their indentation and line ends.
+        after: everything below it.
+        line: line of the method's first line in the module, 1-based.
+    """
+
+    before: str
+    text: str
+    after: str
+    line: int
+
+
+def find_method(source: str, class_name: str, method: str, filename: str) -> MethodText:
+    """Cut ``source`` around one method of one class.
+
+    Args:
+        source: text of a module.
+        class_name: a class at the top level, also under ``if``, ``try`` or ``with``; ``Outer.Inner`` for a nested one.
+        method: name of a method written in the body of that class.
+        filename: what to call the module in error messages.
+
+    Raises:
+        RewriteError: the text does not parse, or has no such class or method, or has several and a condition decides
+            which of them Python keeps.
+    """
+    body: Sequence[ast.stmt] = _parse(source, filename).body
+    line = 1
+    for part in class_name.split("."):
+        classes = [node for node in _definitions(body) if isinstance(node, ast.ClassDef)]
+        found = _the_one(classes, part, body, f"{filename}:{line}: class")
+        body, line = found.body, found.lineno
+    functions = [node for node in _definitions(body) if isinstance(node, _Function)]
+    function = _the_one(functions, method, body, f"{filename}:{line}: class {class_name}: method")
+    first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+    # newline="" splits where Python's tokenizer does; str.splitlines would also split at form feeds.
+    lines = list(io.StringIO(source, newline=""))
+    end = function.end_lineno or function.lineno
+    return MethodText("".join(lines[: first - 1]), "".join(lines[first - 1 : end]), "".join(lines[end:]), first)
+
+
+def _parse(source: str, filename: str) -> ast.Module:
+    try:
+        with warnings.catch_warnings():
+            # Upstream's invalid escapes are not the user's business, and under -W error they would be syntax errors.
+            warnings.simplefilter("ignore")
+            return ast.parse(source, filename)
+    except SyntaxError as error:
+        raise RewriteError(f"{filename}:{error.lineno or 1}: the source does not parse: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # null bytes; nesting too deep for the parser
+        raise RewriteError(f"{filename}:1: the source does not parse: {error}") from error
+
+
+def _definitions(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Classes and functions of a body, also those under a condition, but not those inside of one another."""
+    for node in body:
+        if isinstance(node, (ast.ClassDef, _Function)):
+            yield node
+        elif isinstance(node, (ast.If, ast.Try, ast.ExceptHandler, ast.With)):
+            for part in ("body", "handlers", "orelse", "finalbody"):
+                yield from _definitions(getattr(node, part, ()))
+
+
+def _the_one(definitions: list[_Definition], name: str, body: Sequence[ast.stmt], what: str) -> _Definition:
+    """The definition of this name that Python keeps, which is the last one unless conditions are involved."""
+    found = [definition for definition in definitions if definition.name == name]
+    if not found:
+        near = difflib.get_close_matches(name, [definition.name for definition in definitions], n=3)
+        raise RewriteError(f"{what} {name} not found" + (f"; near it: {', '.join(near)}" if near else ""))
+    if len(found) > 1 and any(definition not in body for definition in found):
+        lines = ", ".join(str(definition.lineno) for definition in found)
+        raise RewriteError(f"{what} {name} is defined more than once, under conditions (lines {lines})")
+    return found[-1]

@@ -1,0 +1,182 @@
+"""The methods that rewritten code calls.
+
+Each is made for one class, from the names in its architecture and the order in which its source calls the projections
+(the order of dropout draws, kept whenever modules are called one by one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import Reason
+from patchkit.runtime.activations import read_activation
+from patchkit.runtime.levels import (
+    Input,
+    Level,
+    Ready,
+    adapted,
+    call_reason,
+    common_precision,
+    examine,
+    input_of,
+)
+from patchkit_kernels.activations import Activation
+from patchkit_kernels.lora_linear import lora_linear, lora_projections
+from patchkit_kernels.lora_mlp import lora_gated_mlp
+from patchkit_kernels.projection import Precision
+
+NO_ADAPTER: Reason = "no active LoRA adapter"
+NO_GRADIENT: Reason = "no adapter and no gradient: nothing to save"
+
+
+class Choice(NamedTuple):
+    """The level of a block for one call.
+
+    Attributes:
+        level: see :mod:`patchkit.runtime.levels`.
+        readings: what was found of each projection, in the order of its names.
+        precision: of the fused function, if ``level`` is fused.
+        reason: why the block is not fused, where that is not the reason of a projection.
+        activation: of a gated MLP, if it is one that is fused.
+    """
+
+    level: Level
+    readings: tuple[Ready | Reason, ...]
+    precision: Precision | None = None
+    reason: Reason | None = None
+    activation: Activation | None = None
+
+
+def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
+    """The level of projections that read the same input (q, k and v, or one alone)."""
+    readings = tuple([examine(module, given) for module in modules])
+    if not _any_adapted(readings):
+        return Choice("upstream", readings, reason=NO_ADAPTER)
+    precision = common_precision(readings)
+    if isinstance(precision, str):
+        return Choice("linear", readings, reason=precision)
+    return Choice("fused", readings, precision)
+
+
+def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input) -> Choice:
+    """The level of a gated MLP."""
+    readings = [examine(module, given) for module in inputs]
+    # Down reads what the gate yields, which has the dtype of the base products.
+    dtype = readings[0].precision.base if isinstance(readings[0], Ready) else given.dtype
+    readings.append(examine(down, given._replace(features=getattr(down, "in_features", -1), dtype=dtype)))
+    found = tuple(readings)
+    with_adapter = _any_adapted(found)
+    precision, name = common_precision(found), read_activation(activation)
+    level: Level = "linear" if with_adapter else "upstream"
+    if isinstance(precision, str):
+        return Choice(level, found, reason=precision)
+    if name is None:
+        return Choice(level, found, reason=f"activation {type(activation).__qualname__} is not fused")
+    if not with_adapter and not _wants_gradient(x, found):
+        return Choice("upstream", found, reason=NO_GRADIENT)
+    return Choice("fused", found, precision, activation=name)
+
+
+def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:
+    return any(isinstance(reading, Ready) and adapted(reading) for reading in readings)
+
+
+def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad
+        or any(isinstance(reading, Ready) and reading.projection.weight.requires_grad for reading in readings)
+    )
+
+
+def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
+    """One projection alone: fused where it has an adapter that is understood, else the module itself."""
+    if isinstance(reading, Ready) and adapted(reading):
+        return lora_linear(x, *reading)
+    return module(x)  # type: ignore[no-any-return]
+
+
+def apply_linear(self: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, fused if it is a linear projection with an adapter."""
+    return _call(module, x, call_reason(x) or examine(module, input_of(x)))
+
+
+def make_apply_o(o: str) -> Callable[[Any, Tensor], Tensor]:
+    """The method ``apply_o(x)`` of a class whose output projection is the attribute ``o``."""
+
+    def apply_o(self: Any, x: Tensor) -> Tensor:
+        return apply_linear(self, getattr(self, o), x)
+
+    return apply_o
+
+
+def make_apply_qkv(names: tuple[str, str, str], order: Sequence[str]) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
+    """The method ``apply_qkv(x)`` of a class.
+
+    Args:
+        names: attribute names of the query, key and value projections.
+        order: the same names in the order in which upstream calls them.
+
+    Returns:
+        A method from ``[..., hidden]`` to query, key and value, in this order.
+    """
+    calls = tuple(names.index(name) for name in order)
+
+    def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
+        modules = tuple([getattr(self, name) for name in names])
+        if call_reason(x) is not None:
+            choice = Choice("upstream", ("", "", ""))
+        else:
+            choice = choose_shared(modules, input_of(x))
+        if choice.precision is not None:
+            return lora_projections(x, [reading.projection for reading in choice.readings], choice.precision)  # type: ignore[union-attr]
+        outputs: dict[int, Tensor] = {}
+        for i in calls:
+            outputs[i] = _call(modules[i], x, choice.readings[i])
+        return outputs[0], outputs[1], outputs[2]
+
+    return apply_qkv
+
+
+def make_apply_mlp(
+    inputs: Sequence[str], down: str, activation: str, order: Sequence[str], *, gate_first: bool = True
+) -> Callable[[Any, Tensor], Tensor]:
+    """The method ``apply_mlp(x)`` of a class that computes ``down(activation(gate(x)) * up(x))``.
+
+    Args:
+        inputs: attribute names of the gate and up projections, or of the one that yields both.
+        down: attribute name of the down projection.
+        activation: attribute name of the activation.
+        order: the names of the projections in the order in which upstream calls them.
+        gate_first: for one joint projection: whether the first half of its output is the gate.
+    """
+    calls = tuple(inputs.index(name) for name in order if name in inputs)
+
+    def apply_mlp(self: Any, x: Tensor) -> Tensor:
+        modules = tuple([getattr(self, name) for name in inputs])
+        down_module, activation_module = getattr(self, down), getattr(self, activation)
+        if call_reason(x) is not None:
+            choice = Choice("upstream", ("",) * (len(inputs) + 1))
+        else:
+            choice = choose_mlp(modules, down_module, activation_module, x, input_of(x))
+        if choice.precision is not None and choice.activation is not None:
+            *projections, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
+            return lora_gated_mlp(x, projections, last, choice.activation, choice.precision, gate_first=gate_first)
+        outputs: dict[int, Tensor] = {}
+        for i in calls:
+            outputs[i] = _call(modules[i], x, choice.readings[i])
+        gate, up = _gate_and_up(outputs, gate_first)
+        hidden = activation_module(gate) * up
+        return down_module(hidden) if choice.level == "upstream" else apply_linear(self, down_module, hidden)
+
+    return apply_mlp
+
+
+def _gate_and_up(outputs: dict[int, Tensor], gate_first: bool) -> tuple[Tensor, Tensor]:
+    if len(outputs) == 2:
+        return outputs[0], outputs[1]
+    first, second = outputs[0].chunk(2, dim=-1)
+    return (first, second) if gate_first else (second, first)

@@ -1,0 +1,63 @@
+"""Public test kit: tiny models of every architecture, the parity contract as checks, and exact cost counts.
+
+model = add_lora(tiny_model("gemma3"))
+for result in run_checks(model, tiny_inputs("gemma3", model)):
+    assert result.passed, result
+"""
+
+from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patch, Revert, check, run_checks, scenario
+from patchkit.testing.lora import TEXT_PROJECTIONS, add_lora, randomise_adapter
+from patchkit.testing.measure import Cost, OpCount, count_flops, count_ops, measure_step, saved_bytes
+from patchkit.testing.parity import (
+    CURVE_TOLERANCE,
+    FP32_TOLERANCE,
+    LOW_PRECISION_RATIO,
+    Findings,
+    Inputs,
+    Measurement,
+    Run,
+    compare_runs,
+    identical_runs,
+    relative_error,
+    run,
+)
+from patchkit.testing.tiny_inputs import Padding, tiny_inputs
+from patchkit.testing.tiny_models import MULTIMODAL_MODELS, TEXT_MODELS, TINY_MODELS, tiny_model
+
+__all__ = [
+    "CHECKS",
+    "CURVE_TOLERANCE",
+    "FP32_TOLERANCE",
+    "LOW_PRECISION_RATIO",
+    "MULTIMODAL_MODELS",
+    "TEXT_MODELS",
+    "TEXT_PROJECTIONS",
+    "TINY_MODELS",
+    "Case",
+    "Check",
+    "CheckResult",
+    "Cost",
+    "Findings",
+    "Inputs",
+    "Measurement",
+    "OpCount",
+    "Padding",
+    "Patch",
+    "Revert",
+    "Run",
+    "add_lora",
+    "check",
+    "compare_runs",
+    "count_flops",
+    "count_ops",
+    "identical_runs",
+    "measure_step",
+    "randomise_adapter",
+    "relative_error",
+    "run",
+    "run_checks",
+    "saved_bytes",
+    "scenario",
+    "tiny_inputs",
+    "tiny_model",
+]

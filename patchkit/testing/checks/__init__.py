@@ -1,0 +1,66 @@
+"""The parity contract as a table of checks. Importing this package fills :data:`CHECKS`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+# Importing them registers their checks.
+from patchkit.testing.checks import adapters, hooks, inference, lifecycle, precision, training  # noqa: F401
+from patchkit.testing.checks.base import (
+    CHECKS,
+    Case,
+    Check,
+    CheckResult,
+    InapplicableError,
+    Patch,
+    Revert,
+    Scenario,
+    Status,
+    check,
+    scenario,
+)
+from patchkit.testing.parity import Inputs
+
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Check",
+    "CheckResult",
+    "InapplicableError",
+    "Patch",
+    "Revert",
+    "Scenario",
+    "Status",
+    "check",
+    "run_checks",
+    "scenario",
+]
+
+
+def run_checks(
+    model: nn.Module,
+    inputs: Inputs,
+    patch: Patch | None = None,
+    *,
+    revert: Revert | None = None,
+    names: Iterable[str] | None = None,
+) -> list[CheckResult]:
+    """Runs the checks of these names, by default all, in the order of :data:`CHECKS`. None stops another.
+
+    Args:
+        model: unpatched; left as it is.
+        inputs: keyword arguments of its ``forward``, with ``labels``.
+        patch: default :func:`patchkit.apply`.
+        revert: default :func:`patchkit.revert` if ``patch`` is the default, else none.
+        names: keys of :data:`CHECKS`.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    wanted = set(CHECKS) if names is None else set(names)
+    unknown = wanted - set(CHECKS)
+    if unknown:
+        raise ValueError(f"unknown checks {', '.join(sorted(unknown))}; known: {', '.join(CHECKS)}")
+    return [chosen(model, inputs, patch, revert=revert) for name, chosen in CHECKS.items() if name in wanted]

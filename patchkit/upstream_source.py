@@ -1,0 +1,119 @@
+"""The source text of a live class's method, checked to be what is really running.
+
+Source on disk can differ from the code in memory: another library replaced the method, the file was edited after the
+import, or a decorator wrapped it. Rewriting such text would compute something else, so each case is refused by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+
+class Method(NamedTuple):
+    """A method as it runs, and the text it was compiled from.
+
+    Attributes:
+        owner: the class in the MRO that defines it.
+        attribute: what stands in the class's namespace: the function, or what decorators made of it.
+        function: the function itself, without decorators.
+        source: text of the whole file.
+        filename: the file.
+    """
+
+    owner: type
+    attribute: Any
+    function: Any  # a FunctionType, which a type checker would take for a descriptor
+    source: str
+    filename: str
+
+
+def read_method(cls: type, name: str) -> Method | str:
+    """Find a method's function and source, or say why they cannot be used.
+
+    Args:
+        cls: a class; the method may be inherited.
+        name: name of the method.
+    """
+    owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+    if owner is None:
+        return f"it has no method {name}"
+    attribute = vars(owner)[name]
+    function: Any = inspect.unwrap(attribute) if callable(attribute) else attribute
+    if not isinstance(function, FunctionType):
+        return f"its {name} is a {type(function).__qualname__}, not a function"
+    if function.__module__ != owner.__module__ or function.__qualname__ != f"{owner.__qualname__}.{name}":
+        return f"its {name} was replaced by {function.__module__}.{function.__qualname__}"
+    filename = function.__code__.co_filename
+    source = "".join(linecache.getlines(filename, function.__globals__))
+    if not source:
+        return f"there is no source of {owner.__module__}.{owner.__qualname__}.{name} ({filename})"
+    code = find_code(compiled(source, filename), function.__qualname__)
+    if code != function.__code__:
+        return f"the code of {name} in memory is not that of {filename}:{function.__code__.co_firstlineno}"
+    return Method(owner, attribute, function, source, filename)
+
+
+@lru_cache(maxsize=64)
+def compiled(source: str, filename: str) -> CodeType | None:
+    """The code of a module's text, or None if it does not compile."""
+    try:
+        return compile(source, filename, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def find_code(module: CodeType | None, qualname: str) -> CodeType | None:
+    """The code object of a function by its dotted path in a compiled module; the last definition wins."""
+    code = module
+    for part in qualname.split("."):
+        if code is None or part == "<locals>":
+            return None
+        inner = [const for const in code.co_consts if isinstance(const, CodeType) and const.co_name == part]
+        code = inner[-1] if inner else None
+    return code
+
+
+def with_code(function: FunctionType, code: CodeType) -> FunctionType:
+    """A function with other code but the same globals, defaults, closure cells and metadata.
+
+    Raises:
+        ValueError: if the code needs a variable of an enclosing scope that the function does not have.
+    """
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    missing = [name for name in code.co_freevars if name not in cells]
+    if missing:
+        raise ValueError(f"the rewritten code needs {', '.join(missing)} of an enclosing scope")
+    closure = tuple(cells[name] for name in code.co_freevars)
+    new = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    new.__kwdefaults__ = function.__kwdefaults__
+    new.__annotations__ = function.__annotations__
+    new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
+    new.__dict__.update(function.__dict__)
+    return new
+
+
+def redecorate(new: FunctionType, method: Method, decorators: list[str]) -> Callable[..., Any] | str:
+    """Put a method's decorators around a new function, evaluated where upstream evaluates them.
+
+    Args:
+        new: the undecorated function.
+        method: the method whose decorators they are.
+        decorators: their expressions as text, the outermost first.
+
+    Returns:
+        The decorated function, or why that cannot be done.
+    """
+    if not decorators and method.attribute is not method.function:
+        return "it is wrapped by something that does not stand in its source"
+    decorated: Any = new
+    for expression in reversed(decorators):
+        try:
+            decorated = eval(expression, method.function.__globals__)(decorated)
+        except Exception as error:  # a decorator may raise anything
+            return f"its decorator @{expression} cannot be applied again: {error!r}"
+    return decorated  # type: ignore[no-any-return]

@@ -1,0 +1,47 @@
+"""``patchkit`` without a command, and what it must not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from patchkit.cli.main import app
+from patchkit.version import __version__
+
+HEAVY = {"torch", "transformers", "peft", "triton"}
+"""Each takes from a second to many to import."""
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"patchkit {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["diff", "env", "archs"])
+def test_help_names_every_command(command: str) -> None:
+    assert command in CliRunner().invoke(app, ["--help"]).output
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["diff"], ["diff", "--no-such-option"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["archs"], ["diff", "--help"], ["diff", "--arch", "gemma3"], ["diff", "--arch", "x"]],
+    ids=" ".join,
+)
+def test_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from patchkit.cli.main import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert outcome.stdout.splitlines()[-1] == "HEAVY []"

@@ -1,0 +1,8 @@
+# One projection, split by the function and in one line.
+# block: GatedMLP("Block", gate_up="gate_up_proj", activation="activation_fn")
+# site: line 8: mlp gated-mlp: gate_up_proj down_proj
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        return self.apply_mlp(x)

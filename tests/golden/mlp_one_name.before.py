@@ -1,0 +1,12 @@
+# One name for several stages and for the input: recurrent_gemma, llama4.
+# block: GatedMLP("Block")
+# site: line 8: mlp gated-mlp: gate_proj up_proj down_proj
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        h = self.gate_proj(x)
+        h = self.act_fn(h)
+        x = h * self.up_proj(x)
+        x = self.down_proj(x)
+        return x

@@ -1,0 +1,13 @@
+# Trap: gate and up are clamped where they are projected: deepseek_v4.
+# block: GatedMLP("Block")
+# site: line 11: mlp call-alone: gate_proj
+# site: line 12: mlp call-alone: up_proj
+# site: line 13: mlp call-alone: down_proj
+# skip: line 11: mlp: not a gated MLP: `self.gate_proj(x).clamp(max=self.limit)` stands in between
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        gate = self.apply_linear(self.gate_proj, x).clamp(max=self.limit)
+        up = self.apply_linear(self.up_proj, x).clamp(min=-self.limit, max=self.limit)
+        return self.apply_linear(self.down_proj, self.act_fn(gate) * up)

@@ -1,0 +1,8 @@
+# The other operand order: up is projected, and draws, first.
+# block: GatedMLP("Block", activation="activation_fn")
+# site: line 8: mlp gated-mlp: up_proj gate_proj down_proj
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        return self.apply_mlp(x)

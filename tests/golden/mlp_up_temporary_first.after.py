@@ -1,0 +1,9 @@
+# A temporary for up only, which is projected before gate.
+# block: GatedMLP("Block")
+# site: line 8: mlp gated-mlp: up_proj gate_proj down_proj
+
+
+class Block(nn.Module):
+    def forward(self, x, residual):
+        residual = residual + 1
+        return residual + self.apply_mlp(x)

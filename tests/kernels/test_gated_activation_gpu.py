@@ -1,0 +1,75 @@
+"""The gated activations' ops on a real device: the cases of the interpreter, and what only a device can show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from gated_activation_cases import ACTIVATIONS, CASES, Activation, Case, complaint, truth, uniform
+from torch import Tensor
+
+DEVICE = next((name for name in ("cuda", "xpu") if getattr(torch, name).is_available()), "none")
+MODULE = torch.get_device_module(DEVICE) if DEVICE != "none" else None
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "none", reason="no CUDA, ROCm or XPU device")]
+pytest.importorskip("triton", reason="the kernels are Triton's")
+
+
+def _call_op(activation: Activation, tensors: list[Tensor]) -> Any:
+    return activation.op(*tensors) if len(tensors) == 2 else activation.backward_op(*tensors)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_kernel(case: Case) -> None:
+    assert complaint(case, _call_op, DEVICE) is None
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_fp64_runs_the_reference(activation: Activation) -> None:
+    tensors = [uniform(5, 9, seed=seed).to(DEVICE) for seed in range(3)]
+    for count in (2, 3):
+        results = _call_op(activation, tensors[:count])
+        for result, exact in zip(results if count == 3 else [results], truth(activation, tensors[:count]), strict=True):
+            torch.testing.assert_close(result.cpu(), exact, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_same_bits_every_time(activation: Activation) -> None:
+    grad, gate, up = (uniform(100, 1000, seed=seed).to(DEVICE, torch.bfloat16) for seed in range(3))
+    assert torch.equal(activation.forward(gate, up), activation.forward(gate, up))
+    first, second = activation.backward(grad, gate, up), activation.backward(grad, gate, up)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_compiles_without_graph_break(activation: Activation) -> None:
+    gate, up = (uniform(8, 40, seed=seed).to(DEVICE, torch.bfloat16).requires_grad_() for seed in range(2))
+    compiled = torch.compile(lambda gate, up: activation.forward(gate * 2, up) + 1, fullgraph=True)
+    compiled(gate, up).sum().backward()
+    expected = torch.autograd.grad((activation.forward(gate * 2, up) + 1).sum(), (gate, up))
+    torch.testing.assert_close((gate.grad, up.grad), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_device_that_is_not_current() -> None:
+    if MODULE.device_count() < 2:
+        pytest.skip("needs two devices")
+    gate, up = (uniform(5, 9, seed=seed).to(f"{DEVICE}:1", torch.float32) for seed in range(2))
+    assert MODULE.current_device() == 0
+    result = ACTIVATIONS["swiglu"].forward(gate, up)
+    assert result.device == gate.device
+    torch.testing.assert_close(result.cpu(), truth(ACTIVATIONS["swiglu"], [gate, up])[0].float())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "halves"])
+def test_more_than_2_to_the_31_elements(layout: str) -> None:
+    if MODULE.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free device memory")
+    rows, columns = 2**18 + 1, 2**13
+    fused = torch.ones(rows, 2 * columns, dtype=torch.bfloat16, device=DEVICE)
+    gate, up = fused.chunk(2, -1) if layout == "halves" else (fused.view(2, rows, columns)[i] for i in range(2))
+    for value, (row, column) in enumerate([(-1, -1), (-1, 0), (rows // 2, 77)], start=2):
+        gate[row, column] = value
+    result = ACTIVATIONS["swiglu"].forward(gate, up)
+    for row in (-1, rows // 2, 0):
+        torch.testing.assert_close(result[row], torch.nn.functional.silu(gate[row]), rtol=1e-2, atol=1e-2)

@@ -1,0 +1,78 @@
+"""The parity contract (``patchkit.testing.CHECKS``) for every architecture, patched against unpatched, tiny models."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+import patchkit
+from patchkit.testing import CHECKS, TINY_MODELS, add_lora, tiny_inputs, tiny_model
+
+# The checks in which every block with an adapter runs fused throughout; the others change that on purpose.
+PLAIN_TRAINING = {
+    "forward_backward",
+    "eval",
+    "no_grad",
+    "training_curve",
+    "checkpointing_reentrant",
+    "checkpointing_non_reentrant",
+    "generate",
+    "compile",
+    "bfloat16",
+    "float16",
+    "autocast",
+    "autocast_bfloat16_base",
+}
+
+
+# The one part of the contract that upstream itself cannot do, and that therefore cannot be compared.
+NOT_COMPILABLE_UPSTREAM = "upstream does not compile"
+
+
+@functools.lru_cache(maxsize=1)
+def made(name):
+    model = add_lora(tiny_model(name)).train()
+    return model, tiny_inputs(name, model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("check", CHECKS.values(), ids=lambda check: check.name)
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_contract(name, check):
+    model, inputs = made(name)
+    result = check(model, inputs)
+    if result.status == "inapplicable" and check.name == "compile" and NOT_COMPILABLE_UPSTREAM in result.reason:
+        pytest.skip(result.reason)
+    assert result.status == "passed", str(result)
+    if check.name in PLAIN_TRAINING:
+        assert set(result.patch_result.counts) == {"fused"}, str(result.patch_result)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["llava_pixtral", "mistral3", "qwen2_5_vl"])
+def test_vision_tower_with_adapters(name):
+    """A vision tower with the same blocks is patched too, where it carries adapters."""
+    model = add_lora(tiny_model(name), target_modules="all-linear").train()
+    result = CHECKS["forward_backward"](model, tiny_inputs(name, model))
+    assert result.passed, str(result)
+    vision = [row for row in result.patch_result.rows if "vision" in row.name or "visual" in row.name]
+    assert vision
+    assert {row.level for row in vision} == {"fused"}
+    without = patchkit.apply(add_lora(tiny_model(name)))
+    assert not [row for row in without.rows if "vision" in row.name or "visual" in row.name]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_compiled_by_inductor(name):
+    """The default backend of ``torch.compile``, in one graph (the contract uses a backend that compiles no code)."""
+    import torch
+
+    from patchkit.testing import compare_runs, run
+
+    model, inputs = made(name)
+    patched = add_lora(tiny_model(name)).train()
+    patchkit.apply(patched)
+    compiled = torch.compile(patched, fullgraph=True)
+    findings = compare_runs(run(model, inputs), run(patched, inputs, forward=compiled))
+    assert findings.passed, (findings.problems, str(findings.worst))
