@@ -12,12 +12,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) 
 SPEC := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint matrix clean
 
 help:
 	@echo "make demo    fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make matrix  measure every architecture again and write compat_matrix.md"
 	@echo "make clean   remove what these made in this folder, $(VENV) included"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
@@ -34,6 +35,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+matrix: $(VENV)/.test
+	@$(BIN)/python -W ignore -m patchkit.cli.main bench --markdown compat_matrix.md --json benchmarks/results/counts.json
 
 clean:
 	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

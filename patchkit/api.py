@@ -61,7 +61,7 @@ def apply(
         o: patch the attention output projection.
         mlp: patch the gated MLP.
         strict: raise, before anything is changed, if a block would stay at upstream level although it has an adapter,
-            or if no block at all would be patched. A projection that has no adapter has nothing to fuse and is no error.
+            or if no block at all would be patched. A projection without an adapter has nothing to fuse: no error.
         **unknown: no other option exists; one that is passed is an error with a hint.
 
     Returns:
@@ -218,7 +218,7 @@ def _notes(rows: tuple[Row, ...]) -> tuple[str, ...]:
 
 def _unsupported(model: nn.Module) -> str:
     return (
-        f"{type(model).__module__}.{type(model).__qualname__} has no block that patchkit knows; nothing was changed and "
-        f"the model runs as before. Supported architectures: {', '.join(architectures())}. "
+        f"{type(model).__module__}.{type(model).__qualname__} has no block that patchkit knows; nothing was changed "
+        f"and the model runs as before. Supported architectures: {', '.join(architectures())}. "
         "CONTRIBUTING.md says how to add one."
     )

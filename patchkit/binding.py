@@ -230,12 +230,12 @@ def check_unchanged(module: nn.Module, name: str, given: type[nn.Module]) -> Non
     cls = type(module)
     if forward_replaced(module):
         raise RevertError(
-            f"{name} cannot be given its class back: since patchkit.apply a forward was set on the instance, which calls "
-            "the patched one. Undo that first (accelerate's remove_hook_from_module, for instance)."
+            f"{name} cannot be given its class back: since patchkit.apply a forward was set on the instance, which "
+            "calls the patched one. Undo that first (accelerate's remove_hook_from_module, for instance)."
         )
     if cls is not given:
         raise RevertError(
-            f"{name} cannot be given its class back: since patchkit.apply it became {cls.__module__}.{cls.__qualname__} "
-            f"(a subclass of {', '.join(base.__name__ for base in cls.__bases__)}). Undo that first; fully_shard and "
-            "parametrizations change a module's class, for instance."
+            f"{name} cannot be given its class back: since apply it became "
+            f"{cls.__module__}.{cls.__qualname__} (bases: {', '.join(base.__name__ for base in cls.__bases__)}). "
+            "Undo that first; fully_shard and parametrizations change a module's class, for instance."
         )

@@ -24,7 +24,7 @@ from patchkit.testing.measure import saved_bytes
 LOSS_TOLERANCE = 1e-4
 """The parity contract for training in float32: relative difference of the losses."""
 
-PROMPT = "To define a class in Python,"
+PROMPT = "The with statement is used to"
 
 
 def compare(

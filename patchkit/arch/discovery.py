@@ -1,4 +1,4 @@
-"""Find the registered blocks in a live model, wherever they sit: multimodal wrappers, PEFT and DDP make no difference."""
+"""Find the registered blocks in a live model, wherever they sit: wrappers of any kind make no difference."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _settings(device: str, dtype: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from patchkit.testing.comparison import BATCH, LENGTH, RANK, SMALL
+    from patchkit.testing.comparison import ALPHA, BATCH, LENGTH, RANK, SMALL
     from patchkit.version import __version__
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
@@ -95,6 +95,7 @@ def _settings(device: str, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "model": {**SMALL, "num_hidden_layers": 2},
         "lora_rank": RANK,
+        "lora_alpha": ALPHA,
         "batch": BATCH,
         "length": LENGTH,
     }
@@ -110,19 +111,32 @@ def _cells(one: Comparison) -> list[str]:
 
 
 def _print(found: list[Comparison]) -> None:
+    """The ratios alone, so that the table fits a terminal; the Markdown and JSON files have everything."""
     from rich.table import Table
 
     timed = any(one.seconds for one in found)
-    table = Table(title="patched against plain PEFT (plain → patched)", title_justify="left")
-    for heading in (*HEADINGS, *(("ms per step", "ratio") if timed else ())):
-        table.add_column(heading, justify="left" if heading == "architecture" else "right")
+    table = Table(title="patched against plain PEFT (ratios are patched / plain)", title_justify="left")
+    table.add_column("architecture")
+    headings = ["qkv, o, mlp", "output error", "gradient error", "bytes kept", "FLOPs", "ops"]
+    for heading in (*headings, *(("ms per step", "time") if timed else ())):
+        table.add_column(heading, justify="right")
     for one in found:
-        seconds = one.seconds
-        times = (
-            [f"{seconds[0] * 1e3:.1f} → {seconds[1] * 1e3:.1f}", f"{seconds[1] / seconds[0]:.3f}"] if seconds else []
+        levels = ", ".join(one.levels.values()) if len(set(one.levels.values())) > 1 else one.levels["qkv"]
+        plain, patched, seconds = one.plain, one.patched, one.seconds
+        pairs = (
+            (plain.bytes_kept, patched.bytes_kept),
+            (plain.flops, patched.flops),
+            (plain.compute_ops, patched.compute_ops),
         )
-        table.add_row(*_cells(one), *times)
-    output_console().print(table)
+        cells = [one.name, levels, f"{one.output_error:.1e}", f"{one.gradient_error:.1e}"]
+        cells += [f"{after / before:.3f}" for before, after in pairs]
+        if seconds:
+            cells += [f"{seconds[0] * 1e3:.1f} → {seconds[1] * 1e3:.1f}", f"{seconds[1] / seconds[0]:.3f}"]
+        table.add_row(*cells)
+    console = output_console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no width of its own
+    console.print(table)
 
 
 def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:
@@ -135,14 +149,15 @@ def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:
         f"transformers {settings['transformers']}, PEFT {settings['peft']}, torch {settings['torch']}, "
         f"patchkit {settings['patchkit']}, {settings['device']}, {settings['dtype']}.",
         "",
-        "Each row is a small random model of the architecture with LoRA on every text projection, one forward and backward, "
-        "plain PEFT → patched. *fused*: the whole block runs in one autograd function. Errors are the largest relative "
-        "errors ‖a−b‖/‖b‖ of any output and of any gradient. Bytes kept: tensors held between forward and backward for "
-        "the whole model (attention scores, norms and the loss included), parameters not counted. ATen ops: operations "
-        "that read or write data; views are not counted.",
+        "Each row is a small random model of the architecture with LoRA on every text projection, one forward and "
+        "backward, plain PEFT → patched. *fused*: the whole block is one autograd function. Errors are the largest "
+        "relative errors ‖a−b‖/‖b‖ of any output and of any gradient. Bytes kept: tensors held between forward and "
+        "backward for the whole model (attention scores, norms and the loss included), parameters not counted. ATen "
+        "ops: operations that read or write data; views are not counted.",
         "",
-        f"Models: {model}; rank {settings['lora_rank']}, {settings['batch']} × {settings['length']} tokens. FLOPs rise "
-        "slightly because the rank-sized product x·Aᵀ is computed again in backward instead of being kept.",
+        f"Models: {model}; rank {settings['lora_rank']}, alpha {settings['lora_alpha']}, {settings['batch']} × "
+        f"{settings['length']} tokens. FLOPs rise slightly because the rank-sized product x·Aᵀ is computed again in "
+        "backward instead of being kept.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|" + ":-:|" * 3 + "--:|" * (len(HEADINGS) - 4),

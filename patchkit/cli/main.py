@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from patchkit.cli.archs import archs
+from patchkit.cli.bench import bench
 from patchkit.cli.console import error_console
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
@@ -59,6 +60,7 @@ def _options(
 app.command()(diff)
 app.command()(env)
 app.command()(archs)
+app.command()(bench)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
@@ -76,10 +75,10 @@ class Temporaries:
                 expression = expression.elements[part].value
         return Value(expression, index)
 
-    def last_binding(self, name: str, index: int, without: Collection[int] = ()) -> int | None:
+    def last_binding(self, name: str, index: int) -> int | None:
         """The last statement above ``index`` that may bind a name; None if none in the list does."""
         for i in range(index - 1, -1, -1):
-            if i not in without and name in self.method.bound_in(self.statements()[i]):
+            if name in self.method.bound_in(self.statements()[i]):
                 return i
         return None
 

@@ -48,10 +48,7 @@ def is_harmless_read(method: Method, name: cst.Name) -> bool:
     """Whether this occurrence of a variable can neither change the tensor in it nor give it a second name."""
     parent = method.parent(name)
     if isinstance(parent, cst.Attribute):
-        if parent.attr.value in HARMLESS_ATTRIBUTES:
-            return True
-        outer = method.parent(parent)
-        return parent.attr.value in HARMLESS_METHODS and isinstance(outer, cst.Call) and outer.func is parent
+        return parent.attr.value in HARMLESS_ATTRIBUTES | HARMLESS_METHODS
     if isinstance(parent, cst.Arg):
         outer = method.parent(parent)
         if not (isinstance(outer, cst.Call) and isinstance(outer.func, cst.Name)):

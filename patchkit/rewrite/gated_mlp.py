@@ -119,8 +119,8 @@ class _Matcher:
         self.method, self.block, self.down = method, block, down
         self.place = place_of(method, down.node)
         self.temporaries = Temporaries(method, self.place)
-        self.sources: list[tuple[ProjectionCall, int]] = []
-        """The calls that read the input, each with the position of its statement."""
+        self.sources: list[ProjectionCall] = []
+        """The calls that read the input."""
 
     def match(self) -> _Match:
         """The gated MLP.
@@ -134,7 +134,7 @@ class _Matcher:
         product = self.temporaries.follow(self.down.argument, self.place.index if self.place else 0)
         factors = self._factors(product)
         activated = [factor for factor in factors if self._is_call(factor, self.block.activation)]
-        if len(activated) != 1:
+        if not activated:
             others = [factor for factor in factors if not self._is_call(factor, *self.block.inputs)]
             # Of more than two factors, show all.
             more = others and isinstance(others[0].expression, cst.BinaryOperation)
@@ -191,34 +191,34 @@ class _Matcher:
             self._fail(value)
         if not isinstance(call.argument, cst.Name):
             raise _NoMatchError(self._reason(call.node, "takes something else than a variable"))
-        for other, _ in self.sources:
+        for other in self.sources:
             if cst.ensure_type(other.argument, cst.Name).value != call.argument.value:
                 text = f"takes another input than {self.method.quote(other.node)}"
                 raise _NoMatchError(self._reason(call.node, text))
-        self.sources.append((call, value.index))
+        self.sources.append(call)
 
     def _result(self, gate_first: bool) -> _Match:
-        name = cst.ensure_type(self.sources[0][0].argument, cst.Name).value
+        name = cst.ensure_type(self.sources[0].argument, cst.Name).value
         drop = frozenset(self.temporaries.definitions)
         if self.place is not None and drop:
             why = self._why_not_movable(self.place, name, drop)
             if why is not None:
                 raise _NoMatchError(why)
-        nodes = {self.down.node, *(call.node for call, _ in self.sources)}
+        nodes = {self.down.node, *(call.node for call in self.sources)}
         return _Match(name, tuple(call for call in self.method.calls if call.node in nodes), drop, gate_first)
 
     def _why_not_movable(self, place: Place, name: str, drop: frozenset[int]) -> Reason | None:
-        """Why the calls cannot be evaluated where the down projection stands, without the temporaries."""
+        """Why the calls cannot be evaluated where the down projection stands, without the temporaries.
+
+        That gate, up and the new call read the same value of the input follows: a statement that stays must not bind
+        it, and a read of what a temporary gave to it is a read that was not followed.
+        """
         temporaries = self.temporaries
         for variable in sorted({name}.union(*temporaries.definitions.values())):
             if why := why_not_private(self.method, variable):
                 return why
         if why := temporaries.why_not_droppable():
             return why
-        given = {temporaries.last_binding(name, index) for _, index in self.sources}
-        given.add(temporaries.last_binding(name, place.index, without=drop))
-        if len(given) != 1:
-            return self._reason(self.sources[0][0].node, f"is no longer possible at the end: `{name}` is bound again")
         lines = statements(place.block)
         kept = [lines[index] for index in range(min(drop), place.index + 1) if index not in drop]
         return why_not_movable(self.method, kept, {self.down.node}, name)
@@ -245,7 +245,7 @@ def _split_in_two(expression: cst.BaseExpression) -> cst.BaseExpression | None:
     if not (isinstance(expression, cst.Call) and isinstance(expression.func, cst.Attribute)):
         return None
     owner, arguments = expression.func.value, list(expression.args)
-    if expression.func.attr.value != "chunk" or any(argument.star for argument in arguments):
+    if expression.func.attr.value != "chunk":
         return None
     if isinstance(owner, cst.Name) and owner.value == "torch" and arguments and arguments[0].keyword is None:
         owner = arguments.pop(0).value

@@ -166,9 +166,8 @@ class Method:
 
     def reads(self, name: cst.Name) -> bool:
         """Whether this occurrence of a name uses its value, or needs it to be bound."""
-        parent = self._parents[name]
-        stored = self._contexts.get(name) is ExpressionContext.STORE and not isinstance(parent, cst.AugAssign)
-        return not stored and not isinstance(parent, cst.ImportAlias)
+        stored = self._contexts.get(name) is ExpressionContext.STORE
+        return not stored or isinstance(self._parents[name], cst.AugAssign)
 
     def is_stored(self, node: cst.CSTNode) -> bool:
         """Whether a name, attribute or subscript is assigned to or deleted here."""

@@ -9,7 +9,7 @@ BlockName = Literal["qkv", "o", "mlp"]
 """The three parts of a model that patchkit rewrites, and the options of ``patchkit.apply``."""
 
 Rule = Literal["qkv-together", "gated-mlp", "output-call", "call-alone"]
-"""The rule that matched: q/k/v hoisted into one call, a whole gated MLP, an output projection, or one projection alone."""
+"""The rule that matched: q/k/v in one call, a whole gated MLP, an output projection, or one projection alone."""
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,6 @@ _EXITS: dict[type[cst.CSTNode], str] = {
     cst.Yield: "yield",
     cst.Await: "await",
     cst.Asynchronous: "async",
-    cst.Global: "global",
-    cst.Nonlocal: "nonlocal",
 }
 
 

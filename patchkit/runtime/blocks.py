@@ -127,10 +127,8 @@ def make_apply_qkv(names: tuple[str, str, str], order: Sequence[str]) -> Callabl
 
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
         modules = tuple([getattr(self, name) for name in names])
-        if call_reason(x) is not None:
-            choice = Choice("upstream", ("", "", ""))
-        else:
-            choice = choose_shared(modules, input_of(x))
+        called = call_reason(x)
+        choice = choose_shared(modules, input_of(x)) if called is None else Choice("upstream", (called,) * 3)
         if choice.precision is not None:
             return lora_projections(x, [reading.projection for reading in choice.readings], choice.precision)  # type: ignore[union-attr]
         outputs: dict[int, Tensor] = {}
@@ -158,8 +156,9 @@ def make_apply_mlp(
     def apply_mlp(self: Any, x: Tensor) -> Tensor:
         modules = tuple([getattr(self, name) for name in inputs])
         down_module, activation_module = getattr(self, down), getattr(self, activation)
-        if call_reason(x) is not None:
-            choice = Choice("upstream", ("",) * (len(inputs) + 1))
+        called = call_reason(x)
+        if called is not None:
+            choice = Choice("upstream", (called,) * (len(inputs) + 1))
         else:
             choice = choose_mlp(modules, down_module, activation_module, x, input_of(x))
         if choice.precision is not None and choice.activation is not None:

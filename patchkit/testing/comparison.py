@@ -25,7 +25,10 @@ SMALL: dict[str, Any] = {
 }
 """Changes to the tiny text models for comparisons: large enough that a LoRA rank is small beside the hidden size."""
 
-RANK, BATCH, LENGTH = 8, 2, 64
+# Towers without a projector of their own yield the text model's hidden size.
+_VISION_WIDTH = {"qwen2_vl": {"hidden_size": 256}, "qwen2_5_vl": {"out_hidden_size": 256}}
+# A scaling that is no power of two: multiplying by one rounds nothing and would hide an order of operations.
+RANK, ALPHA, BATCH, LENGTH = 8, 11, 2, 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def compare_architecture(
     """
     import patchkit  # the public face loads the flow that this package is used to test
 
-    model = add_lora(tiny_model(name, **SMALL), r=RANK, lora_alpha=2 * RANK)
+    overrides = SMALL | ({"vision_config": _VISION_WIDTH[name]} if name in _VISION_WIDTH else {})
+    model = add_lora(tiny_model(name, **overrides), r=RANK, lora_alpha=ALPHA)
     inputs = tiny_inputs(name, model, batch=BATCH, length=LENGTH)
     plain = model.to(device=device, dtype=dtype).train()
     inputs = {key: _moved(value, device, dtype) for key, value in inputs.items()}

@@ -75,7 +75,9 @@ def tiny_inputs(
         raise ValueError(f"length must be at least 8, found {length}")
     generator = torch.Generator().manual_seed(seed)
     accepted = inspect.signature(_base_model(model).forward).parameters
-    shown = _images(model, batch, generator) if images and name in MULTIMODAL_MODELS else _Images([0] * batch)
+    shown = _Images([0] * batch)
+    if images and name in MULTIMODAL_MODELS:
+        shown = _images(_base_model(model).config, batch, generator, any_size="image_sizes" in accepted)
     full = length + max(shown.tokens)
     rows = []
     for row, image_tokens in enumerate(shown.tokens):
@@ -127,13 +129,12 @@ def _padded(rows: Sequence[Sequence[int]], length: int, padding: Padding) -> dic
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-def _images(model: nn.Module, batch: int, generator: torch.Generator) -> _Images:
-    config: Any = _base_model(model).config
+def _images(config: Any, batch: int, generator: torch.Generator, *, any_size: bool) -> _Images:
     vision = config.vision_config
     model_type: str = config.model_type
     if model_type.startswith("qwen2"):
         return _qwen_images(vision, batch, generator)
-    if vision.model_type == "pixtral":
+    if vision.model_type == "pixtral" and any_size:
         return _pixtral_images(vision, getattr(config, "spatial_merge_size", 1), batch, generator)
     tokens = (vision.image_size // vision.patch_size) ** 2
     if model_type == "gemma3":

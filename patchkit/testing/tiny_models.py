@@ -110,7 +110,8 @@ class _Recipe:
         model_class: name in ``transformers``.
         config_class: name in ``transformers``.
         text: values of the text configuration, beyond the common ones.
-        text_model_type: for a multimodal model, the ``model_type`` of its text configuration.
+        text_model_type: the ``model_type`` of a multimodal model's text configuration; ``None`` where text values stand
+            at the top level, as in the files of Qwen's multimodal models.
         vision: the vision configuration; ``None`` for a text-only model.
         top: values of the top-level configuration of a multimodal model.
     """
@@ -123,15 +124,14 @@ class _Recipe:
     top: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _multimodal(stem: str, text_model_type: str, vision: Mapping[str, Any], **top: Any) -> _Recipe:
-    top.setdefault("image_token_index", IMAGE_TOKEN)
+def _multimodal(stem: str, text: str | None, vision: Mapping[str, Any], **top: Any) -> _Recipe:
     return _Recipe(
         model_class=f"{stem}ForConditionalGeneration",
         config_class=f"{stem}Config",
-        text=_TEXT[text_model_type].text if text_model_type in _TEXT else _MROPE,
-        text_model_type="gemma3_text" if text_model_type == "gemma3" else text_model_type,
+        text=_MROPE if text is None else _TEXT[text].text,
+        text_model_type="gemma3_text" if text == "gemma3" else text,
         vision=vision,
-        top=top,
+        top=_QWEN_VL_TOKENS if text is None else {"image_token_index": IMAGE_TOKEN} | top,
     )
 
 
@@ -168,8 +168,8 @@ _MULTIMODAL: dict[str, _Recipe] = {
     "mistral3": _multimodal("Mistral3", "mistral", _PIXTRAL),
     "paligemma": _multimodal("PaliGemma", "gemma", _SIGLIP, **_PALIGEMMA_TOP),
     "paligemma_gemma2": _multimodal("PaliGemma", "gemma2", _SIGLIP, **_PALIGEMMA_TOP),
-    "qwen2_vl": _multimodal("Qwen2VL", "qwen2_vl_text", _QWEN2_VL_VISION, **_QWEN_VL_TOKENS),
-    "qwen2_5_vl": _multimodal("Qwen2_5_VL", "qwen2_5_vl_text", _QWEN2_5_VL_VISION, **_QWEN_VL_TOKENS),
+    "qwen2_vl": _multimodal("Qwen2VL", None, _QWEN2_VL_VISION),
+    "qwen2_5_vl": _multimodal("Qwen2_5_VL", None, _QWEN2_5_VL_VISION),
 }
 _RECIPES = MappingProxyType(_TEXT | _MULTIMODAL)
 
@@ -224,11 +224,14 @@ def _config(recipe: _Recipe, overrides: Mapping[str, Any]) -> Any:
     config_class = _from_transformers(recipe.config_class)
     if recipe.vision is None:
         return config_class(**text)
-    text["model_type"] = recipe.text_model_type
     # Multimodal classes tie by the top-level value, which for some defaults to another than the text model's own.
-    tied = text.setdefault("tie_word_embeddings", "gemma" in str(recipe.text_model_type))
-    towers = {"tie_word_embeddings": tied, "text_config": text, "vision_config": vision}
-    return config_class(**dict(recipe.top) | towers)
+    text.setdefault("tie_word_embeddings", "gemma" in str(recipe.text_model_type))
+    top = dict(recipe.top) | {"tie_word_embeddings": text["tie_word_embeddings"], "vision_config": vision}
+    # PaliGemma states the width of its text model again at the top.
+    top |= {key: text["hidden_size"] for key in ("hidden_size", "projection_dim") if key in recipe.top}
+    if recipe.text_model_type is None:
+        return config_class(**text | top)
+    return config_class(**top, text_config=text | {"model_type": recipe.text_model_type})
 
 
 def _from_transformers(name: str) -> Any:

@@ -25,8 +25,6 @@ PLAIN_TRAINING = {
     "autocast_bfloat16_base",
 }
 
-
-# The one part of the contract that upstream itself cannot do, and that therefore cannot be compared.
 NOT_COMPILABLE_UPSTREAM = "upstream does not compile"
 
 
@@ -42,8 +40,9 @@ def made(name):
 def test_contract(name, check):
     model, inputs = made(name)
     result = check(model, inputs)
-    if result.status == "inapplicable" and check.name == "compile" and NOT_COMPILABLE_UPSTREAM in result.reason:
-        pytest.skip(result.reason)
+    if check.name == "compile" and result.status == "inapplicable" and NOT_COMPILABLE_UPSTREAM in result.reason:
+        # Upstream does not trace the image path of some models as one graph; their text path it does.
+        result = check(model, tiny_inputs(name, model, images=False))
     assert result.status == "passed", str(result)
     if check.name in PLAIN_TRAINING:
         assert set(result.patch_result.counts) == {"fused"}, str(result.patch_result)

@@ -58,6 +58,11 @@ BETWEEN = (
     ("change(either)", "`either`, which may be the same tensor as `x`, is also used in between"),
     ("change(pair)", "`pair`, which may be the same tensor as `x`, is also used in between"),
     ("change(held)", "`held`, which may be the same tensor as `x`, is also used in between"),
+    ("change(some)", "`some`, which may be the same tensor as `x`, is also used in between"),
+    ("change(named)", "`named`, which may be the same tensor as `x`, is also used in between"),
+    ("change(again)", "`again`, which may be the same tensor as `x`, is also used in between"),
+    ("change(typed)", "`typed`, which may be the same tensor as `x`, is also used in between"),
+    ("change(row)", "`row`, which may be the same tensor as `x`, is also used in between"),
     ("change(self)", "`self` itself is passed on"),
     # the projections may be other ones
     ("self.k_proj = y", "`self.k_proj` stands between and changes a value in place"),
@@ -100,7 +105,16 @@ HARMLESS_BETWEEN = (
     "if hasattr(self, 'q_norm'): z = y",
 )
 
-PRELUDE = "view = x[0].t()\neither = other if other else x\npair = (x, 1)\nheld = {}\nheld[0] = view\n"
+PRELUDE = """view = x[0].t()
+either = other if other else x
+some = x or other
+again = [named := x]
+typed: Tensor = x
+pair = (x, 1)
+held = {}
+held[0] = view
+for row in x: pass
+"""
 
 
 def forward(body: str, head: str = "async def forward(self, x, y):") -> str:
@@ -128,6 +142,12 @@ def test_not_together_over(between: str, reason: str) -> None:
     rewritten = attention(f"{PRELUDE}a = self.q_proj(x)\nb = self.k_proj(x)\n{between}\nc = self.v_proj(x)")
     assert rules(rewritten) == {"call-alone"}
     assert reason in reasons(rewritten)
+
+
+def test_not_together_over_what_comes_first_in_the_same_statement() -> None:
+    rewritten = attention("a = self.dropout(y), self.q_proj(x), self.k_proj(x), self.v_proj(x)")
+    assert rules(rewritten) == {"call-alone"}
+    assert "may draw random numbers" in reasons(rewritten)
 
 
 @pytest.mark.parametrize("between", HARMLESS_BETWEEN)
@@ -171,6 +191,8 @@ def test_gated_mlp_over(between: str) -> None:
         "assert self.v_proj(x)",
         "c = await self.v_proj(x)",
         "y[self.v_proj(x)] = 1",
+        "y[self.v_proj(x)] += 1",
+        "y[self.v_proj(x)]: int = 1",
         "if self.v_proj(x): pass",
         "while self.v_proj(x): pass",
         "for i in self.v_proj(x): pass",
@@ -209,6 +231,13 @@ def test_input_that_others_can_reach(body: str, reason: str) -> None:
     assert reason in reasons(rewritten)
 
 
+@pytest.mark.parametrize("nested", ["def f(): return {}", "f = lambda: {}", "class f:\n    a = {}"])
+def test_a_gated_mlp_in_a_nested_scope_is_left_alone(nested: str) -> None:
+    rewritten = mlp(nested.format("self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"))
+    assert not rewritten.sites
+    assert reasons(rewritten).count("stands in a nested function, lambda or class") == 4
+
+
 MLP_USES = (
     ("{g}\n{d}\nreturn g", "is used elsewhere, too"),
     ("{g}\n{d}\nif y: change(g)", "is used elsewhere, too"),
@@ -227,6 +256,7 @@ MLP_USES = (
     ("try:\n    {g}\n    {d}\nfinally:\n    change(g)", "is used elsewhere, too"),
     ("{g}\nif y: g = y\n{d}", "`if y: g = y` stands in between"),
     ("{g}\ng, z = y\n{d}", "stands in between"),
+    ("{g}\nz = (g := y)\n{d}", "stands in between"),
     ("{g}\ng *= 2\n{d}", "`g *= 2` stands in between"),
     ("{g}\nif y:\n    {d}", "`g` is not computed in the same straight line"),
     ("if y:\n    {g}\n{d}", "stands in between"),
@@ -234,8 +264,11 @@ MLP_USES = (
     ("{g}\nc = [{down} for g in y]", "`g` is read where it may not be evaluated"),
     ("{g}\nc = (g := y) + {down}", "stands in between"),
     ("a = {g}\n{d}", "stands in between"),
+    ("g = a = self.gate_proj(x)\n{d}\nchange(a)", "stands in between"),
+    ("g, g = self.gate_proj(x), self.dropout(y)\n{d}", "stands in between"),
+    ("g, a = self.gate_proj(x)\n{d}", "stands in between"),
     ("{g}\nx = y\n{d}", "`x` is bound again"),
-    ("{g}\nif y: x = y\n{d}", "`x` is bound again"),
+    ("{g}\nif y: x = other\n{d}", "`x` is bound again"),
 )
 
 
@@ -262,6 +295,20 @@ def test_input_overwritten_by_a_temporary(body: str, reason: str) -> None:
     assert reason in reasons(rewritten)
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "*self.gate_proj(x), self.up_proj(x)",
+        "self.gate_proj(x), self.up_proj(x), self.dropout(y)",
+        "self.up_proj(x), self.gate_proj(x)",
+        "self.gate_proj(x), self.up_proj(x) if y else x",
+    ],
+)
+def test_other_pairs_are_not_gate_and_up(pair: str) -> None:
+    rewritten = mlp(f"g, u = {pair}\nself.down_proj(self.act_fn(g) * u)")
+    assert rules(rewritten) == {"call-alone"}
+
+
 @pytest.mark.parametrize("context", ["c = {} if y else None", "c = y and {}", "c = [{} for x in y]", "if {}: pass"])
 def test_whole_expression_is_replaced_in_place_wherever_it_stands(context: str) -> None:
     whole = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
@@ -283,6 +330,7 @@ def test_whole_expression_is_replaced_in_place_wherever_it_stands(context: str) 
         "self.act_fn(self.gate_proj(x)) * self.up_proj(x), 1",
         "*self.act_fn(self.gate_proj(x)) * self.up_proj(x)",
         "self.act_fn(self.gate_proj(x)) * self.gate_proj(x)",
+        "self.act_fn(self.gate_proj(x)) * self.up_proj(x) * 2",
         "x",
         "",
     ],
@@ -305,6 +353,8 @@ def test_other_functions_are_not_gated_mlps(argument: str) -> None:
         "g, u = self.gate_up(x).chunk(dim=2, chunks=-1)",
         "g, u = self.gate_up(x).split(2, dim=-1)",
         "g, u = self.gate_up(x), self.gate_up(x)",
+        "c, d = self.gate_up(x).chunk(2, dim=-1); g, u = c",
+        "c, d = self.gate_up(x).chunk(2, dim=-1); g, u = c; z = d",
         "g, u = other.chunk(self.gate_up(x), 2, dim=-1)",
         "g, *u = self.gate_up(x).chunk(2, dim=-1)",
         "g, g = self.gate_up(x).chunk(2, dim=-1); u = g",

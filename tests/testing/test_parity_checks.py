@@ -191,3 +191,9 @@ def test_models_of_another_dtype_are_checked_in_float32():
     )
     assert result.passed, result
     assert 0 < result.worst.error < 1e-5
+
+
+def test_a_truth_that_float64_cannot_give_is_taken_in_float32():
+    model = add_lora(tiny_model("gemma2"))
+    inputs = tiny_inputs("gemma2", model, padding="left")
+    assert CHECKS["bfloat16"](model, inputs, mutants.everywhere(mutants.fused)).passed

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from patchkit.testing.parity import FP32_TOLERANCE, Findings, Inputs, Measurement, Run, compare_runs
+from patchkit.testing.parity import FP32_TOLERANCE, Findings, Inputs, Measurement, Run, compare_runs, run
 
 Patch = Callable[[nn.Module], object]
 """Patches a model in place and returns whatever it reports."""
@@ -226,6 +226,18 @@ def play_upstream(play: Scenario, case: Case) -> list[tuple[str, Run]]:
         return list(play(model, cast_inputs(case.inputs, torch.float32)))
     except InapplicableError:
         raise
+    except Exception as error:
+        raise InapplicableError(f"upstream fails: {type(error).__name__}: {error}") from error
+
+
+def run_upstream(model: nn.Module, inputs: Inputs, **options: Any) -> Run:
+    """:func:`patchkit.testing.run` of an unpatched model.
+
+    Raises:
+        InapplicableError: upstream itself fails.
+    """
+    try:
+        return run(model, inputs, **options)
     except Exception as error:
         raise InapplicableError(f"upstream fails: {type(error).__name__}: {error}") from error
 

@@ -15,6 +15,7 @@ from patchkit.testing.checks.base import (
     cast_parameters,
     check,
     require_method,
+    run_upstream,
     scenario,
 )
 from patchkit.testing.checks.training import pad
@@ -54,7 +55,7 @@ def _generate(model: Any, prompt: Inputs) -> Run:
 def compile_fullgraph(case: Case) -> Findings:
     """Inapplicable where upstream itself does not trace as one graph."""
     inputs = cast_inputs(case.inputs, torch.float32)
-    reference = run(cast_parameters(case.unpatched(), torch.float32).train(), inputs)
+    reference = run_upstream(cast_parameters(case.unpatched(), torch.float32).train(), inputs)
     candidate = case.patched(cast_parameters(case.unpatched(), torch.float32)).train()
     try:
         found = _run_compiled(candidate, inputs)

@@ -97,7 +97,7 @@ def weight_updates(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]
     for implementation in ("fused", "foreach", "loop"):
         # A large epsilon, because Adam's first steps are otherwise the signs of gradients, noise included.
         optimizer = torch.optim.AdamW(
-            trainable, lr=1e-2, eps=1e-3, fused=implementation == "fused", foreach=implementation == "foreach"
+            trainable, lr=_LEARNING_RATE, eps=1e-3, fused=implementation == "fused", foreach=implementation == "foreach"
         )
         for step in range(2):
             torch.manual_seed(step)

@@ -1,0 +1,59 @@
+"""``compat_matrix.md`` is generated, complete, and of the versions that are tested."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from patchkit.cli.bench import _cells, _markdown
+from patchkit.testing import TINY_MODELS
+from patchkit.testing.comparison import Comparison, compare_architecture
+from patchkit.testing.measure import Cost
+
+ROOT = Path(__file__).parents[1]
+STALE = "compat_matrix.md is stale: run make matrix"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads((ROOT / "benchmarks" / "results" / "counts.json").read_text())
+
+
+def restored(result):
+    costs = {key: Cost(**result[key]) for key in ("plain", "patched")}
+    return Comparison(**(result | costs))
+
+
+def test_the_table_is_that_of_the_results(committed):
+    results = [restored(result) for result in committed["results"]]
+    assert (ROOT / "compat_matrix.md").read_text() == _markdown(results, committed["settings"]), STALE
+
+
+def test_every_architecture_is_in_it_and_fused(committed):
+    assert [result["name"] for result in committed["results"]] == list(TINY_MODELS), STALE
+    for result in committed["results"]:
+        assert set(result["levels"].values()) == {"fused"}
+        assert result["output_error"] <= 1e-5
+        assert result["gradient_error"] <= 1e-5
+        assert result["patched"]["bytes_kept"] < result["plain"]["bytes_kept"]
+        assert result["patched"]["compute_ops"] < result["plain"]["compute_ops"]
+
+
+def test_it_is_of_the_installed_releases(committed):
+    if version("transformers") != "5.23.0":
+        pytest.skip("the committed matrix is of the pinned transformers release")
+    assert {name: committed["settings"][name] for name in ("transformers", "peft")} == {
+        name: version(name) for name in ("transformers", "peft")
+    }, STALE
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_counts_are_what_is_measured_now(committed, name):
+    """Bytes, FLOPs and operations are exact: they are the same on every machine."""
+    found = compare_architecture(name)
+    (expected,) = (restored(result) for result in committed["results"] if result["name"] == name)
+    assert (found.plain, found.patched) == (expected.plain, expected.patched), STALE
+    assert _cells(found)[6:] == _cells(expected)[6:]
