@@ -20,8 +20,8 @@ from patchkit_kernels.swiglu import swiglu, swiglu_backward, swiglu_reference
 Activation = Literal["silu", "gelu_erf", "gelu_tanh"]
 
 
-class GatedActivation(NamedTuple):
-    """One gated activation.
+class ActivationFunctions(NamedTuple):
+    """The functions of one gated activation.
 
     Attributes:
         forward: (gate, up) to act(gate) * up.
@@ -34,8 +34,8 @@ class GatedActivation(NamedTuple):
     reference: Callable[[Tensor, Tensor], Tensor]
 
 
-ACTIVATIONS: dict[Activation, GatedActivation] = {
-    "silu": GatedActivation(swiglu, swiglu_backward, swiglu_reference),
-    "gelu_erf": GatedActivation(geglu_erf, geglu_erf_backward, geglu_erf_reference),
-    "gelu_tanh": GatedActivation(geglu_tanh, geglu_tanh_backward, geglu_tanh_reference),
+ACTIVATIONS: dict[Activation, ActivationFunctions] = {
+    "silu": ActivationFunctions(swiglu, swiglu_backward, swiglu_reference),
+    "gelu_erf": ActivationFunctions(geglu_erf, geglu_erf_backward, geglu_erf_reference),
+    "gelu_tanh": ActivationFunctions(geglu_tanh, geglu_tanh_backward, geglu_tanh_reference),
 }

@@ -139,11 +139,11 @@ def describe(
         SourceNotFoundError: see :func:`read_source`.
         RewriteError: if the source has no such class or cannot be parsed.
     """
-    yield f"# {architecture.name}"
     if not architecture.blocks:
         yield from _describe_text_model(architecture, only, context, shown)
         return
     source = read_source(architecture.module)
+    yield f"# {architecture.name}"
     for block in architecture.blocks:
         if wanted := only & _parts(block):
             yield from _describe_block(source, block, wanted, context)
@@ -152,6 +152,7 @@ def describe(
 def _describe_text_model(
     architecture: Architecture, only: frozenset[BlockName], context: int, shown: Collection[Architecture]
 ) -> Iterator[str]:
+    yield f"# {architecture.name}"
     if not architecture.text_models:
         yield f"# {architecture.name} has no blocks that patchkit rewrites"
         return

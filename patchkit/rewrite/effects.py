@@ -1,9 +1,12 @@
 """What code may do to a tensor, or to the random number generator, judged by names alone.
 
-Whatever is not known to be harmless counts as harmful: the price is a weaker rewrite, never another result.
+Uses of a tensor, and calls of anything that belongs to the object, count as harmful unless they are known not to be;
+functions of modules and methods of other objects count as harmless unless their names say otherwise.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import libcst as cst
 
@@ -57,8 +60,14 @@ def is_harmless_read(method: Method, name: cst.Name) -> bool:
     return isinstance(parent, (cst.BinaryOperation, cst.UnaryOperation, cst.Comparison, cst.ComparisonTarget))
 
 
-def why_call_is_unsafe(method: Method, call: cst.Call) -> str | None:
-    """Why a projection must not be moved past this call, or None if it may."""
+def why_call_is_unsafe(method: Method, call: cst.Call, own: Collection[str]) -> str | None:
+    """Why a projection must not be moved past this call, or None if it may.
+
+    Args:
+        method: the method.
+        call: the call.
+        own: names of the object and of what belongs to it, such as ``layer`` after ``layer = self.layers[0]``.
+    """
     if isinstance(call.func, cst.Name):
         name = call.func.value
         if name in method.local_names or name == "super":
@@ -73,20 +82,22 @@ def why_call_is_unsafe(method: Method, call: cst.Call) -> str | None:
         return "may change how projections are computed"
     if any(part in name.lower() for part in _RUNNING):
         return "may run another projection, whose dropout draws random numbers"
-    path = _path_from_self(method, call.func)
+    path = _path_from(own, call.func)
     if path and name not in HARMLESS_METHODS and not any(quiet in path.lower() for quiet in _QUIET_ON_SELF):
         return "may run another module, whose dropout draws random numbers"
     return None
 
 
-def _path_from_self(method: Method, expression: cst.BaseExpression) -> str | None:
-    """The attributes of ``self.a.b[0].c``, or None for any other expression, ``self.a().b`` too."""
+def _path_from(names_of_start: Collection[str], expression: cst.BaseExpression) -> str | None:
+    """``a.b.c`` for ``start.a.b[0].c``; None if it starts from anything else, the result of a call too."""
     names = []
     while isinstance(expression, (cst.Attribute, cst.Subscript)):
         if isinstance(expression, cst.Attribute):
             names.append(expression.attr.value)
         expression = expression.value
-    return ".".join(reversed(names)) if method.is_self(expression) else None
+    if isinstance(expression, cst.Name) and expression.value in names_of_start:
+        return ".".join(reversed(names))
+    return None
 
 
 def changes_in_place(method: Method, node: cst.CSTNode) -> bool:
@@ -118,7 +129,7 @@ def aliases(method: Method, name: str) -> frozenset[str]:
         else:
             continue
         if value is not None:
-            groups.append((targets | _sources(method, value)) & method.local_names - {method.self_name or ""})
+            groups.append((targets | _sources(method, value)) & method.local_names)
     found, before = frozenset({name}), frozenset[str]()
     while found != before:
         before = found
@@ -143,9 +154,10 @@ def _sources(method: Method, value: cst.BaseExpression) -> frozenset[str]:
         return frozenset({value.value})
     if isinstance(value, cst.Attribute):
         parts = [] if value.attr.value in HARMLESS_ATTRIBUTES else [value.value]
-    elif isinstance(value, cst.Call):
-        func = value.func
-        parts = [func.value] if isinstance(func, cst.Attribute) and func.attr.value not in HARMLESS_METHODS else []
+    elif isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute):
+        # A method of a tensor may return a view; what a module of the object returns is taken for new.
+        new = value.func.attr.value in HARMLESS_METHODS or _path_from({method.self_name or ""}, value.func)
+        parts = [] if new else [value.func.value]
     elif isinstance(value, cst.Subscript):
         parts = [value.value]
     elif isinstance(value, cst.IfExp):

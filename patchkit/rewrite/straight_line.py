@@ -109,11 +109,12 @@ def why_not_movable(
         value: the local variable that they read.
     """
     names = aliases(method, value)
+    own = aliases(method, method.self_name or "")
     for statement in window:
         for node in method.walk(statement, moved):
             text = (
                 _why_exit(node, window[-1])
-                or _why_call(method, node)
+                or _why_call(method, node, own)
                 or _why_in_place(method, node)
                 or (_why_name(method, node, value, names, window[-1]) if isinstance(node, cst.Name) else None)
             )
@@ -139,8 +140,8 @@ def _why_exit(node: cst.CSTNode, last: Statement) -> str | None:
     return f"`{word}` stands between" if word else None
 
 
-def _why_call(method: Method, node: cst.CSTNode) -> str | None:
-    if isinstance(node, cst.Call) and (why := why_call_is_unsafe(method, node)):
+def _why_call(method: Method, node: cst.CSTNode, own: Collection[str]) -> str | None:
+    if isinstance(node, cst.Call) and (why := why_call_is_unsafe(method, node, own)):
         return f"{method.quote(node)} stands between and {why}"
     return None
 

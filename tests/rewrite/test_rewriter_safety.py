@@ -62,6 +62,7 @@ BETWEEN = (
     ("change(named)", "`named`, which may be the same tensor as `x`, is also used in between"),
     ("change(again)", "`again`, which may be the same tensor as `x`, is also used in between"),
     ("change(typed)", "`typed`, which may be the same tensor as `x`, is also used in between"),
+    ("change(printed)", "`printed`, which may be the same tensor as `x`, is also used in between"),
     ("change(row)", "`row`, which may be the same tensor as `x`, is also used in between"),
     ("change(self)", "`self` itself is passed on"),
     # the projections may be other ones
@@ -81,6 +82,8 @@ BETWEEN = (
     ("y = self.gate(y)", "`self.gate(y)` stands between and may run another module"),
     ("y = self.inner.gate(y)", "may run another module"),
     ("y = self.layers[0](y)", "calls something computed"),
+    ("layer = self.layers[0]\ny = layer.gate(y)", "`layer.gate(y)` stands between and may run another module"),
+    ("for layer in self.layers:\n    y = layer.inner.gate(y)", "may run another module"),
     ("y = make()(y)", "calls something computed"),
     ("y = super().helper(y)", "may run another module"),
     ("y = y(1)", "may run another module"),
@@ -92,7 +95,7 @@ HARMLESS_BETWEEN = (
     "z = x + 1",
     "z = x is None",
     "z = self.q_norm(y)",
-    "z = self.inner.norm.weight.size(0)",
+    "z = self.inner.gate.weight.size(0)",
     "z = self._shape(y)",
     "z = rotate(y)",
     "z, y = y.chunk(2)",
@@ -100,6 +103,8 @@ HARMLESS_BETWEEN = (
     "if y is not None: z = torch.cat([y, y])",
     "for i in range(2): z = y",
     "with torch.no_grad(): z = y",
+    "layer = self.layers[0]\nz = layer.norm(y).mul(2)",
+    "z = self.inner.norm(y)\nz = z.mul(2)",
     "view = None",
     "pass",
     "if hasattr(self, 'q_norm'): z = y",
@@ -114,6 +119,7 @@ pair = (x, 1)
 held = {}
 held[0] = view
 for row in x: pass
+print(printed := x)
 """
 
 
