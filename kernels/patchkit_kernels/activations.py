@@ -7,15 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from patchkit_kernels.geglu import (
-    geglu_erf,
-    geglu_erf_backward,
-    geglu_erf_reference,
-    geglu_tanh,
-    geglu_tanh_backward,
-    geglu_tanh_reference,
-)
-from patchkit_kernels.swiglu import swiglu, swiglu_backward, swiglu_reference
+from patchkit_kernels import geglu, swiglu
 
 Activation = Literal["silu", "gelu_erf", "gelu_tanh"]
 
@@ -26,16 +18,24 @@ class ActivationFunctions(NamedTuple):
     Attributes:
         forward: (gate, up) to act(gate) * up.
         backward: (gradient of that, gate, up) to the gradients of gate and up.
+        backward_recompute: the same to (gradient of up, act(gate) * up); the gradient of gate replaces the first.
         reference: forward in ordinary torch operations, differentiable any number of times.
     """
 
     forward: Callable[[Tensor, Tensor], Tensor]
     backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    backward_recompute: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     reference: Callable[[Tensor, Tensor], Tensor]
 
 
 ACTIVATIONS: dict[Activation, ActivationFunctions] = {
-    "silu": ActivationFunctions(swiglu, swiglu_backward, swiglu_reference),
-    "gelu_erf": ActivationFunctions(geglu_erf, geglu_erf_backward, geglu_erf_reference),
-    "gelu_tanh": ActivationFunctions(geglu_tanh, geglu_tanh_backward, geglu_tanh_reference),
+    "silu": ActivationFunctions(
+        swiglu.swiglu, swiglu.swiglu_backward, swiglu.swiglu_backward_recompute, swiglu.swiglu_reference
+    ),
+    "gelu_erf": ActivationFunctions(
+        geglu.geglu_erf, geglu.geglu_erf_backward, geglu.geglu_erf_backward_recompute, geglu.geglu_erf_reference
+    ),
+    "gelu_tanh": ActivationFunctions(
+        geglu.geglu_tanh, geglu.geglu_tanh_backward, geglu.geglu_tanh_backward_recompute, geglu.geglu_tanh_reference
+    ),
 }

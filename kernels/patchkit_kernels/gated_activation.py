@@ -6,6 +6,9 @@ The formulas are those of GLU variants (Shazeer 2020, https://arxiv.org/abs/2002
     h         = act(gate) * up
     grad_gate = grad * up * act'(gate)
     grad_up   = grad * act(gate)
+
+A fused MLP needs both gradients and h once more, because h was not kept. ``backward_recompute`` gives all three from
+one reading of gate and up, and writes grad_gate over grad, which nobody else holds.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from patchkit_kernels.triton_support import TRITON_AVAILABLE, jit, tl
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From grad, gate and up to two tensors: the gradients, or for ``backward_recompute`` (grad_up, hidden)."""
 
 TRITON_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
 """What the kernels take. They compute in fp32, so fp64 would lose digits: it runs the reference."""
@@ -87,6 +91,36 @@ def gated_backward_kernel(
     tl.store(grad_up_ptr + (row * columns + column), grad * value, mask=mask)
 
 
+@jit
+def gated_backward_recompute_kernel(
+    grad_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    up_ptr: tl.tensor,
+    grad_up_ptr: tl.tensor,
+    hidden_ptr: tl.tensor,
+    columns: tl.tensor,
+    blocks_per_row: tl.tensor,
+    gate_stride: tl.tensor,
+    up_stride: tl.tensor,
+    VALUE_AND_SLOPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """As :func:`gated_backward_kernel`, and hidden too; grad_gate is written over grad, whose rows are adjacent."""
+    program = tl.program_id(0)
+    row = (program // blocks_per_row).to(tl.int64)
+    column = (program % blocks_per_row).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < columns
+    own = row * columns + column
+    grad = tl.load(grad_ptr + own, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + (row * gate_stride + column), mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + (row * up_stride + column), mask=mask, other=0.0).to(tl.float32)
+    value, slope = VALUE_AND_SLOPE(gate)
+    # Each program reads and writes the same elements of grad, each once, so the order of programs does not matter.
+    tl.store(grad_ptr + own, grad * up * slope, mask=mask)
+    tl.store(grad_up_ptr + own, grad * value, mask=mask)
+    tl.store(hidden_ptr + own, value * up, mask=mask)
+
+
 @dataclass(frozen=True)
 class GatedActivation:
     """A gated activation: its formula for Triton and its reference in torch.
@@ -97,6 +131,7 @@ class GatedActivation:
         value_and_slope: ``@jit`` function, fp32 block ``x`` to ``(act(x), act'(x))``.
         reference: ``(gate, up) -> hidden`` in torch, twice differentiable by autograd.
         backward_reference: ``(grad, gate, up) -> (grad_gate, grad_up)`` in torch.
+        backward_recompute_reference: ``(grad, gate, up) -> (grad_up, hidden)`` in torch; grad becomes grad_gate.
     """
 
     name: str
@@ -104,6 +139,7 @@ class GatedActivation:
     value_and_slope: Any
     reference: Forward
     backward_reference: Backward
+    backward_recompute_reference: Backward
 
     def launch(self, gate: Tensor, up: Tensor) -> Tensor:
         """Run the forward kernel. ``gate`` and ``up`` are ``[..., n]`` in one of TRITON_DTYPES; so is the result."""
@@ -140,6 +176,29 @@ class GatedActivation:
                 BLOCK=BLOCK,
             )
         return grad_gate, grad_up
+
+    def launch_backward_recompute(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the third kernel. ``grad`` is contiguous and becomes grad_gate; returns ``(grad_up, hidden)``."""
+        grad_up = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        hidden = torch.empty_like(grad_up)
+        if grad.numel() == 0:
+            return grad_up, hidden
+        (_, gate, up), rows, columns, (_, *strides) = _as_rows(grad, gate, up)
+        blocks_per_row = -(-columns // BLOCK)
+        with _device_guard(gate):
+            gated_backward_recompute_kernel[(rows * blocks_per_row,)](
+                grad,
+                gate,
+                up,
+                grad_up,
+                hidden,
+                columns,
+                blocks_per_row,
+                *strides,
+                VALUE_AND_SLOPE=self.value_and_slope,
+                BLOCK=BLOCK,
+            )
+        return grad_up, hidden
 
 
 def _row_stride(tensor: Tensor) -> int | None:
@@ -194,28 +253,43 @@ def _check_same(name: str, **tensors: Tensor) -> None:
             raise ValueError(f"patchkit::{name} takes tensors of one shape, dtype and device, but got {found}")
 
 
-def register(activation: GatedActivation) -> tuple[Forward, Backward]:
-    """Register ``activation`` with the dispatcher and return its forward and backward op.
+def _check_own(name: str, grad: Tensor) -> None:
+    """Raise ValueError unless ``grad`` can be written over row by row."""
+    if not grad.is_contiguous():
+        raise ValueError(
+            f"patchkit::{name} writes over grad, which must be contiguous, but has strides {grad.stride()}"
+        )
 
-    ``patchkit::<name>(Tensor gate, Tensor up) -> Tensor`` and
-    ``patchkit::<name>_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)``, the latter
-    ``(grad_gate, grad_up)``; all tensors ``[..., n]`` of one shape, dtype and device, results contiguous. The Triton
-    kernels run on CUDA, ROCm and XPU in bf16, fp16 and fp32, the reference everywhere else.
+
+def register(activation: GatedActivation) -> tuple[Forward, Backward, Backward]:
+    """Register ``activation`` with the dispatcher and return its forward op and both backward ops.
+
+    ``patchkit::<name>(Tensor gate, Tensor up) -> Tensor``,
+    ``patchkit::<name>_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)``, which returns
+    ``(grad_gate, grad_up)``, and
+    ``patchkit::<name>_backward_recompute(Tensor(a!) grad, Tensor gate, Tensor up) -> (Tensor, Tensor)``, which writes
+    grad_gate over grad (contiguous), returns ``(grad_up, hidden)`` and has no derivative of its own. All tensors are
+    ``[..., n]`` of one shape, dtype and device, results contiguous. The Triton kernels run on CUDA, ROCm and XPU in
+    bf16, fp16 and fp32, the reference everywhere else.
 
     Uses ``torch.library.Library`` because ``torch.library.custom_op`` costs 1.4 times as much per call: forward and
     backward of a small tensor 61 against 44 microseconds, measured with torch 2.13 on a CPU.
     """
     name, backward_name = activation.name, f"{activation.name}_backward"
+    recompute_name = f"{backward_name}_recompute"
     tags = (torch.Tag.pt2_compliant_tag,)
+    _LIBRARY.define(f"{recompute_name}(Tensor(a!) grad, Tensor gate, Tensor up) -> (Tensor, Tensor)", tags=tags)
     _LIBRARY.define(f"{name}(Tensor gate, Tensor up) -> Tensor", tags=tags)
     _LIBRARY.define(f"{backward_name}(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)", tags=tags)
     op: Forward = getattr(torch.ops.patchkit, name).default
     backward_op: Backward = getattr(torch.ops.patchkit, backward_name).default
+    recompute_op: Backward = getattr(torch.ops.patchkit, recompute_name).default
     _register_references(activation)
     if TRITON_AVAILABLE:
         _register_kernels(activation)
+    _register_recompute(activation, recompute_name)
     _register_autograd(activation, backward_op)
-    return op, backward_op
+    return op, backward_op, recompute_op
 
 
 def _register_references(activation: GatedActivation) -> None:
@@ -266,6 +340,34 @@ def _register_kernels(activation: GatedActivation) -> None:
     for key in TRITON_DISPATCH_KEYS:
         _LIBRARY.impl(name, forward, key)
         _LIBRARY.impl(backward_name, backward, key)
+
+
+def _register_recompute(activation: GatedActivation, name: str) -> None:
+    """Every implementation of the backward op that writes over its gradient."""
+
+    def reference(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        _check_same(name, grad=grad, gate=gate, up=up)
+        _check_own(name, grad)
+        grad_up, hidden = activation.backward_recompute_reference(grad, gate, up)
+        return grad_up.contiguous(), hidden.contiguous()
+
+    def kernel(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        if gate.dtype not in TRITON_DTYPES:
+            return reference(grad, gate, up)
+        _check_same(name, grad=grad, gate=gate, up=up)
+        _check_own(name, grad)
+        return activation.launch_backward_recompute(grad, gate, up)
+
+    def fake(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        _check_same(name, grad=grad, gate=gate, up=up)
+        grad_up = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        return grad_up, torch.empty_like(grad_up)
+
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"patchkit::{name}", fake, lib=_LIBRARY)
+    if TRITON_AVAILABLE:
+        for key in TRITON_DISPATCH_KEYS:
+            _LIBRARY.impl(name, kernel, key)
 
 
 def _register_autograd(activation: GatedActivation, backward_op: Backward) -> None:

@@ -79,12 +79,32 @@ def geglu_tanh_backward_reference(grad: Tensor, gate: Tensor, up: Tensor) -> tup
     return grad_gate, F.gelu(gate, approximate="tanh").mul_(grad)
 
 
+def geglu_erf_backward_recompute_reference(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """``(grad * gelu(gate), gelu(gate) * up)`` with exact GELU; ``grad`` becomes ``grad * up * gelu'(gate)``."""
+    return _backward_recompute(grad, gate, up, "none")
+
+
+def geglu_tanh_backward_recompute_reference(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """``(grad * gelu(gate), gelu(gate) * up)`` with tanh GELU; ``grad`` becomes ``grad * up * gelu'(gate)``."""
+    return _backward_recompute(grad, gate, up, "tanh")
+
+
+def _backward_recompute(grad: Tensor, gate: Tensor, up: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    value = F.gelu(gate, approximate=approximate)
+    hidden = value * up
+    grad_up = value.mul_(grad)
+    grad.mul_(up)
+    torch.ops.aten.gelu_backward.grad_input(grad, gate, approximate=approximate, grad_input=grad)
+    return grad_up, hidden
+
+
 GEGLU_ERF = GatedActivation(
     name="geglu_erf",
     value=gelu_erf,
     value_and_slope=gelu_erf_and_slope,
     reference=geglu_erf_reference,
     backward_reference=geglu_erf_backward_reference,
+    backward_recompute_reference=geglu_erf_backward_recompute_reference,
 )
 GEGLU_TANH = GatedActivation(
     name="geglu_tanh",
@@ -92,9 +112,10 @@ GEGLU_TANH = GatedActivation(
     value_and_slope=gelu_tanh_and_slope,
     reference=geglu_tanh_reference,
     backward_reference=geglu_tanh_backward_reference,
+    backward_recompute_reference=geglu_tanh_backward_recompute_reference,
 )
-_erf_forward, _erf_backward = register(GEGLU_ERF)
-_tanh_forward, _tanh_backward = register(GEGLU_TANH)
+_erf_forward, _erf_backward, _erf_backward_recompute = register(GEGLU_ERF)
+_tanh_forward, _tanh_backward, _tanh_backward_recompute = register(GEGLU_TANH)
 
 
 def geglu_erf(gate: Tensor, up: Tensor) -> Tensor:
@@ -144,3 +165,28 @@ def geglu_tanh_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor,
     Arguments, results and errors are those of :func:`geglu_erf_backward`.
     """
     return _tanh_backward(grad, gate, up)
+
+
+def geglu_erf_backward_recompute(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`geglu_erf_backward` in place, with the value: the op ``patchkit::geglu_erf_backward_recompute``.
+
+    Args:
+        grad: gradient of the output, ``[..., n]``, contiguous. It is overwritten with ``grad * up * gelu'(gate)``.
+        gate: as given to :func:`geglu_erf`.
+        up: as given to :func:`geglu_erf`.
+
+    Returns:
+        ``grad * gelu(gate)`` and ``gelu(gate) * up``, contiguous, like ``gate`` in shape and dtype.
+
+    Raises:
+        ValueError: shapes, dtypes or devices differ, or ``grad`` is not contiguous.
+    """
+    return _erf_backward_recompute(grad, gate, up)
+
+
+def geglu_tanh_backward_recompute(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`geglu_tanh_backward` in place, with the value: the op ``patchkit::geglu_tanh_backward_recompute``.
+
+    Arguments, results and errors are those of :func:`geglu_erf_backward_recompute`.
+    """
+    return _tanh_backward_recompute(grad, gate, up)

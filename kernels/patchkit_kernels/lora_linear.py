@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchkit_kernels.arguments import flatten, gather_grads, needs_of, unflatten
 from patchkit_kernels.differentiable import differentiable_backward, wants_graph
-from patchkit_kernels.projection import Precision, Projection, project, project_backward
+from patchkit_kernels.projection import Precision, Projection, input_backward, parameter_backward, project
 
 
 class LoraProjections(torch.autograd.Function):
@@ -38,15 +38,10 @@ class LoraProjections(torch.autograd.Function):
 
             d_x, *rest = differentiable_backward(again, (x, *tensors), (needed[0], *needed[3:]), grads)
             return d_x, None, None, *rest
-        d_x, found = project_backward(
-            grads,
-            x,
-            unflatten(tensors, ctx.scalings),
-            precision,
-            needs_of(needed[3:]),
-            x.dtype if needed[0] else None,
-        )
-        return d_x, None, None, *gather_grads(found)
+        projections, needs = unflatten(tensors, ctx.scalings), needs_of(needed[3:])
+        flow = input_backward(grads, projections, precision, needs, x.dtype if needed[0] else None)
+        found = parameter_backward(flow, grads, x, projections, precision, needs)
+        return flow.x, None, None, *gather_grads(found)
 
 
 def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Precision) -> tuple[Tensor, ...]:

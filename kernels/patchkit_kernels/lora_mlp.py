@@ -18,7 +18,15 @@ from torch import Tensor
 from patchkit_kernels.activations import ACTIVATIONS, Activation
 from patchkit_kernels.arguments import flatten, gather_grads, needs_of, unflatten
 from patchkit_kernels.differentiable import differentiable_backward, wants_graph
-from patchkit_kernels.projection import Precision, Projection, project, project_backward
+from patchkit_kernels.projection import (
+    Grads,
+    Needs,
+    Precision,
+    Projection,
+    input_backward,
+    parameter_backward,
+    project,
+)
 
 
 class LoraGatedMLP(torch.autograd.Function):
@@ -65,27 +73,34 @@ class LoraGatedMLP(torch.autograd.Function):
         *inputs, down = unflatten(tensors, ctx.scalings)
         *input_needs, down_needs = needs_of(needed[5:])
         gate, up = split_gate_up(projected, ctx.gate_first)
-        activation = ACTIVATIONS[ctx.activation]
-        # What reads the hidden state itself: dW, dA and dB of down. A frozen down without adapter needs none of it.
-        reads_hidden = down_needs.weight or down_needs.lora_a or down_needs.lora_b
-        hidden = activation.forward(gate, up) if reads_hidden else None
         flows_back = needed[0] or any(any(needs) for needs in input_needs)
-        d_hidden, down_grads = project_backward(
-            [grad], hidden, [down], precision, [down_needs], precision.base if flows_back else None
-        )
-        if d_hidden is None:
-            return (None, *nothing, *[None] * (len(tensors) - len(down_grads[0])), *down_grads[0])
-        del hidden
-        halves = activation.backward(d_hidden, gate, up)
-        d_x, input_grads = project_backward(
-            _join_gate_up(halves, inputs_count, ctx.gate_first),
-            x,
-            inputs,
-            precision,
-            input_needs,
-            x.dtype if needed[0] else None,
-        )
-        return (d_x, *nothing, *gather_grads([*input_grads, *down_grads]))
+        flow = input_backward([grad], [down], precision, [down_needs], precision.base if flows_back else None)
+        hidden, halves = _through_activation(ctx.activation, flow.x, gate, up, down_needs)
+        down_grads = parameter_backward(flow, [grad], hidden, [down], precision, [down_needs])
+        if halves is None:
+            return (None, *nothing, *gather_grads([*[Grads()] * inputs_count, *down_grads]))
+        del hidden, flow
+        joined = _join_gate_up(halves, inputs_count, ctx.gate_first)
+        flow = input_backward(joined, inputs, precision, input_needs, x.dtype if needed[0] else None)
+        input_grads = parameter_backward(flow, joined, x, inputs, precision, input_needs)
+        return (flow.x, *nothing, *gather_grads([*input_grads, *down_grads]))
+
+
+def _through_activation(
+    activation: Activation, d_hidden: Tensor | None, gate: Tensor, up: Tensor, down_needs: Needs
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    """The hidden state again, if W, A or B of down needs it, and the gradients of gate and up, if d_hidden is given.
+
+    Both at once read gate and up once. d_hidden is a buffer of ours that nothing else holds: it is written over.
+    """
+    functions = ACTIVATIONS[activation]
+    reads_hidden = down_needs.weight or down_needs.lora_a or down_needs.lora_b
+    if d_hidden is None:
+        return functions.forward(gate, up) if reads_hidden else None, None
+    if not reads_hidden:
+        return None, functions.backward(d_hidden, gate, up)
+    d_up, hidden = functions.backward_recompute(d_hidden, gate, up)
+    return hidden, (d_hidden, d_up)
 
 
 def split_gate_up(projected: Sequence[Tensor], gate_first: bool) -> tuple[Tensor, Tensor]:

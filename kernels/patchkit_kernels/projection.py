@@ -11,7 +11,8 @@ and, with dy_i given and dt_i = s_i dy_i B_i::
     dA_i = dt_i^T x        dB_i = s_i dy_i^T t_i
     dW_i = dy_i^T x        db_i = sum over tokens of dy_i
 
-The A's of one input are stacked into one product, forward and backward. t is not kept for backward but computed again
+The A's of one input are stacked into one product, forward and backward. dx needs no x, so that a caller who computes x
+again can do it afterwards. t is not kept for backward but computed again
 where a dB needs it: that costs one product with the stacked A's and keeps nothing but x.
 """
 
@@ -90,93 +91,93 @@ def project(x: Tensor, projections: Sequence[Projection], precision: Precision) 
     return [_project(base_input, p, t, precision) for p, t in zip(projections, reduced, strict=True)]
 
 
-def project_backward(
+class Flow(NamedTuple):
+    """What flows back through projections, and what is used again for the gradients of their tensors.
+
+    Attributes:
+        x: dx ``[tokens, in]``, or None if it is not needed.
+        d_reduced: dt_i ``[tokens, rank_i]`` by index of the projection.
+        stacked: all of them side by side, ``[tokens, sum of ranks]``, or None if there is none.
+        stacked_a: the A's that belong to them, ``[sum of ranks, in]``, or None.
+    """
+
+    x: Tensor | None
+    d_reduced: dict[int, Tensor]
+    stacked: Tensor | None
+    stacked_a: Tensor | None
+
+
+def input_backward(
+    grads: Sequence[Tensor | None],
+    projections: Sequence[Projection],
+    precision: Precision,
+    needs: Sequence[Needs],
+    x_grad_dtype: torch.dtype | None,
+) -> Flow:
+    """The first half of the gradients of :func:`project`: dx, for which x itself is not needed.
+
+    Args:
+        grads: dy of each projection, ``[tokens, out_i]``, or None where nothing flows back: such a projection takes
+            no part, so that its tensors get no gradient, as in autograd.
+        projections: as in forward.
+        precision: as in forward.
+        needs: for each projection, what needs a gradient.
+        x_grad_dtype: the dtype of dx, or None if dx is not needed.
+    """
+    live = {i: grad for i, grad in enumerate(grads) if grad is not None}
+    through = [i for i in live if projections[i].lora_a is not None and (x_grad_dtype is not None or needs[i].lora_a)]
+    d_reduced = {
+        i: _scaled_product(live[i].to(precision.lora), _present(projections[i].lora_b), projections[i]) for i in through
+    }
+    stacked = _stack(list(d_reduced.values()), 1) if through else None
+    stacked_a = _stack_a([projections[i] for i in through], precision)
+    if x_grad_dtype is None or not live:
+        return Flow(None, d_reduced, stacked, stacked_a)
+    pairs = [(grad.to(precision.base), projections[i].weight.to(precision.base)) for i, grad in live.items()]
+    if stacked is not None and stacked_a is not None:
+        pairs.append((stacked, stacked_a))
+    return Flow(_sum_of_products(pairs, x_grad_dtype), d_reduced, stacked, stacked_a)
+
+
+def parameter_backward(
+    flow: Flow,
     grads: Sequence[Tensor | None],
     x: Tensor | None,
     projections: Sequence[Projection],
     precision: Precision,
     needs: Sequence[Needs],
-    x_grad_dtype: torch.dtype | None,
-) -> tuple[Tensor | None, list[Grads]]:
-    """The gradients of :func:`project`, with only the products that are asked for.
+) -> list[Grads]:
+    """The second half: the gradients of the projections' own tensors, with only the products that are asked for.
 
     Args:
-        grads: dy of each projection, ``[tokens, out_i]``, or None where nothing flows back: such a projection takes
-            no part, so that its tensors get no gradient, as in autograd.
-        x: the input of forward; may be None if no W, A or B needs a gradient.
+        flow: of :func:`input_backward` for the same arguments.
+        grads: as there.
+        x: the input of forward, ``[tokens, in]``; may be None if no W, A or B needs a gradient.
         projections: as in forward.
         precision: as in forward.
-        needs: for each projection, what needs a gradient.
-        x_grad_dtype: the dtype of dx, or None if dx is not needed.
-
-    Returns:
-        dx ``[tokens, in]`` or None, and the gradients of each projection.
+        needs: as there.
     """
     live = {i: grad for i, grad in enumerate(grads) if grad is not None}
-    adapters = _adapters_backward(
-        {i: grad.to(precision.lora) for i, grad in live.items() if projections[i].lora_a is not None},
-        x,
-        projections,
-        precision,
-        needs,
-        x_grad_dtype is not None,
-    )
-    results = [Grads() for _ in projections]
-    for i, grad in live.items():
-        d_weight, d_bias = _d_base(grad, x, projections[i], precision, needs[i])
-        results[i] = Grads(d_weight, d_bias, adapters.lora_a.get(i), adapters.lora_b.get(i))
-    if x_grad_dtype is None or not live:
-        return None, results
-    pairs = [(grad.to(precision.base), projections[i].weight.to(precision.base)) for i, grad in live.items()]
-    if adapters.d_reduced is not None and adapters.stacked_a is not None:
-        pairs.append((adapters.d_reduced, adapters.stacked_a))
-    return _sum_of_products(pairs, x_grad_dtype), results
-
-
-class _AdapterGrads(NamedTuple):
-    """What flows back through the adapters.
-
-    Attributes:
-        d_reduced: [dt_1, dt_2, ...], ``[tokens, sum of ranks]``, or None.
-        stacked_a: the A's that belong to it, ``[sum of ranks, in]``, or None.
-        lora_a: dA by index of the projection.
-        lora_b: dB by index of the projection.
-    """
-
-    d_reduced: Tensor | None
-    stacked_a: Tensor | None
-    lora_a: dict[int, Tensor]
-    lora_b: dict[int, Tensor]
-
-
-def _adapters_backward(
-    grads: dict[int, Tensor],
-    x: Tensor | None,
-    projections: Sequence[Projection],
-    precision: Precision,
-    needs: Sequence[Needs],
-    flows_back: bool,
-) -> _AdapterGrads:
-    """dt, dA and dB of the projections with adapters, whose dy are given in the adapters' dtype."""
-    through = [i for i in grads if flows_back or needs[i].lora_a]
-    to_a, to_b = [i for i in grads if needs[i].lora_a], [i for i in grads if needs[i].lora_b]
-    x = x.to(precision.lora) if x is not None and (to_a or to_b) else None
-    d_reduced = {i: _scaled_product(grads[i], _present(projections[i].lora_b), projections[i]) for i in through}
-    stacked_a = _stack_a([projections[i] for i in through], precision)
-    d_stacked = _stack(list(d_reduced.values()), 1) if through else None
+    to_a, to_b = [i for i in live if needs[i].lora_a], [i for i in live if needs[i].lora_b]
+    lora_x = _present(x).to(precision.lora) if to_a or to_b else None
+    through = list(flow.d_reduced)
     d_lora_a: dict[int, Tensor] = {}
     if to_a:
-        chosen = _present(d_stacked) if to_a == through else _stack([d_reduced[i] for i in to_a], 1)
-        parts = torch.split(chosen.t() @ _present(x), _ranks(to_a, projections), 0)
+        chosen = _present(flow.stacked) if to_a == through else _stack([flow.d_reduced[i] for i in to_a], 1)
+        parts = torch.split(chosen.t() @ _present(lora_x), _ranks(to_a, projections), 0)
         d_lora_a = {i: part.to(_present(projections[i].lora_a).dtype) for i, part in zip(to_a, parts, strict=True)}
     d_lora_b: dict[int, Tensor] = {}
     if to_b:
-        again = stacked_a if to_b == through else _stack_a([projections[i] for i in to_b], precision)
-        reduced = torch.split(_present(x) @ _present(again).t(), _ranks(to_b, projections), 1)
+        stacked_a = flow.stacked_a if to_b == through else _stack_a([projections[i] for i in to_b], precision)
+        reduced = torch.split(_present(lora_x) @ _present(stacked_a).t(), _ranks(to_b, projections), 1)
         for i, t in zip(to_b, reduced, strict=True):
-            lora_b = _present(projections[i].lora_b)
-            d_lora_b[i] = _scaled_product(grads[i].t(), t, projections[i]).to(lora_b.dtype)
-    return _AdapterGrads(d_stacked, stacked_a, d_lora_a, d_lora_b)
+            product = _scaled_product(live[i].to(precision.lora).t(), t, projections[i])
+            d_lora_b[i] = product.to(_present(projections[i].lora_b).dtype)
+    results = [Grads() for _ in projections]
+    for i, grad in live.items():
+        d_weight, d_bias = _d_base(grad, x, projections[i], precision, needs[i])
+        results[i] = Grads(d_weight, d_bias, d_lora_a.get(i), d_lora_b.get(i))
+    return results
 
 
 def _present(tensor: Tensor | None) -> Tensor:

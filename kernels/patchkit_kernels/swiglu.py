@@ -42,14 +42,25 @@ def swiglu_backward_reference(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[T
     return grad_gate, F.silu(gate).mul_(grad)
 
 
+def swiglu_backward_recompute_reference(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """``(grad * silu(gate), silu(gate) * up)`` in torch; ``grad * up * silu'(gate)`` is written over ``grad``."""
+    value = F.silu(gate)
+    hidden = value * up
+    grad_up = value.mul_(grad)
+    grad.mul_(up)
+    torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=grad)
+    return grad_up, hidden
+
+
 SWIGLU = GatedActivation(
     name="swiglu",
     value=silu,
     value_and_slope=silu_and_slope,
     reference=swiglu_reference,
     backward_reference=swiglu_backward_reference,
+    backward_recompute_reference=swiglu_backward_recompute_reference,
 )
-_forward, _backward = register(SWIGLU)
+_forward, _backward, _backward_recompute = register(SWIGLU)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -83,3 +94,20 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
         ValueError: shapes, dtypes or devices differ.
     """
     return _backward(grad, gate, up)
+
+
+def swiglu_backward_recompute(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`swiglu_backward` in place, with the forward value: the op ``patchkit::swiglu_backward_recompute``.
+
+    Args:
+        grad: gradient of the output, ``[..., n]``, contiguous. It is overwritten with ``grad * up * silu'(gate)``.
+        gate: as given to :func:`swiglu`.
+        up: as given to :func:`swiglu`.
+
+    Returns:
+        ``grad * silu(gate)`` and ``silu(gate) * up``, contiguous, like ``gate`` in shape and dtype.
+
+    Raises:
+        ValueError: shapes, dtypes or devices differ, or ``grad`` is not contiguous.
+    """
+    return _backward_recompute(grad, gate, up)

@@ -42,6 +42,13 @@ class Activation:
     def backward_op(self) -> Any:
         return getattr(torch.ops.patchkit, f"{self.kernel.name}_backward").default
 
+    @property
+    def recompute_op(self) -> Any:
+        return getattr(torch.ops.patchkit, f"{self.kernel.name}_backward_recompute").default
+
+    def op_of(self, direction: str) -> Any:
+        return {"forward": self.op, "backward": self.backward_op, "recompute": self.recompute_op}[direction]
+
 
 ACTIVATIONS = {
     "swiglu": Activation(
@@ -63,7 +70,7 @@ ACTIVATIONS = {
     ),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward", "recompute")
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
@@ -137,13 +144,18 @@ class Case:
         return f"{self.activation}-{self.direction}-{self.dtype}-{self.layout}"
 
     def inputs(self, device: str = "cpu") -> list[Tensor]:
-        """Gate and up, after the gradient in the backward direction, with the layout's strides."""
+        """Gate and up, after the gradient in a backward direction, with the layout's strides.
+
+        A gradient that is to be written over lies in adjacent rows of its own.
+        """
         tensors = []
-        for tensor in LAYOUTS[self.layout]()[0 if self.direction == "backward" else 1 :]:
+        for tensor in LAYOUTS[self.layout]()[1 if self.direction == "forward" else 0 :]:
             # Through the storage, because `.to()` would make non-overlapping-and-dense copies.
             base = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
             converted = base.to(device=device, dtype=DTYPES[self.dtype])
             tensors.append(converted.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+        if self.direction == "recompute":
+            tensors[0] = tensors[0].clone(memory_format=torch.contiguous_format)
         return tensors
 
 
@@ -156,34 +168,39 @@ CASES = [
 ]
 
 
-def eager(activation: Activation, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+def eager(activation: Activation, tensors: list[Tensor], with_hidden: bool = False) -> tuple[Tensor, ...]:
     """What torch computes, step by step, in the dtype of ``tensors``: ``[gate, up]`` or ``[grad, gate, up]``."""
     gate, up = (tensor.detach().requires_grad_() for tensor in tensors[-2:])
     hidden = activation.eager(gate) * up
-    return (hidden.detach(),) if len(tensors) == 2 else torch.autograd.grad(hidden, (gate, up), tensors[0])
+    gradients = torch.autograd.grad(hidden, (gate, up), tensors[0]) if len(tensors) == 3 else ()
+    return (*gradients, hidden.detach()) if with_hidden or not gradients else gradients
 
 
-def truth(activation: Activation, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+def truth(activation: Activation, tensors: list[Tensor], with_hidden: bool = False) -> tuple[Tensor, ...]:
     """The same in fp64, on the CPU, where the values of ``tensors`` are exact."""
-    return eager(activation, [tensor.cpu().double() for tensor in tensors])
+    return eager(activation, [tensor.cpu().double() for tensor in tensors], with_hidden)
 
 
-def complaint(case: Case, run: Callable[[Activation, list[Tensor]], Any], device: str = "cpu") -> str | None:
-    """Run a case's kernel by ``run(activation, tensors)``: None if all is well, else what is wrong."""
+def complaint(case: Case, run: Callable[[Any, list[Tensor]], Any], device: str = "cpu") -> str | None:
+    """Run a case's kernel by ``run(op, tensors)``: None if all is well, else what is wrong."""
     noise = 2e-7 if device == "cpu" else 4e-7  # GPUs approximate exp and division to 2 ulp
     activation = ACTIVATIONS[case.activation]
     tensors = case.inputs(device)
-    before = [tensor.clone() for tensor in tensors]
-    results = run(activation, tensors)
+    before, recompute = [tensor.clone() for tensor in tensors], case.direction == "recompute"
+    expected, by_eager = truth(activation, tensors, recompute), eager(activation, tensors, recompute)
+    results = run(activation.op_of(case.direction), tensors)
     results = (results,) if isinstance(results, Tensor) else tuple(results)
-    expected, by_eager = truth(activation, tensors), eager(activation, tensors)
+    if recompute:
+        # The gradient of the gate is written over the gradient that was given.
+        results, tensors, before = (tensors[0], *results), [before[0], *tensors[1:]], before
     for tensor, copy in zip(tensors, before, strict=True):
         if not torch.equal(tensor.nan_to_num(7.0), copy.nan_to_num(7.0)):
             return "an input was modified"
     if len(results) != len(expected):
         return f"{len(results)} results, not {len(expected)}"
     for index, (result, exact, other) in enumerate(zip(results, expected, by_eager, strict=True)):
-        problem = _compare(result, exact, other, tensors, noise)
+        # The hidden state does not depend on the gradient, so neither does its bound.
+        problem = _compare(result, exact, other, tensors[1:] if index == 2 else tensors, noise)
         if problem is not None:
             return f"result {index}: {problem}"
     return None
@@ -215,13 +232,12 @@ def _compare(result: Tensor, exact: Tensor, by_eager: Tensor, tensors: list[Tens
     return None
 
 
-def run_device_kernel(activation: Activation, tensors: list[Tensor]) -> Any:
+def run_device_kernel(op: Any, tensors: list[Tensor]) -> Any:
     """What the dispatcher calls for a CUDA tensor, called whatever the tensors' device."""
-    op = activation.op if len(tensors) == 2 else activation.backward_op
     return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *tensors)
 
 
-def _run_interpreted(activation: Activation, tensors: list[Tensor]) -> Any:
+def _run_interpreted(op: Any, tensors: list[Tensor]) -> Any:
     """Run the kernel with results that lie in the middle of larger buffers, and see that it writes nowhere else."""
     buffers = []
 
@@ -231,7 +247,7 @@ def _run_interpreted(activation: Activation, tensors: list[Tensor]) -> Any:
         return buffers[-1][margin : margin + tensor.numel()].view(tensor.shape)
 
     with mock.patch("torch.empty_like", empty_like):
-        results = run_device_kernel(activation, tensors)
+        results = run_device_kernel(op, tensors)
     for buffer in buffers:
         assert (buffer[:2048] == 1234).all(), "written before the result"
         assert (buffer[-2048:] == 1234).all(), "written behind the result"

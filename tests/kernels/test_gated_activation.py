@@ -102,10 +102,7 @@ def test_error_at_most_1_1_times_eagers(activation: Activation, dtype: torch.dty
 def test_kernel_cases_on_the_reference(case: Any) -> None:
     if "extreme" in case.layout and case.activation == "geglu_erf":
         pytest.skip("torch's vectorised fp32 erf on the CPU gives NaN for infinity")
-    assert (
-        complaint(case, lambda activation, tensors: (activation.op, activation.backward_op)[len(tensors) - 2](*tensors))
-        is None
-    )
+    assert complaint(case, lambda op, tensors: op(*tensors)) is None
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -261,9 +258,40 @@ def test_the_device_guard_is_for_the_tensors_device() -> None:
 @each_activation
 def test_fp64_on_a_device_runs_the_reference(activation: Activation) -> None:
     for tensors in (three(3, 5)[1:], three(3, 5)):
-        results = run_device_kernel(activation, tensors)
+        results = run_device_kernel((activation.op, activation.backward_op)[len(tensors) - 2], tensors)
         results = (results,) if isinstance(results, Tensor) else results
         assert all(map(torch.equal, results, eager(activation, tensors)))
+
+
+@each_activation
+def test_the_gradient_that_is_written_over_must_be_contiguous(activation: Activation) -> None:
+    grad, gate, up = three(3, 5)
+    with pytest.raises(ValueError, match="writes over grad, which must be contiguous"):
+        activation.recompute_op(grad.mT.contiguous().mT, gate, up)
+
+
+@each_activation
+def test_recompute_gives_the_bits_of_the_two_other_ops(activation: Activation) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        grad, gate, up = three(3, 5, dtype=dtype)
+        expected = (*activation.backward_op(grad, gate, up), activation.op(gate, up))
+        own = grad.clone()
+        assert all(map(torch.equal, (own, *activation.recompute_op(own, gate, up)), expected))
+
+
+@each_activation
+def test_recompute_is_seen_as_writing_by_the_compiler(activation: Activation) -> None:
+    grad, gate, up = three(3, 5)
+
+    def function(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+        own = grad * 2
+        return (own, *activation.recompute_op(own, gate, up))
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, compiled(grad, gate, up), function(grad, gate, up)))
+    torch.library.opcheck(
+        activation.recompute_op, (grad.clone(), gate, up), test_utils=("test_schema", "test_faketensor")
+    )
 
 
 # --- wrong input ------------------------------------------------------------------------------------------------------

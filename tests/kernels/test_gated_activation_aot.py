@@ -14,13 +14,23 @@ triton = pytest.importorskip("triton", reason="the compiler is part of Triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from patchkit_kernels.gated_activation import BLOCK, gated_backward_kernel, gated_forward_kernel  # noqa: E402
+from patchkit_kernels.gated_activation import (  # noqa: E402
+    BLOCK,
+    gated_backward_kernel,
+    gated_backward_recompute_kernel,
+    gated_forward_kernel,
+)
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled"),
 ]
 
+KERNELS = {
+    "forward": gated_forward_kernel,
+    "backward": gated_backward_kernel,
+    "recompute": gated_backward_recompute_kernel,
+}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -44,7 +54,7 @@ def compile_kernel(
 
     ``aligned``: pointers, sizes and strides are multiples of 16, as Triton notes for the usual tensors.
     """
-    kernel = gated_forward_kernel if direction == "forward" else gated_backward_kernel
+    kernel = KERNELS[direction]
     constants: dict[str, Any] = {"BLOCK": BLOCK}
     if direction == "forward":
         constants["VALUE"] = activation.kernel.value
@@ -97,7 +107,7 @@ def test_compiles_for_huge_and_for_single_element_tensors(direction: str, intege
 def test_loads_16_bytes_at_once_and_rounds_to_nearest(activation: Activation, direction: str) -> None:
     ptx = compile_kernel(activation, direction, "bf16", TARGETS["sm_90"], aligned=True).asm["ptx"]
     accesses = re.findall(r"(?:ld|st)\.global\S*", ptx)
-    assert len(accesses) == (3 if direction == "forward" else 5)
+    assert len(accesses) == {"forward": 3, "backward": 5, "recompute": 6}[direction]
     assert all(re.search(r"\.v4\.b32$", access) for access in accesses), accesses
     conversions = re.findall(r"cvt\S*\.bf16\S*\.f32", ptx)
     assert conversions
