@@ -11,12 +11,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 SPEC := pyproject.toml constraints.txt
 
-# $(call install,EXTRAS): with the tested versions. A build of torch for GPUs insists on a Triton of its own; where that
+# EXTRAS=...; $(install): with the tested versions. A build of torch for GPUs insists on a Triton of its own; where that
 # is not the tested one, it is the only pin that gives way (the kernels were tested with Triton 3.7.1 and 3.9.0).
-install = $(PIP) --constraint constraints.txt --editable '.[$(1)]' || { \
+install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    echo "that failed; once more with the Triton that this build of torch asks for" >&2; \
 	    grep -v '^triton' constraints.txt > $(VENV)/constraints.txt; \
-	    $(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(1)]'; }
+	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint matrix clean
@@ -59,7 +59,7 @@ $(VENV)/.venv:
 
 $(VENV)/.demo: $(VENV)/.venv $(SPEC)
 	@echo "installing patchkit with torch, transformers, peft and matplotlib (minutes the first time)"
-	@$(call install,demo)
+	@EXTRAS=demo; $(install)
 	@touch $@
 
 # No stamp where this fails: the demo runs without the weights, and the next `make demo` tries again.
@@ -71,10 +71,10 @@ $(VENV)/.weights: $(VENV)/.demo
 
 $(VENV)/.test: $(VENV)/.venv $(SPEC)
 	@echo "installing patchkit with what the tests need (minutes the first time)"
-	@$(call install,demo,test)
+	@EXTRAS=demo,test; $(install)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
 	@echo "installing ruff and mypy"
-	@$(call install,demo,test,dev)
+	@EXTRAS=demo,test,dev; $(install)
 	@touch $@
