@@ -31,8 +31,10 @@ help:
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
 	@echo "           PIP_ARGS= for pip install, for example an --extra-index-url with CPU builds of torch"
 
+# glibc gives every large tensor back to the system and asks for it again at each step; the page faults make a step take
+# up to twice as long, at random, plain and patched alike. With these it keeps the memory, and times can be compared.
 demo: $(VENV)/.demo $(VENV)/.weights
-	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
+	@MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m examples.demo $(DEMO_ARGS)
 
 # One thread in each process: the processes share the cores already.
 test: $(VENV)/.test
