@@ -77,6 +77,9 @@ def _stand_in(modules: Sequence[nn.Module]) -> Tensor:
     for module in modules:
         projection = read_projection(module)
         weight = getattr(module, "weight", None) if isinstance(projection, str) else projection.weight
+        if weight is not None and not isinstance(weight, Tensor):
+            dtype = weight.compute_dtype(torch.float32)
+            return torch.empty(0, weight.shape[1], dtype=dtype, device=weight.device, requires_grad=True)
         if isinstance(weight, Tensor) and weight.is_floating_point():
             features = getattr(module, "in_features", weight.shape[-1])
             return torch.empty(0, features, dtype=weight.dtype, device=weight.device, requires_grad=True)

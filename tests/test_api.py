@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from peft import VeloraConfig
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
@@ -238,9 +239,9 @@ def test_model_on_meta():
 
 
 def test_strict_raises_before_anything_changes(lora_model):
-    _, model = lora_model(lora_dropout=0.1)
+    _, model = lora_model(velora_config=VeloraConfig(num_groups=2))
     before = classes(model)
-    with pytest.raises(NotPatchedError, match="lora_dropout is active"):
+    with pytest.raises(NotPatchedError, match="LoRA variant VeloraLinearVariant"):
         patchkit.apply(model, strict=True)
     assert classes(model) == before
 
@@ -251,7 +252,7 @@ def test_strict_accepts_what_has_no_adapter(lora_model):
 
 
 def test_blocks_left_upstream_are_said_once(lora_model):
-    _, model = lora_model(lora_dropout=0.1)
+    _, model = lora_model(velora_config=VeloraConfig(num_groups=2))
     with pytest.warns(PatchkitWarning, match="6 of 6 blocks run at upstream level") as caught:
         patchkit.apply(model)
     assert len(caught) == 1

@@ -13,7 +13,8 @@ def read_linear(module: nn.Module) -> Projection | Reason:
     reason = interference(module)
     if reason is not None:
         return reason
-    parameters = module.__dict__["_parameters"]
+    state = module.__dict__
+    parameters = state["_parameters"]
     weight = parameters.get("weight")
     if weight is None:
         return "its weight is not a parameter"

@@ -1,78 +1,157 @@
-"""Reader of PEFT's ``lora.Linear``: plain LoRA with one active adapter.
+"""Readers of PEFT's LoRA layers: ``lora.Linear``, and ``Linear4bit`` and ``Linear8bitLt`` over bitsandbytes' layers.
 
-Source of the semantics: ``peft/tuners/lora/layer.py``, ``Linear.forward``. What it does beyond
-``base(x) + lora_B(lora_A(x)) * scaling`` is recognised here and left to PEFT, with the reason.
+Source of the semantics: ``peft/tuners/lora/layer.py``, ``bnb.py``, ``dora.py`` and ``variants.py`` of version 0.21: for
+each active adapter in turn ``result + lora_B(lora_A(dropout(x))) * scaling``, or DoRA's formula. What a layer does
+beyond that is recognised here and left to PEFT, with the reason.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from peft.tuners.lora import dora
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from patchkit.adapters.linear import read_linear
-from patchkit.adapters.protocol import Reason, interference
-from patchkit_kernels.projection import Projection
+from patchkit.adapters.protocol import Reader, Reason, interference
+from patchkit_kernels.projection import Adapter, Projection
 
 
-def read_lora_linear(module: nn.Module) -> Projection | Reason:
-    """The tensors of a PEFT ``lora.Linear``, or why it must be called instead."""
-    reason = interference(module)
-    if reason is not None:
-        return reason
-    # Instance dictionaries are read directly: nn.Module's attribute access costs more than all the checks here.
-    state: dict[str, Any] = module.__dict__
-    modules = state["_modules"]
-    if state["_disable_adapters"]:
-        return "its adapters are disabled"
-    if state["merged_adapters"]:
-        return "its adapters are merged"
-    base = modules["base_layer"]
-    if type(base) is not nn.Linear:
-        return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
-    projection = read_linear(base)
-    if isinstance(projection, str):
-        return f"base layer: {projection}"
-    available = modules["lora_A"].__dict__["_modules"]
-    chosen: Any = module._active_adapter  # PEFT keeps one name or a list of names
-    active = [name for name in ([chosen] if isinstance(chosen, str) else chosen) if name in available]
-    if not active:
-        return projection
-    if len(active) > 1:
-        return "several adapters are active"
-    return _with_adapter(state, modules, active[0], projection)
+class LoraReader:
+    """Reads one of PEFT's LoRA layers.
+
+    Args:
+        bases: the readers of the base layers that this kind of layer wraps, by exact type.
+    """
+
+    def __init__(self, bases: dict[type[nn.Module], Reader]) -> None:
+        self._bases = bases
+
+    def __call__(self, module: nn.Module) -> Projection | Reason:
+        """The tensors of the layer and of its active adapters, or why it must be called instead."""
+        reason = interference(module)
+        if reason is not None:
+            return reason
+        # Instance dictionaries are read directly: nn.Module's attribute access costs more than all the checks here.
+        state: dict[str, Any] = module.__dict__
+        modules = state["_modules"]
+        if state["_disable_adapters"]:
+            return "its adapters are disabled"
+        if state["merged_adapters"]:
+            return "its adapters are merged"
+        base = modules["base_layer"]
+        read = self._bases.get(type(base))
+        if read is None:
+            return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
+        projection = read(base)
+        if isinstance(projection, str):
+            return f"base layer: {projection}"
+        chosen: Any = module._active_adapter  # PEFT keeps one name or a list of names
+        available = modules["lora_A"].__dict__["_modules"]
+        adapters = []
+        for name in (chosen,) if isinstance(chosen, str) else chosen:
+            if name in available:
+                adapter = _read_adapter(state, modules, name)
+                if isinstance(adapter, str):
+                    return adapter
+                adapters.append(adapter)
+        return Projection(projection.weight, projection.bias, tuple(adapters)) if adapters else projection
 
 
-def _with_adapter(state: dict[str, Any], modules: dict[str, Any], name: str, base: Projection) -> Projection | Reason:
-    if name in state["lora_variant"]:
-        return f"LoRA variant {type(state['lora_variant'][name]).__name__}"
-    if not state["cast_input_dtype_enabled"] or state["fan_in_fan_out"]:
-        return "its input is not cast, or its weight is transposed"
+def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
     dropout = modules["lora_dropout"].__dict__["_modules"][name]
-    if type(dropout) is nn.Dropout:
-        if dropout.training and dropout.p:
-            return "lora_dropout is active"
-    elif type(dropout) is not nn.Identity:
-        return f"its dropout is a {type(dropout).__qualname__}"
     lora_a = modules["lora_A"].__dict__["_modules"][name]
     lora_b = modules["lora_B"].__dict__["_modules"][name]
     if type(lora_a) is not nn.Linear or type(lora_b) is not nn.Linear:
         return "its adapter is not made of two linear layers"
-    for part in (dropout, lora_a, lora_b):
-        reason = interference(part)
-        if reason is not None:
-            return f"{type(part).__name__} of adapter {name!r}: {reason}"
+    reason = interference(lora_a) or interference(lora_b) or interference(dropout)
+    if reason is not None:
+        return f"A, B or dropout of adapter {name!r}: {reason}"
     parameters_a, parameters_b = lora_a.__dict__["_parameters"], lora_b.__dict__["_parameters"]
-    if parameters_a.get("bias") is not None or parameters_b.get("bias") is not None:
-        return "lora_bias is used"
     weight_a, weight_b = parameters_a.get("weight"), parameters_b.get("weight")
-    if weight_a is None or weight_b is None:
-        return "its A or B is not a parameter"
+    if weight_a is None or weight_b is None or parameters_a.get("bias") is not None:
+        return "its A or B is not one matrix"
+    if state.get("fan_in_fan_out") or not state["cast_input_dtype_enabled"]:
+        return "its input is not cast, or its weight is transposed"
     scaling = state["scaling"][name]
     if type(scaling) is not float and type(scaling) is not int:
         return f"its scaling is a {type(scaling).__name__}"
-    return Projection(base.weight, base.bias, weight_a, weight_b, scaling)
+    probability = 0.0
+    if type(dropout) is nn.Dropout:
+        if dropout.training:
+            probability = dropout.p
+            if dropout.inplace:
+                return "its dropout works in place"
+    elif type(dropout) is not nn.Identity:
+        return f"its dropout is a {type(dropout).__qualname__}"
+    bias = parameters_b.get("bias")
+    if name not in state["lora_variant"]:
+        return Adapter(weight_a, weight_b, scaling, bias, None, probability)
+    magnitude = _read_magnitude(state, modules, name)
+    if isinstance(magnitude, str):
+        return magnitude
+    if type(dropout) is nn.Identity or not state["training"]:
+        probability = 0.0  # PEFT asks the layer, not its dropout, whether it trains
+    elif not probability:
+        return "its dropout does not train with it"
+    return Adapter(weight_a, weight_b, scaling, bias, magnitude, probability)
+
+
+def _read_magnitude(state: dict[str, Any], modules: dict[str, Any], name: str) -> torch.Tensor | Reason:
+    """m of a DoRA adapter, or why its variant must be called."""
+    variant = state["lora_variant"][name]
+    if type(variant) is not DoraLinearVariant:
+        return f"LoRA variant {type(variant).__name__}"
+    layer = modules["lora_magnitude_vector"].__dict__["_modules"][name]
+    if type(layer) is not dora.DoraLinearLayer:
+        return f"its magnitude is kept by a {type(layer).__qualname__}"
+    reason = interference(layer)
+    if reason is not None:
+        return f"magnitude of adapter {name!r}: {reason}"
+    if getattr(dora, "ENABLE_DORA_CACHING", False) and not layer.training:
+        return "PEFT's DoRA cache is on"
+    magnitude = layer.__dict__["_parameters"].get("weight")
+    return "its magnitude is not a parameter" if magnitude is None else magnitude
+
+
+def read_modules_to_save(module: nn.Module) -> Projection | Reason:
+    """The copy that ``modules_to_save`` trains (or the original, where that is what runs): ``torch.nn.Linear`` only."""
+    reason = interference(module)
+    if reason is not None:
+        return reason
+    state: dict[str, Any] = module.__dict__
+    modules = state["_modules"]
+    chosen: Any = module._active_adapter
+    active = [chosen] if isinstance(chosen, str) else chosen
+    copies = modules["modules_to_save"].__dict__["_modules"]
+    inner = modules["original_module"]
+    if active and not state["_disable_adapters"] and all(name in copies for name in active):
+        inner = copies[active[0]]
+    if type(inner) is not nn.Linear:
+        return f"modules_to_save holds a {type(inner).__module__}.{type(inner).__qualname__}"
+    return read_linear(inner)
+
+
+def peft_readers(quantised: dict[type[nn.Module], Reader]) -> dict[type[nn.Module], Reader]:
+    """The readers of PEFT's layers by type.
+
+    Args:
+        quantised: the readers of bitsandbytes' layers; empty where it is not installed.
+    """
+    from peft.tuners import lora
+
+    readers: dict[type[nn.Module], Reader] = {
+        lora.Linear: LoraReader({nn.Linear: read_linear}),
+        ModulesToSaveWrapper: read_modules_to_save,
+    }
+    for name in ("Linear4bit", "Linear8bitLt"):
+        if quantised and hasattr(lora, name):
+            readers[getattr(lora, name)] = LoraReader(quantised)
+    return readers
 
 
 def carries_adapter(module: nn.Module) -> bool:

@@ -65,8 +65,8 @@ def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
 def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input) -> Choice:
     """The level of a gated MLP."""
     readings = [examine(module, given) for module in inputs]
-    # Down reads what the gate yields, which has the dtype of the base products.
-    dtype = readings[0].precision.base if isinstance(readings[0], Ready) else given.dtype
+    # Down reads what the gate yields.
+    dtype = readings[0].precision.output if isinstance(readings[0], Ready) else given.dtype
     readings.append(examine(down, given._replace(features=getattr(down, "in_features", -1), dtype=dtype)))
     found = tuple(readings)
     with_adapter = _any_adapted(found)
@@ -88,8 +88,12 @@ def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:
 def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
     return torch.is_grad_enabled() and (
         x.requires_grad
-        or any(isinstance(reading, Ready) and reading.projection.weight.requires_grad for reading in readings)
+        or any(isinstance(reading, Ready) and _trained(reading.projection.weight) for reading in readings)
     )
+
+
+def _trained(weight: object) -> bool:
+    return isinstance(weight, Tensor) and weight.requires_grad
 
 
 def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
@@ -123,18 +127,20 @@ def make_apply_qkv(names: tuple[str, str, str], order: Sequence[str]) -> Callabl
     Returns:
         A method from ``[..., hidden]`` to query, key and value, in this order.
     """
+    # Dropout is drawn in the order of calls.
     calls = tuple(names.index(name) for name in order)
+    places = tuple(calls.index(i) for i in range(len(names)))
 
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
         modules = tuple([getattr(self, name) for name in names])
         called = call_reason(x)
         choice = choose_shared(modules, input_of(x)) if called is None else Choice("upstream", (called,) * 3)
         if choice.precision is not None:
-            return lora_projections(x, [reading.projection for reading in choice.readings], choice.precision)  # type: ignore[union-attr]
-        outputs: dict[int, Tensor] = {}
-        for i in calls:
-            outputs[i] = _call(modules[i], x, choice.readings[i])
-        return outputs[0], outputs[1], outputs[2]
+            in_order = [choice.readings[i].projection for i in calls]  # type: ignore[union-attr]
+            outputs = lora_projections(x, in_order, choice.precision)
+            return tuple([outputs[place] for place in places])
+        called_one_by_one = [_call(modules[i], x, choice.readings[i]) for i in calls]
+        return tuple([called_one_by_one[place] for place in places])
 
     return apply_qkv
 
@@ -152,6 +158,7 @@ def make_apply_mlp(
         gate_first: for one joint projection: whether the first half of its output is the gate.
     """
     calls = tuple(inputs.index(name) for name in order if name in inputs)
+    called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
     def apply_mlp(self: Any, x: Tensor) -> Tensor:
         modules = tuple([getattr(self, name) for name in inputs])
@@ -162,11 +169,16 @@ def make_apply_mlp(
         else:
             choice = choose_mlp(modules, down_module, activation_module, x, input_of(x))
         if choice.precision is not None and choice.activation is not None:
-            *projections, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
-            return lora_gated_mlp(x, projections, last, choice.activation, choice.precision, gate_first=gate_first)
-        outputs: dict[int, Tensor] = {}
-        for i in calls:
-            outputs[i] = _call(modules[i], x, choice.readings[i])
+            projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
+            return lora_gated_mlp(
+                x,
+                [projections[i] for i in calls],
+                projections[-1],
+                choice.activation,
+                choice.precision,
+                gate_first=called_gate_first,
+            )
+        outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls}
         gate, up = _gate_and_up(outputs, gate_first)
         hidden = activation_module(gate) * up
         return down_module(hidden) if choice.level == "upstream" else apply_linear(self, down_module, hidden)

@@ -23,7 +23,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.readers import read_projection
-from patchkit_kernels.projection import Precision, Projection
+from patchkit_kernels.projection import Adapter, Precision, Projection
 
 Level = Literal["fused", "linear", "upstream"]
 
@@ -102,29 +102,51 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     projection = read_projection(module)
     if isinstance(projection, str):
         return projection
-    weight = projection.weight
-    if type(weight) not in _PLAIN_TENSORS:
-        return f"its weight is a {type(weight).__module__}.{type(weight).__qualname__}"
-    if weight.dim() != 2 or weight.shape[1] != given.features:
+    weight, _, adapters = projection
+    if isinstance(weight, Tensor):
+        kind = type(weight)
+        if kind not in _PLAIN_TENSORS:
+            return f"its weight is a {kind.__module__}.{kind.__qualname__}"
+        dtype, stored = weight.dtype, False
+    else:
+        dtype, stored = weight.compute_dtype(given.dtype), True
+    shape = weight.shape
+    if len(shape) != 2 or shape[1] != given.features:
         return "its weight does not have the shape of a full matrix"
     if weight.device != given.device:
         return "it is on another device than its input"
-    lora_a, lora_b = projection.lora_a, projection.lora_b
-    if lora_a is None or lora_b is None:
-        precision = _precision(given, weight.dtype, weight.dtype)
-    elif type(lora_a) not in _PLAIN_TENSORS or type(lora_b) not in _PLAIN_TENSORS:
-        return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
-    elif lora_a.device != given.device or lora_b.device != given.device:
-        return "its adapter is on another device than its input"
-    elif lora_a.shape[1] != given.features or lora_b.shape[1] != lora_a.shape[0] or lora_a.dtype != lora_b.dtype:
-        return "its A and B do not fit together"
-    else:
-        precision = _precision(given, weight.dtype, lora_a.dtype)
+    lora: torch.dtype | None = None
+    for adapter in adapters:
+        reason = _unfit(adapter, shape, given)
+        if reason is not None:
+            return reason
+        if lora is not None and adapter.lora_a.dtype != lora:
+            return "its adapters differ in dtype"
+        lora = adapter.lora_a.dtype
+    precision = (_stored_precision if stored else _precision)(given, dtype, dtype if lora is None else lora)
     return precision if isinstance(precision, str) else Ready(projection, precision)
 
 
+def _unfit(adapter: Adapter, shape: Sequence[int], given: Input) -> Reason | None:
+    """Why an adapter cannot be computed together with a weight of this shape; None if it can."""
+    lora_a, lora_b, _, bias, magnitude, _ = adapter
+    if type(lora_a) not in _PLAIN_TENSORS or type(lora_b) not in _PLAIN_TENSORS:
+        return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
+    if lora_a.device != given.device or lora_b.device != given.device:
+        return "its adapter is on another device than its input"
+    shape_a, shape_b = lora_a.shape, lora_b.shape
+    if shape_a[1] != shape[1] or shape_b[1] != shape_a[0] or shape_b[0] != shape[0] or lora_a.dtype != lora_b.dtype:
+        return "its A and B do not fit together"
+    for vector in (bias, magnitude):
+        if vector is not None and (
+            type(vector) not in _PLAIN_TENSORS or vector.device != given.device or vector.shape != shape[:1]
+        ):
+            return "the bias or magnitude of its adapter does not fit"
+    return None
+
+
 def _precision(given: Input, weight: torch.dtype, lora: torch.dtype) -> Precision | Reason:
-    """In which dtypes upstream computes, or why that is left to upstream."""
+    """In which dtypes upstream computes with a plain weight, or why that is left to upstream."""
     if weight not in _FLOATS or lora not in _FLOATS or given.dtype not in _FLOATS:
         return f"weights are {weight}, adapters {lora}, the input {given.dtype}"
     if given.autocast is not None:
@@ -134,17 +156,31 @@ def _precision(given: Input, weight: torch.dtype, lora: torch.dtype) -> Precisio
             return f"autocast to {given.autocast} over {weight} weights and {lora} adapters"
         if lora in _HALVES and lora != given.autocast:
             return f"autocast to {given.autocast} over {lora} adapters"
-        return Precision(given.autocast, given.autocast)
+        return Precision(given.autocast, given.autocast, given.autocast, lora)
     if weight != given.dtype:
         return f"its weight is {weight}, its input {given.dtype}"
     if weight != lora and weight in _HALVES and lora in _HALVES:
         return f"its weight is {weight}, its adapter {lora}"
-    return Precision(weight, lora)
+    return Precision(weight, lora, weight, lora)
+
+
+def _stored_precision(given: Input, compute: torch.dtype, lora: torch.dtype) -> Precision | Reason:
+    """The same over a quantised weight, whose products autocast does not touch and whose output has x's dtype."""
+    if compute not in _FLOATS or lora not in _FLOATS or given.dtype not in _FLOATS:
+        return f"weights compute in {compute}, adapters are {lora}, the input {given.dtype}"
+    if given.autocast is not None:
+        # PEFT does not cast the input here, so autocast is what brings it and the adapter together.
+        if torch.float64 in (lora, given.dtype):
+            return f"autocast to {given.autocast} over {lora} adapters"
+        return Precision(compute, given.autocast, given.dtype, given.dtype)
+    if given.dtype != lora and given.dtype in _HALVES and lora in _HALVES:
+        return f"its input is {given.dtype}, its adapter {lora}"
+    return Precision(compute, lora, given.dtype, lora)
 
 
 def adapted(ready: Ready) -> bool:
     """Whether the projection has an adapter in this call."""
-    return ready.projection.lora_a is not None
+    return bool(ready.projection.adapters)
 
 
 def common_precision(readings: Sequence[Ready | Reason]) -> Precision | Reason:
@@ -153,11 +189,11 @@ def common_precision(readings: Sequence[Ready | Reason]) -> Precision | Reason:
     for reading in readings:
         if isinstance(reading, str):
             return reading
-        if precision is None or (adapted(reading) and precision.base == reading.precision.base):
+        if precision is None or (adapted(reading) and precision.products == reading.precision.products):
             precision = reading.precision
     assert precision is not None
     for reading in readings:
         assert isinstance(reading, Ready)
-        if reading.precision.base != precision.base or (adapted(reading) and reading.precision != precision):
+        if reading.precision.products != precision.products or (adapted(reading) and reading.precision != precision):
             return "the projections differ in dtype"
     return precision

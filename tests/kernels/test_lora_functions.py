@@ -6,80 +6,14 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projection_cases import ACTS, FP64, all_tensors, assert_same, make, plain, plain_mlp, tensors
 
 from patchkit_kernels.activations import ACTIVATIONS
 from patchkit_kernels.lora_linear import lora_linear, lora_projections
 from patchkit_kernels.lora_mlp import lora_gated_mlp
-from patchkit_kernels.projection import Precision, Projection
-
-FP64 = Precision(torch.float64, torch.float64)
-ACTS = {"silu": F.silu, "gelu_erf": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
-
-
-def make(inputs, outputs, rank, *, bias=False, base_grad=False, dtype=torch.float64, lora_dtype=None, seed=0):
-    """A projection of random numbers of order one; rank 0 has no adapter."""
-    generator = torch.Generator().manual_seed(seed + 7 * outputs + rank)
-
-    def draw(*shape, dtype=dtype, grad=True):
-        return (
-            (torch.randn(*shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5)
-            .to(dtype)
-            .requires_grad_(grad)
-        )
-
-    return Projection(
-        draw(outputs, inputs, grad=base_grad),
-        draw(outputs, grad=base_grad) if bias else None,
-        draw(rank, inputs, dtype=lora_dtype or dtype) if rank else None,
-        draw(outputs, rank, dtype=lora_dtype or dtype) if rank else None,
-        0.7,
-    )
-
-
-def tensors(projections):
-    return [t for p in projections for t in p[:4] if t is not None and t.requires_grad]
-
-
-def plain(x, p):
-    """PEFT's lora.Linear.forward in words of torch."""
-    y = F.linear(x, p.weight, p.bias)
-    if p.lora_a is None:
-        return y
-    return (y + F.linear(F.linear(x.to(p.lora_a.dtype), p.lora_a), p.lora_b) * p.scaling).to(y.dtype)
-
-
-def plain_mlp(x, inputs, down, activation, gate_first=True):
-    parts = [plain(x, p) for p in inputs]
-    if len(parts) == 1:
-        parts = list(parts[0].chunk(2, -1)) if gate_first else list(parts[0].chunk(2, -1))[::-1]
-    return plain(ACTS[activation](parts[0]) * parts[1], down)
-
-
-def assert_same(expected, actual, variables, tolerance=1e-10):
-    """Outputs and gradients of two functions of the same variables, relative to their norm."""
-    expected, actual = ([t] if torch.is_tensor(t) else list(t) for t in (expected, actual))
-    assert [t.requires_grad for t in expected] == [t.requires_grad for t in actual]
-    for a, b in zip(expected, actual, strict=True):
-        assert (a - b).norm() <= tolerance * a.norm()
-    expected, actual = ([t for t in found if t.requires_grad] for found in (expected, actual))
-    if not expected:
-        return
-    cotangents = [
-        torch.randn(t.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(t.dtype)
-        for i, t in enumerate(expected)
-    ]
-    wanted = torch.autograd.grad(expected, variables, cotangents, allow_unused=True)
-    found = torch.autograd.grad(actual, variables, cotangents, allow_unused=True)
-    for a, b in zip(wanted, found, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            assert a.shape == b.shape
-            assert a.dtype == b.dtype
-            assert (a - b).norm() <= tolerance * a.norm()
-
+from patchkit_kernels.projection import Adapter, Precision, Projection
 
 GRID = [
     pytest.param(
@@ -165,7 +99,7 @@ def test_second_backward_gives_the_same_gradients():
 def test_inputs_are_not_modified():
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     projections = [make(5, 6, 2, base_grad=True), make(5, 6, 3, seed=1), make(6, 5, 2, bias=True)]
-    kept = [t for p in projections for t in p[:4] if t is not None]
+    kept = all_tensors(projections)
     before = [t.detach().clone() for t in (x, *kept)]
     cotangent = torch.randn(4, 5, dtype=torch.float64)
     saved = cotangent.clone()
@@ -234,9 +168,11 @@ def test_low_precision_is_no_worse_than_upstream(base, lora):
     precise = [
         t.detach().double().requires_grad_(t.requires_grad)
         for p in (*inputs, down)
-        for t in (p.weight, p.lora_a, p.lora_b)
+        for t in (p.weight, p.adapters[0].lora_a, p.adapters[0].lora_b)
     ]
-    exact = [Projection(precise[3 * i], None, precise[3 * i + 1], precise[3 * i + 2], 0.7) for i in range(3)]
+    exact = [
+        Projection(precise[3 * i], None, (Adapter(precise[3 * i + 1], precise[3 * i + 2], 0.7),)) for i in range(3)
+    ]
     x64 = x.detach().double().requires_grad_()
     cotangent = torch.randn(64, 48, generator=generator).to(base)
 
@@ -245,7 +181,7 @@ def test_low_precision_is_no_worse_than_upstream(base, lora):
 
     truth = run(plain_mlp(x64, exact[:2], exact[2], "silu"), x64, exact)
     upstream = run(plain_mlp(x, inputs, down, "silu"), x, [*inputs, down])
-    ours = run(lora_gated_mlp(x, inputs, down, "silu", Precision(base, lora)), x, [*inputs, down])
+    ours = run(lora_gated_mlp(x, inputs, down, "silu", Precision(base, lora, base, lora)), x, [*inputs, down])
 
     def error(run):
         return sum(((a.double() - t).norm() / t.norm()) ** 2 for a, t in zip(run, truth, strict=True)) ** 0.5
@@ -260,10 +196,10 @@ def test_what_is_kept_for_backward():
     """Between forward and backward: the block's input, gate and up, and nothing else (the charter's cost model)."""
     kept: list[torch.Tensor] = []
     x = torch.randn(10, 5, requires_grad=True)
-    single = Precision(torch.float32, torch.float32)
+    single = Precision(*[torch.float32] * 4)
     inputs = [make(5, 6, 2, dtype=torch.float32, seed=i) for i in range(2)]
     down = make(6, 5, 2, dtype=torch.float32)
-    parameters = {t.data_ptr() for p in (*inputs, down) for t in p[:4] if t is not None}
+    parameters = {t.data_ptr() for t in all_tensors([*inputs, down])}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         lora_gated_mlp(x, inputs, down, "silu", single)
     assert sorted(tuple(t.shape) for t in kept if t.data_ptr() not in parameters) == [(10, 5), (10, 6), (10, 6)]

@@ -1,6 +1,6 @@
 """Forms of gated MLPs that the built-in architectures do not use: one joint projection, up before gate.
 
-Fused, and with dropout, where every module is called in upstream's order with the same draws.
+Fused, and with an activation that is not, where every module is called alone: in upstream's order, with the same draws.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ CLASSES = {JointMLP: {"gate_up": "gate_up_proj"}, JointUpFirstMLP: {"gate_up": "
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Mish])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_form_is_equal(cls, dropout):
+def test_form_is_equal(cls, dropout, activation):
     block = GatedMLP(cls.__name__, **CLASSES[cls])
     torch.manual_seed(0)
     module = cls()
+    module.act_fn = activation()
     targets = [*block.inputs, block.down]
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, lora_dropout=dropout, init_lora_weights=False)
     module = peft.inject_adapter_in_model(config, module).train()
@@ -59,7 +61,7 @@ def test_form_is_equal(cls, dropout):
     target = patched_class(cls, block, frozenset(parts_of(block)))
     swap([(module, target)])
     (row,) = describe("", module, block, vars(target)[PATCH])
-    assert row.level == ("upstream" if dropout else "fused")
+    assert row.level == ("fused" if activation is nn.SiLU else "linear")
     x = torch.randn(5, 8)
     found = []
     for mlp in (reference, module):

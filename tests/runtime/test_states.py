@@ -76,6 +76,25 @@ def several_adapters(model):
     model.base_model.set_adapter(["default", "second"])
 
 
+def zero_magnitudes(model):
+    """F24: nothing divides by the magnitude."""
+    for module in projections(model, "q_proj", "up_proj", "down_proj"):
+        with torch.no_grad():
+            module.lora_magnitude_vector["default"].weight[::3] = 0
+
+
+def adapters_of_several_dtypes(model):
+    several_adapters(model)
+    for module in projections(model, "q_proj.lora_A.second", "q_proj.lora_B.second"):
+        module.to(torch.float64)
+    for module in projections(model, "gate_proj.lora_A.second", "gate_proj.lora_B.second"):
+        module.to(torch.float64)
+
+
+def set_dropout(layer, dropout):
+    layer.lora_dropout["default"] = dropout
+
+
 def hook(kind, *names):
     def change(model):
         for module in projections(model, *names):
@@ -121,48 +140,37 @@ def other_activation(model):
             module.act_fn = nn.Mish()
 
 
-def bits(kind):
-    def build():
-        bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is Linux only")
-        model = tiny_model("llama")
-        for parent in model.modules():
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear and name != "lm_head":
-                    layer = (
-                        bnb.nn.Linear4bit(
-                            child.in_features,
-                            child.out_features,
-                            bias=False,
-                            compute_dtype=torch.float32,
-                            quant_type="nf4",
-                        )
-                        if kind == 4
-                        else bnb.nn.Linear8bitLt(
-                            child.in_features, child.out_features, bias=False, has_fp16_weights=False
-                        )
-                    )
-                    parameter = bnb.nn.Params4bit if kind == 4 else bnb.nn.Int8Params
-                    options = {"quant_type": "nf4"} if kind == 4 else {"has_fp16_weights": False}
-                    layer.weight = parameter(child.weight.data, requires_grad=False, **options)
-                    setattr(parent, name, layer.to("cpu"))
-        return add_lora(model)
-
-    return build
-
-
 UPSTREAM = {"qkv": "upstream", "o": "upstream", "mlp": "upstream"}
 FUSED = {"qkv": "fused", "o": "fused", "mlp": "fused"}
 ATTENTION_LINEAR = {"qkv": "linear", "o": "fused", "mlp": "fused"}
 
 STATES = [
-    State("dropout", lora(lora_dropout=0.3), UPSTREAM, "lora_dropout is active"),
-    State("dora", lora(use_dora=True), UPSTREAM, "LoRA variant DoraLinearVariant"),
-    State("lora_bias", lora(lora_bias=True), UPSTREAM, "lora_bias is used"),
+    State("dropout", lora(lora_dropout=0.3), FUSED, ""),
+    State("dora", lora(use_dora=True), FUSED, ""),
+    State("lora_bias", lora(lora_bias=True), FUSED, ""),
+    State("several adapters", changed(several_adapters), FUSED, ""),
+    State("magnitude zero", changed(zero_magnitudes, use_dora=True), FUSED, ""),
     State(
-        "several adapters",
-        changed(several_adapters),
+        "adapters of several dtypes",
+        changed(adapters_of_several_dtypes),
         {"qkv": "linear", "o": "fused", "mlp": "linear"},
-        "several adapters are active",
+        "its adapters differ in dtype",
+    ),
+    State(
+        "dropout of another kind",
+        changed(lambda m: [set_dropout(p, nn.AlphaDropout(0.1)) for p in projections(m, "q_proj")]),
+        ATTENTION_LINEAR,
+        "its dropout is a AlphaDropout",
+    ),
+    State(
+        "DoRA with a dropout of nothing",
+        changed(
+            lambda m: [setattr(p.lora_dropout["default"], "p", 0.0) for p in projections(m, "q_proj")],
+            lora_dropout=0.3,
+            use_dora=True,
+        ),
+        ATTENTION_LINEAR,
+        "its dropout does not train with it",
     ),
     State("merged", changed(lambda model: model.merge_adapter()), UPSTREAM, "its adapters are merged"),
     State(
@@ -171,8 +179,6 @@ STATES = [
         UPSTREAM,
         "its adapters are disabled",
     ),
-    State("4 bits", bits(4), UPSTREAM, "Linear4bit"),
-    State("8 bits", bits(8), UPSTREAM, "Linear8bitLt"),
     State("velora", lora(velora_config=peft.VeloraConfig(num_groups=2)), UPSTREAM, "LoRA variant VeloraLinearVariant"),
     State("ia3", tuner(peft.IA3Config, feedforward_modules=["down_proj"]), UPSTREAM, "ia3"),
     State("loha", tuner(peft.LoHaConfig, r=2), UPSTREAM, "loha"),
@@ -195,7 +201,7 @@ STATES = [
         "hook on A",
         changed(hook("forward", "o_proj.lora_A.default")),
         {"qkv": "fused", "o": "upstream", "mlp": "fused"},
-        "o_proj: Linear of adapter 'default': a forward hook",
+        "o_proj: A, B or dropout of adapter 'default': a forward hook",
     ),
     State(
         "hook on the gate",
@@ -248,8 +254,8 @@ STATES = [
     State(
         "modules_to_save",
         lora(target_modules=["q_proj"], modules_to_save=["v_proj"]),
-        {"qkv": "linear", "o": "upstream", "mlp": "fused"},
-        "ModulesToSaveWrapper",
+        {"qkv": "fused", "o": "upstream", "mlp": "fused"},
+        "no active LoRA adapter",
     ),
     State("trained biases and base", changed(lambda m: [p.requires_grad_() for p in m.parameters()]), FUSED, ""),
     State(
@@ -299,8 +305,9 @@ def test_state_is_equal_and_reported(state):
         assert findings.passed, (findings.problems, str(findings.worst))
 
 
-def test_dropout_is_identity_in_eval():
-    model = add_lora(tiny_model("llama"), lora_dropout=0.3).eval()
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_dropout_is_identity_in_eval(use_dora):
+    model = add_lora(tiny_model("llama"), lora_dropout=0.3, use_dora=use_dora).eval()
     reference = copy.deepcopy(model)
     assert patchkit.apply(model).counts == {"fused": 6}
     inputs = tiny_inputs("llama", model)
@@ -326,7 +333,7 @@ def test_each_change_after_apply_is_seen():
     model.unmerge_adapter()
     check(FUSED)
     several_adapters(model)
-    check({"qkv": "linear", "o": "fused", "mlp": "linear"})
+    check(FUSED)
     model.set_adapter("second")
     check({"qkv": "fused", "o": "upstream", "mlp": "fused"})
     model.set_adapter("default")

@@ -1,0 +1,132 @@
+"""Readers of bitsandbytes' ``Linear4bit`` and ``Linear8bitLt``: projections whose weight is stored in 4 or 8 bits.
+
+Everything goes through bitsandbytes itself: forward calls the layer, backward dequantises with its functions. Source of
+the semantics: ``bitsandbytes/nn/modules.py`` and ``bitsandbytes/autograd/_functions.py`` of version 0.50.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import Reader, Reason, interference
+from patchkit_kernels.projection import Projection
+
+
+class Weight4bit:
+    """The weight of a ``Linear4bit``: NF4 or FP4, with plain or quantised statistics.
+
+    Args:
+        layer: the layer.
+    """
+
+    __slots__ = ("_layer",)
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The layer's own forward, bias included: ``[..., in]`` to ``[..., out]`` in x's dtype."""
+        return self._layer(x)  # type: ignore[no-any-return]
+
+    def dense(self) -> Tensor:
+        """W ``[out, in]`` in the dtype it was quantised from."""
+        weight = self._layer.weight
+        return dequantize_4bit(weight.data, weight.quant_state)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        return self._layer.out_features, self._layer.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Of the packed weight."""
+        return self._layer.weight.device  # type: ignore[no-any-return]
+
+    def compute_dtype(self, given: torch.dtype) -> torch.dtype:
+        """As ``Linear4bit`` chooses it: fixed by the first input if that is float32 or bfloat16."""
+        layer = self._layer
+        if not layer.compute_type_is_set and given in (torch.float32, torch.bfloat16):
+            return given
+        return layer.compute_dtype or given
+
+
+class Weight8bit:
+    """The weight of a ``Linear8bitLt``, one scale for each row.
+
+    Args:
+        layer: the layer.
+    """
+
+    __slots__ = ("_layer",)
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The layer's own forward, which may quantise x, bias included: ``[..., in]`` to ``[..., out]``, x's dtype."""
+        return self._layer(x)  # type: ignore[no-any-return]
+
+    def dense(self) -> Tensor:
+        """W ``[out, in]``, float32."""
+        state, weight = self._layer.state, self._layer.weight
+        stored = weight.data if state.CB is None else state.CB
+        scales = weight.SCB if state.SCB is None else state.SCB
+        return int8_vectorwise_dequant(stored, scales)  # type: ignore[no-any-return]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        return self._layer.out_features, self._layer.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Of the stored weight."""
+        return self._layer.weight.device  # type: ignore[no-any-return]
+
+    def compute_dtype(self, given: torch.dtype) -> torch.dtype:
+        """The input's: so are its gradients computed, whatever form the forward product takes."""
+        return given
+
+
+def read_4bit(module: nn.Module) -> Projection | Reason:
+    """The stored weight and the bias of a ``Linear4bit``, or why it must be called instead."""
+    reason = interference(module)
+    if reason is not None:
+        return reason
+    state = module.__dict__
+    parameters = state["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    quant_state = getattr(weight, "quant_state", None)
+    if type(weight) is not Params4bit or quant_state is None:
+        return "its 4-bit weight is not quantised yet"
+    if len(quant_state.shape) != 2 or tuple(quant_state.shape) != (state["out_features"], state["in_features"]):
+        return "its 4-bit weight is stored transposed"
+    if getattr(quant_state, "packing_format_for_cpu", False) or (
+        not state["training"] and weight.device.type == "cpu" and getattr(module, "support_avx512bf16_for_cpu", False)
+    ):
+        return "bitsandbytes packs 4-bit weights anew for inference on this CPU"
+    if bias is not None and bias.dtype != (state["compute_dtype"] or bias.dtype):
+        return "bitsandbytes casts its bias at its first call"
+    return Projection(Weight4bit(module), bias)
+
+
+def read_8bit(module: nn.Module) -> Projection | Reason:
+    """The stored weight and the bias of a ``Linear8bitLt``, or why it must be called instead."""
+    reason = interference(module)
+    if reason is not None:
+        return reason
+    state = module.__dict__
+    parameters = state["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if type(weight) is not Int8Params or state["state"].has_fp16_weights or weight.dtype != torch.int8:
+        return "its weight is not stored in 8 bits"
+    return Projection(Weight8bit(module), bias)
+
+
+BITSANDBYTES_READERS: dict[type[nn.Module], Reader] = {Linear4bit: read_4bit, Linear8bitLt: read_8bit}
