@@ -30,11 +30,13 @@ from patchkit.describe import describe
 from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
 from patchkit.reporting import Report, Row
 from patchkit.rewrite.sites import BlockName, Skip
+from patchkit.runtime.precision import AdapterPrecision
 from patchkit.version import __version__
 
 logger = logging.getLogger("patchkit")
 
-_OPTIONS = ("qkv", "o", "mlp", "strict")
+_OPTIONS = ("qkv", "o", "mlp", "strict", "precision")
+_PRECISIONS: tuple[AdapterPrecision, ...] = ("peft", "fast")
 
 
 class _Planned(NamedTuple):
@@ -47,7 +49,14 @@ class _Planned(NamedTuple):
 
 
 def apply(
-    model: nn.Module, *, qkv: bool = True, o: bool = True, mlp: bool = True, strict: bool = False, **unknown: object
+    model: nn.Module,
+    *,
+    qkv: bool = True,
+    o: bool = True,
+    mlp: bool = True,
+    strict: bool = False,
+    precision: AdapterPrecision = "peft",
+    **unknown: object,
 ) -> Report:
     """Patch the attention projections and gated MLPs of a model, in place.
 
@@ -62,6 +71,9 @@ def apply(
         mlp: patch the gated MLP.
         strict: raise, before anything is changed, if a block would stay at upstream level although it has an adapter,
             or if no block at all would be patched. A projection without an adapter has nothing to fuse: no error.
+        precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by
+            default); ``"fast"`` in that of the activations, as other kernel libraries do, with the rounding that this
+            brings. Where both are the same dtype, and under autocast, there is no difference.
         **unknown: no other option exists; one that is passed is an error with a hint.
 
     Returns:
@@ -69,14 +81,14 @@ def apply(
 
     Raises:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.
-        UnknownOptionError: an option is unknown or not a bool.
+        UnknownOptionError: an option is unknown or has a value that it cannot have.
         MetaModelError: all weights are still on the ``meta`` device.
         NotPatchedError: ``strict`` is set and a block would stay at upstream level.
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_model(model)
-    parts = _check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict}, unknown)
-    planned = [_plan(found, parts) for found in _eligible(model)]
+    parts = _check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict}, precision, unknown)
+    planned = [_plan(found, parts, precision) for found in _eligible(model)]
     _check_meta(planned)
     rows = tuple(
         row for plan in planned for row in describe(plan.found.name, plan.found.module, plan.found.block, plan.patch)
@@ -124,7 +136,14 @@ def revert(model: nn.Module) -> int:
 
 @contextmanager
 def patched(
-    model: nn.Module, *, qkv: bool = True, o: bool = True, mlp: bool = True, strict: bool = False, **unknown: object
+    model: nn.Module,
+    *,
+    qkv: bool = True,
+    o: bool = True,
+    mlp: bool = True,
+    strict: bool = False,
+    precision: AdapterPrecision = "peft",
+    **unknown: object,
 ) -> Iterator[Report]:
     """``apply`` for the time of a ``with`` block; afterwards every module has the class it had before it.
 
@@ -133,7 +152,7 @@ def patched(
     """
     _check_model(model)
     before = [(name, module, type(module)) for name, module in model.named_modules()]
-    result = apply(model, qkv=qkv, o=o, mlp=mlp, strict=strict, **unknown)
+    result = apply(model, qkv=qkv, o=o, mlp=mlp, strict=strict, precision=precision, **unknown)
     changed = [(name, module, cls, type(module)) for name, module, cls in before if type(module) is not cls]
     try:
         yield result
@@ -167,7 +186,7 @@ def _check_model(model: object) -> None:
     raise NotAModelError(f"expected a torch.nn.Module (a PeftModel or a transformers model), found {hint}")
 
 
-def _check_options(options: dict[str, bool], unknown: dict[str, object]) -> frozenset[BlockName]:
+def _check_options(options: dict[str, bool], precision: object, unknown: dict[str, object]) -> frozenset[BlockName]:
     for name in unknown:
         near = difflib.get_close_matches(name, _OPTIONS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -175,6 +194,8 @@ def _check_options(options: dict[str, bool], unknown: dict[str, object]) -> froz
     for name, value in options.items():
         if not isinstance(value, bool):
             raise UnknownOptionError(f"option {name!r} takes True or False, found {value!r}")
+    if precision not in _PRECISIONS:
+        raise UnknownOptionError(f"option 'precision' takes {' or '.join(map(repr, _PRECISIONS))}, found {precision!r}")
     names: tuple[BlockName, ...] = ("qkv", "o", "mlp")
     return frozenset(name for name in names if options[name])
 
@@ -186,17 +207,18 @@ def _eligible(model: nn.Module) -> Iterator[Found]:
             yield found
 
 
-def _plan(found: Found, parts: frozenset[BlockName]) -> _Planned:
+def _plan(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision) -> _Planned:
     cls = type(found.module)
     patch = patch_of(found.module)
-    if patch is not None and patch.parts == parts & frozenset(parts_of(found.block)):
+    wanted = (parts & frozenset(parts_of(found.block)), precision)
+    if patch is not None and (patch.parts, patch.precision) == wanted:
         return _Planned(found, patch.original, cls, patch)
     original = original_class(found.module, found.name) if patch is not None else cls
     if forward_replaced(found.module):
         # Whoever replaced it keeps the block; swapping the class underneath would do nothing, or worse.
         reason = f"its {interference(found.module)}"
         return _Planned(found, original, original, tuple(Skip(part, reason) for part in sorted(parts)))
-    target = patched_class(original, found.block, parts)
+    target = patched_class(original, found.block, parts, precision)
     if isinstance(target, tuple):
         return _Planned(found, original, original, target)
     return _Planned(found, original, target, vars(target)[PATCH])

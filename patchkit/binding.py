@@ -23,7 +23,8 @@ from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.errors import RevertError, RewriteError
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
-from patchkit.runtime.blocks import apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import Method, compiled, find_code, read_method, redecorate, with_code
 
 PATCH = "__patchkit__"
@@ -40,6 +41,7 @@ class Patch:
         original: the upstream class, which ``revert`` gives back.
         block: the entry of the architecture file.
         parts: the parts of the model that were asked for.
+        precision: in which the adapters compute.
         sites: what was rewritten.
         skips: what was not, and why.
     """
@@ -47,6 +49,7 @@ class Patch:
     original: type[nn.Module]
     block: Block
     parts: frozenset[BlockName]
+    precision: AdapterPrecision
     sites: tuple[Site, ...]
     skips: tuple[Skip, ...]
 
@@ -65,24 +68,24 @@ def parts_of(block: Block) -> tuple[BlockName, ...]:
 
 
 def patched_class(
-    cls: type[nn.Module], block: Block, parts: frozenset[BlockName]
+    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], precision: AdapterPrecision = "peft"
 ) -> type[nn.Module] | tuple[Skip, ...]:
     """The patched subclass of an upstream class, or why there is none, for each part.
 
-    The same class, block and parts give the same patched class, as long as the class's ``forward`` stays the same.
+    The same arguments give the same patched class, as long as the class's ``forward`` stays the same.
     """
     wanted = parts & frozenset(parts_of(block))
     method = read_method(cls, "forward")
     if isinstance(method, str):
         return tuple(Skip(part, method) for part in sorted(wanted))
-    key = (cls, method.attribute, block, wanted)
+    key = (cls, method.attribute, block, wanted, precision)
     if key not in _cache:
-        _cache[key] = _build(cls, block, wanted, method)
+        _cache[key] = _build(cls, block, wanted, precision, method)
     return _cache[key]
 
 
 def _build(
-    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], method: Method
+    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], precision: AdapterPrecision, method: Method
 ) -> type[nn.Module] | tuple[Skip, ...]:
     try:
         rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
@@ -93,7 +96,7 @@ def _build(
     forward = _compile(rewritten, method)
     if isinstance(forward, str):
         return tuple(Skip(part, forward) for part in sorted(parts))
-    methods = _methods(block, rewritten.sites)
+    methods = _methods(block, rewritten.sites, precision)
     taken = sorted(name for name in methods if hasattr(cls, name))
     if taken:
         return tuple(Skip(part, f"it already has an attribute {taken[0]}") for part in sorted(parts))
@@ -104,7 +107,7 @@ def _build(
         "forward": forward,
         **methods,
         **_copying(cls),
-        PATCH: Patch(cls, block, parts, rewritten.sites, rewritten.skips),
+        PATCH: Patch(cls, block, parts, precision, rewritten.sites, rewritten.skips),
     }
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
         namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
@@ -134,19 +137,19 @@ def _compile(rewritten: Rewritten, method: Method) -> Callable[..., Any] | str:
     return redecorate(function, method, [ast.unparse(decorator) for decorator in definition.decorator_list])
 
 
-def _methods(block: Block, sites: tuple[Site, ...]) -> Methods:
+def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision) -> Methods:
     """The methods that the rewritten source calls."""
     methods: Methods = {}
     for site in sites:
         if site.rule == "call-alone":
-            methods["apply_linear"] = apply_linear
+            methods["apply_linear"] = make_apply_linear(precision)
         elif site.rule == "output-call" and isinstance(block, Attention):
-            methods["apply_o"] = make_apply_o(block.o)
+            methods["apply_o"] = make_apply_o(block.o, precision)
         elif site.rule == "qkv-together" and isinstance(block, Attention):
-            methods["apply_qkv"] = make_apply_qkv((block.q, block.k, block.v), site.calls)
+            methods["apply_qkv"] = make_apply_qkv((block.q, block.k, block.v), site.calls, precision)
         elif site.rule == "gated-mlp" and isinstance(block, GatedMLP):
             methods["apply_mlp"] = make_apply_mlp(
-                block.inputs, block.down, block.activation, site.calls, gate_first=site.gate_first
+                block.inputs, block.down, block.activation, site.calls, precision, gate_first=site.gate_first
             )
     return methods
 

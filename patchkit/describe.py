@@ -15,6 +15,7 @@ from patchkit.reporting import Row
 from patchkit.rewrite.sites import BlockName, Skip
 from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
+from patchkit.runtime.precision import AdapterPrecision
 
 NOT_PATCHED = "not patched; call patchkit.apply(model)"
 
@@ -54,13 +55,13 @@ def _level(
         names: Sequence[str] = (*block.inputs, block.down)
     else:
         names = (block.q, block.k, block.v) if part == "qkv" else (block.o,)
-    choice = _choose(module, block, names)
+    choice = _choose(module, block, names, patch.precision)
     if choice is None:
         return "upstream", "it lacks a projection", False
     return _explain(choice, names, whole=rules != {"call-alone"}, why=why)
 
 
-def _choose(module: nn.Module, block: Block, names: Sequence[str]) -> Choice | None:
+def _choose(module: nn.Module, block: Block, names: Sequence[str], precision: AdapterPrecision) -> Choice | None:
     """What the runtime would choose in training for an input like the ones the block is made for."""
     modules = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
     if len(modules) < len(names):
@@ -68,8 +69,9 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str]) -> Choice | N
     with torch.enable_grad():
         x = _stand_in(modules)
         if isinstance(block, Attention):
-            return choose_shared(modules, input_of(x))
-        return choose_mlp(modules[:-1], modules[-1], getattr(module, block.activation, None), x, input_of(x))
+            return choose_shared(modules, input_of(x, precision))
+        activation = getattr(module, block.activation, None)
+        return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, precision))
 
 
 def _stand_in(modules: Sequence[nn.Module]) -> Tensor:

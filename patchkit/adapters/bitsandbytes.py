@@ -13,7 +13,7 @@ from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import Reader, Reason, interference
+from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
 from patchkit_kernels.projection import Projection
 
 
@@ -94,7 +94,7 @@ class Weight8bit:
         return given
 
 
-def read_4bit(module: nn.Module) -> Projection | Reason:
+def weight_and_bias_4bit(module: nn.Module) -> tuple[Weight4bit, Tensor | None] | Reason:
     """The stored weight and the bias of a ``Linear4bit``, or why it must be called instead."""
     reason = interference(module)
     if reason is not None:
@@ -113,10 +113,10 @@ def read_4bit(module: nn.Module) -> Projection | Reason:
         return "bitsandbytes packs 4-bit weights anew for inference on this CPU"
     if bias is not None and bias.dtype != (state["compute_dtype"] or bias.dtype):
         return "bitsandbytes casts its bias at its first call"
-    return Projection(Weight4bit(module), bias)
+    return Weight4bit(module), bias
 
 
-def read_8bit(module: nn.Module) -> Projection | Reason:
+def weight_and_bias_8bit(module: nn.Module) -> tuple[Weight8bit, Tensor | None] | Reason:
     """The stored weight and the bias of a ``Linear8bitLt``, or why it must be called instead."""
     reason = interference(module)
     if reason is not None:
@@ -126,7 +126,23 @@ def read_8bit(module: nn.Module) -> Projection | Reason:
     weight, bias = parameters.get("weight"), parameters.get("bias")
     if type(weight) is not Int8Params or state["state"].has_fp16_weights or weight.dtype != torch.int8:
         return "its weight is not stored in 8 bits"
-    return Projection(Weight8bit(module), bias)
+    return Weight8bit(module), bias
+
+
+def read_4bit(module: nn.Module) -> Projection | Reason:
+    """A ``Linear4bit`` without adapter."""
+    found = weight_and_bias_4bit(module)
+    return found if isinstance(found, str) else Projection(*found)
+
+
+def read_8bit(module: nn.Module) -> Projection | Reason:
+    """A ``Linear8bitLt`` without adapter."""
+    found = weight_and_bias_8bit(module)
+    return found if isinstance(found, str) else Projection(*found)
 
 
 BITSANDBYTES_READERS: dict[type[nn.Module], Reader] = {Linear4bit: read_4bit, Linear8bitLt: read_8bit}
+BITSANDBYTES_BASES: dict[type[nn.Module], BaseReader] = {
+    Linear4bit: weight_and_bias_4bit,
+    Linear8bitLt: weight_and_bias_8bit,
+}

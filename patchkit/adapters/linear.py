@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from patchkit.adapters.protocol import Reason, interference
 from patchkit_kernels.projection import Projection
@@ -10,12 +10,17 @@ from patchkit_kernels.projection import Projection
 
 def read_linear(module: nn.Module) -> Projection | Reason:
     """The weight and bias of a ``torch.nn.Linear``, or why it must be called instead."""
+    found = weight_and_bias(module)
+    return found if isinstance(found, str) else Projection(*found)
+
+
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None] | Reason:
+    """The same, for a layer that adds to it."""
     reason = interference(module)
     if reason is not None:
         return reason
-    state = module.__dict__
-    parameters = state["_parameters"]
+    parameters = module.__dict__["_parameters"]
     weight = parameters.get("weight")
     if weight is None:
         return "its weight is not a parameter"
-    return Projection(weight, parameters.get("bias"))
+    return weight, parameters.get("bias")

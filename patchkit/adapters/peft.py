@@ -16,8 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from patchkit.adapters.linear import read_linear
-from patchkit.adapters.protocol import Reader, Reason, interference
+from patchkit.adapters.linear import read_linear, weight_and_bias
+from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
 from patchkit_kernels.projection import Adapter, Projection
 
 
@@ -28,7 +28,7 @@ class LoraReader:
         bases: the readers of the base layers that this kind of layer wraps, by exact type.
     """
 
-    def __init__(self, bases: dict[type[nn.Module], Reader]) -> None:
+    def __init__(self, bases: dict[type[nn.Module], BaseReader]) -> None:
         self._bases = bases
 
     def __call__(self, module: nn.Module) -> Projection | Reason:
@@ -47,9 +47,9 @@ class LoraReader:
         read = self._bases.get(type(base))
         if read is None:
             return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
-        projection = read(base)
-        if isinstance(projection, str):
-            return f"base layer: {projection}"
+        found = read(base)
+        if isinstance(found, str):
+            return f"base layer: {found}"
         chosen: Any = module._active_adapter  # PEFT keeps one name or a list of names
         available = modules["lora_A"].__dict__["_modules"]
         adapters = []
@@ -59,7 +59,7 @@ class LoraReader:
                 if isinstance(adapter, str):
                     return adapter
                 adapters.append(adapter)
-        return Projection(projection.weight, projection.bias, tuple(adapters)) if adapters else projection
+        return Projection(found[0], found[1], tuple(adapters))
 
 
 def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
@@ -136,16 +136,16 @@ def read_modules_to_save(module: nn.Module) -> Projection | Reason:
     return read_linear(inner)
 
 
-def peft_readers(quantised: dict[type[nn.Module], Reader]) -> dict[type[nn.Module], Reader]:
+def peft_readers(quantised: dict[type[nn.Module], BaseReader]) -> dict[type[nn.Module], Reader]:
     """The readers of PEFT's layers by type.
 
     Args:
-        quantised: the readers of bitsandbytes' layers; empty where it is not installed.
+        quantised: the readers of bitsandbytes' layers as bases; empty where it is not installed.
     """
     from peft.tuners import lora
 
     readers: dict[type[nn.Module], Reader] = {
-        lora.Linear: LoraReader({nn.Linear: read_linear}),
+        lora.Linear: LoraReader({nn.Linear: weight_and_bias}),
         ModulesToSaveWrapper: read_modules_to_save,
     }
     for name in ("Linear4bit", "Linear8bitLt"):

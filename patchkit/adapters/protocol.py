@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
-from patchkit_kernels.projection import Projection
+from patchkit_kernels.projection import Projection, QuantizedWeight
 
 Reason: TypeAlias = str
 """Why a projection runs at upstream level, in words for ``patchkit.report``."""
 
 Reader: TypeAlias = Callable[[nn.Module], "Projection | Reason"]
 """Reads a module of exactly the type it is registered for. A subclass may compute something else and is not read."""
+
+BaseReader: TypeAlias = Callable[[nn.Module], "tuple[Tensor | QuantizedWeight, Tensor | None] | Reason"]
+"""Reads weight and bias of a layer that an adapter's layer wraps."""
 
 
 def interference(module: nn.Module) -> Reason | None:

@@ -11,18 +11,17 @@ from patchkit.adapters.protocol import Reader, Reason
 from patchkit_kernels.projection import Projection
 
 
-def _quantised() -> dict[type[nn.Module], Reader]:
+def _readers() -> dict[type[nn.Module], Reader]:
     """bitsandbytes is imported only where it is installed; PEFT has imported it by then."""
+    readers: dict[type[nn.Module], Reader] = {nn.Linear: read_linear}
     if not is_bnb_4bit_available():
-        return {}
-    from patchkit.adapters.bitsandbytes import BITSANDBYTES_READERS
+        return readers | peft_readers({})
+    from patchkit.adapters.bitsandbytes import BITSANDBYTES_BASES, BITSANDBYTES_READERS
 
-    return BITSANDBYTES_READERS
+    return readers | BITSANDBYTES_READERS | peft_readers(BITSANDBYTES_BASES)
 
 
-_QUANTISED = _quantised()
-
-READERS: dict[type[nn.Module], Reader] = {nn.Linear: read_linear, **_QUANTISED, **peft_readers(_QUANTISED)}
+READERS: dict[type[nn.Module], Reader] = _readers()
 
 
 def read_projection(module: nn.Module) -> Projection | Reason:

@@ -24,6 +24,7 @@ from patchkit.runtime.levels import (
     examine,
     input_of,
 )
+from patchkit.runtime.precision import AdapterPrecision
 from patchkit_kernels.activations import Activation
 from patchkit_kernels.lora_linear import lora_linear, lora_projections
 from patchkit_kernels.lora_mlp import lora_gated_mlp
@@ -55,7 +56,7 @@ def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
     """The level of projections that read the same input (q, k and v, or one alone)."""
     readings = tuple([examine(module, given) for module in modules])
     if not _any_adapted(readings):
-        return Choice("upstream", readings, reason=NO_ADAPTER)
+        return Choice("upstream", readings, None, NO_ADAPTER)
     precision = common_precision(readings)
     if isinstance(precision, str):
         return Choice("linear", readings, reason=precision)
@@ -82,7 +83,7 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
 
 
 def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:
-    return any(isinstance(reading, Ready) and adapted(reading) for reading in readings)
+    return any(isinstance(reading, Ready) and reading.projection.adapters for reading in readings)
 
 
 def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
@@ -90,6 +91,12 @@ def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
         x.requires_grad
         or any(isinstance(reading, Ready) and _trained(reading.projection.weight) for reading in readings)
     )
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    """``getattr(module, name)``, past the detours of ``nn.Module`` where it is a submodule as usual."""
+    found: nn.Module | None = module.__dict__["_modules"].get(name)
+    return getattr(module, name) if found is None else found
 
 
 def _trained(weight: object) -> bool:
@@ -103,26 +110,37 @@ def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
     return module(x)  # type: ignore[no-any-return]
 
 
-def apply_linear(self: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``, fused if it is a linear projection with an adapter."""
-    return _call(module, x, call_reason(x) or examine(module, input_of(x)))
+def _apply_alone(module: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor:
+    return _call(module, x, call_reason(x) or examine(module, input_of(x, precision)))
 
 
-def make_apply_o(o: str) -> Callable[[Any, Tensor], Tensor]:
+def make_apply_linear(precision: AdapterPrecision) -> Callable[[Any, nn.Module, Tensor], Tensor]:
+    """The method ``apply_linear(module, x)``: ``module(x)``, fused if it is a projection with an adapter."""
+
+    def apply_linear(self: Any, module: nn.Module, x: Tensor) -> Tensor:
+        return _apply_alone(module, x, precision)
+
+    return apply_linear
+
+
+def make_apply_o(o: str, precision: AdapterPrecision) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_o(x)`` of a class whose output projection is the attribute ``o``."""
 
     def apply_o(self: Any, x: Tensor) -> Tensor:
-        return apply_linear(self, getattr(self, o), x)
+        return _apply_alone(_part(self, o), x, precision)
 
     return apply_o
 
 
-def make_apply_qkv(names: tuple[str, str, str], order: Sequence[str]) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
+def make_apply_qkv(
+    names: tuple[str, str, str], order: Sequence[str], precision: AdapterPrecision
+) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
     """The method ``apply_qkv(x)`` of a class.
 
     Args:
         names: attribute names of the query, key and value projections.
         order: the same names in the order in which upstream calls them.
+        precision: see :data:`patchkit.runtime.precision.AdapterPrecision`; likewise below.
 
     Returns:
         A method from ``[..., hidden]`` to query, key and value, in this order.
@@ -132,9 +150,9 @@ def make_apply_qkv(names: tuple[str, str, str], order: Sequence[str]) -> Callabl
     places = tuple(calls.index(i) for i in range(len(names)))
 
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
-        modules = tuple([getattr(self, name) for name in names])
+        modules = tuple([_part(self, name) for name in names])
         called = call_reason(x)
-        choice = choose_shared(modules, input_of(x)) if called is None else Choice("upstream", (called,) * 3)
+        choice = choose_shared(modules, input_of(x, precision)) if called is None else Choice("upstream", (called,) * 3)
         if choice.precision is not None:
             in_order = [choice.readings[i].projection for i in calls]  # type: ignore[union-attr]
             outputs = lora_projections(x, in_order, choice.precision)
@@ -146,7 +164,13 @@ def make_apply_qkv(names: tuple[str, str, str], order: Sequence[str]) -> Callabl
 
 
 def make_apply_mlp(
-    inputs: Sequence[str], down: str, activation: str, order: Sequence[str], *, gate_first: bool = True
+    inputs: Sequence[str],
+    down: str,
+    activation: str,
+    order: Sequence[str],
+    precision: AdapterPrecision,
+    *,
+    gate_first: bool = True,
 ) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_mlp(x)`` of a class that computes ``down(activation(gate(x)) * up(x))``.
 
@@ -161,13 +185,13 @@ def make_apply_mlp(
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
     def apply_mlp(self: Any, x: Tensor) -> Tensor:
-        modules = tuple([getattr(self, name) for name in inputs])
-        down_module, activation_module = getattr(self, down), getattr(self, activation)
+        modules = tuple([_part(self, name) for name in inputs])
+        down_module, activation_module = _part(self, down), getattr(self, activation)
         called = call_reason(x)
         if called is not None:
             choice = Choice("upstream", (called,) * (len(inputs) + 1))
         else:
-            choice = choose_mlp(modules, down_module, activation_module, x, input_of(x))
+            choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
         if choice.precision is not None and choice.activation is not None:
             projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return lora_gated_mlp(
@@ -181,7 +205,7 @@ def make_apply_mlp(
         outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls}
         gate, up = _gate_and_up(outputs, gate_first)
         hidden = activation_module(gate) * up
-        return down_module(hidden) if choice.level == "upstream" else apply_linear(self, down_module, hidden)
+        return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp
 

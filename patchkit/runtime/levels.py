@@ -23,14 +23,13 @@ from torch.utils.module_tracker import ModuleTracker
 
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.readers import read_projection
+from patchkit.runtime.precision import AdapterPrecision, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
 
 Level = Literal["fused", "linear", "upstream"]
 
 # Exact types: a subclass (DTensor, a quantised or an offloaded weight) has its own rules for every operation.
 _PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
-_FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-_HALVES = frozenset({torch.bfloat16, torch.float16})
 
 
 class Ready(NamedTuple):
@@ -48,33 +47,37 @@ class Input(NamedTuple):
         dtype: its dtype.
         device: its device.
         autocast: the dtype of the surrounding autocast region, or None.
+        precision: the option of ``patchkit.apply``.
     """
 
     features: int
     dtype: torch.dtype
     device: torch.device
     autocast: torch.dtype | None
+    precision: AdapterPrecision
 
 
-def input_of(x: Tensor) -> Input:
+def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
     """The :class:`Input` of a tensor ``[..., features]``, under the autocast state of this moment."""
     device = x.device
-    autocast = torch.get_autocast_dtype(device.type) if _autocasts(device.type) else None
-    return Input(x.shape[-1], x.dtype, device, autocast)
-
-
-def _autocasts(device_type: str) -> bool:
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+    autocast = None
+    if torch._C._is_any_autocast_enabled() and device.type != "meta" and torch.is_autocast_enabled(device.type):
+        autocast = torch.get_autocast_dtype(device.type)
+    return Input(x.shape[-1], x.dtype, device, autocast, precision)
 
 
 def call_reason(x: object) -> Reason | None:
     """Why this call as a whole runs upstream, whatever the modules are; None if nothing speaks against it."""
     if type(x) not in _PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
-    assert isinstance(x, Tensor)
-    if x.dim() == 0:
+    if x.dim() == 0:  # type: ignore[attr-defined]
         return "the input is a scalar"
-    if any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in _global_hooks()):
+    if (
+        module_hooks._global_forward_hooks
+        or module_hooks._global_forward_pre_hooks
+        or module_hooks._global_backward_hooks
+        or module_hooks._global_backward_pre_hooks
+    ) and any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in _global_hooks()):
         return "a global module hook is registered"
     if torch.compiler.is_compiling():
         return None
@@ -102,80 +105,50 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     projection = read_projection(module)
     if isinstance(projection, str):
         return projection
+    features, given_dtype, device, autocast, adapter_precision = given
     weight, _, adapters = projection
-    if isinstance(weight, Tensor):
-        kind = type(weight)
-        if kind not in _PLAIN_TENSORS:
-            return f"its weight is a {kind.__module__}.{kind.__qualname__}"
-        dtype, stored = weight.dtype, False
+    kind = type(weight)
+    if kind in _PLAIN_TENSORS:
+        dtype, stored = weight.dtype, False  # type: ignore[union-attr]
+    elif isinstance(weight, Tensor):
+        return f"its weight is a {kind.__module__}.{kind.__qualname__}"
     else:
-        dtype, stored = weight.compute_dtype(given.dtype), True
+        dtype, stored = weight.compute_dtype(given_dtype), True
     shape = weight.shape
-    if len(shape) != 2 or shape[1] != given.features:
+    if len(shape) != 2 or shape[1] != features:
         return "its weight does not have the shape of a full matrix"
-    if weight.device != given.device:
+    if weight.device != device:
         return "it is on another device than its input"
-    lora: torch.dtype | None = None
+    lora = dtype
     for adapter in adapters:
-        reason = _unfit(adapter, shape, given)
+        reason = _unfit(adapter, shape, device)
         if reason is not None:
             return reason
-        if lora is not None and adapter.lora_a.dtype != lora:
+        if adapter is not adapters[0] and adapter.lora_a.dtype != lora:
             return "its adapters differ in dtype"
         lora = adapter.lora_a.dtype
-    precision = (_stored_precision if stored else _precision)(given, dtype, dtype if lora is None else lora)
+    precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
     return precision if isinstance(precision, str) else Ready(projection, precision)
 
 
-def _unfit(adapter: Adapter, shape: Sequence[int], given: Input) -> Reason | None:
+def _unfit(adapter: Adapter, shape: Sequence[int], device: torch.device) -> Reason | None:
     """Why an adapter cannot be computed together with a weight of this shape; None if it can."""
     lora_a, lora_b, _, bias, magnitude, _ = adapter
     if type(lora_a) not in _PLAIN_TENSORS or type(lora_b) not in _PLAIN_TENSORS:
         return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
-    if lora_a.device != given.device or lora_b.device != given.device:
+    if lora_a.device != device or lora_b.device != device:
         return "its adapter is on another device than its input"
-    shape_a, shape_b = lora_a.shape, lora_b.shape
-    if shape_a[1] != shape[1] or shape_b[1] != shape_a[0] or shape_b[0] != shape[0] or lora_a.dtype != lora_b.dtype:
+    rank, inputs = lora_a.shape
+    if inputs != shape[1] or lora_b.shape != (shape[0], rank) or lora_a.dtype != lora_b.dtype:
         return "its A and B do not fit together"
+    if bias is None and magnitude is None:
+        return None
     for vector in (bias, magnitude):
         if vector is not None and (
-            type(vector) not in _PLAIN_TENSORS or vector.device != given.device or vector.shape != shape[:1]
+            type(vector) not in _PLAIN_TENSORS or vector.device != device or vector.shape != (shape[0],)
         ):
             return "the bias or magnitude of its adapter does not fit"
     return None
-
-
-def _precision(given: Input, weight: torch.dtype, lora: torch.dtype) -> Precision | Reason:
-    """In which dtypes upstream computes with a plain weight, or why that is left to upstream."""
-    if weight not in _FLOATS or lora not in _FLOATS or given.dtype not in _FLOATS:
-        return f"weights are {weight}, adapters {lora}, the input {given.dtype}"
-    if given.autocast is not None:
-        # Autocast leaves float64 alone. PEFT casts the input to A's dtype before autocast sees it, so an A in the
-        # other half precision would round twice.
-        if torch.float64 in (weight, lora, given.dtype) or lora not in (torch.float32, weight, given.autocast):
-            return f"autocast to {given.autocast} over {weight} weights and {lora} adapters"
-        if lora in _HALVES and lora != given.autocast:
-            return f"autocast to {given.autocast} over {lora} adapters"
-        return Precision(given.autocast, given.autocast, given.autocast, lora)
-    if weight != given.dtype:
-        return f"its weight is {weight}, its input {given.dtype}"
-    if weight != lora and weight in _HALVES and lora in _HALVES:
-        return f"its weight is {weight}, its adapter {lora}"
-    return Precision(weight, lora, weight, lora)
-
-
-def _stored_precision(given: Input, compute: torch.dtype, lora: torch.dtype) -> Precision | Reason:
-    """The same over a quantised weight, whose products autocast does not touch and whose output has x's dtype."""
-    if compute not in _FLOATS or lora not in _FLOATS or given.dtype not in _FLOATS:
-        return f"weights compute in {compute}, adapters are {lora}, the input {given.dtype}"
-    if given.autocast is not None:
-        # PEFT does not cast the input here, so autocast is what brings it and the adapter together.
-        if torch.float64 in (lora, given.dtype):
-            return f"autocast to {given.autocast} over {lora} adapters"
-        return Precision(compute, given.autocast, given.dtype, given.dtype)
-    if given.dtype != lora and given.dtype in _HALVES and lora in _HALVES:
-        return f"its input is {given.dtype}, its adapter {lora}"
-    return Precision(compute, lora, given.dtype, lora)
 
 
 def adapted(ready: Ready) -> bool:
@@ -189,11 +162,16 @@ def common_precision(readings: Sequence[Ready | Reason]) -> Precision | Reason:
     for reading in readings:
         if isinstance(reading, str):
             return reading
-        if precision is None or (adapted(reading) and precision.products == reading.precision.products):
-            precision = reading.precision
+        found = reading.precision
+        # The table gives the same object for the same dtypes, so that this is all that most calls look at.
+        if found is precision:
+            continue
+        if precision is None or (adapted(reading) and precision.products == found.products):
+            precision = found
     assert precision is not None
     for reading in readings:
         assert isinstance(reading, Ready)
-        if reading.precision.products != precision.products or (adapted(reading) and reading.precision != precision):
+        found = reading.precision
+        if found is not precision and found != precision and (found.products != precision.products or adapted(reading)):
             return "the projections differ in dtype"
     return precision
