@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchkit_kernels.operators import register_op
+from patchkit_kernels.operators import LIBRARY, register_op
+from patchkit_kernels.triton_support import TRITON_DTYPES, device_guard, jit, tl
 
 FUSED_DROPOUT_DEVICES = ("cuda", "xpu")
 """Where ``F.dropout`` is ``torch.native_dropout``, whose draws depend on the tensor's dtype, strides and alignment."""
@@ -27,6 +29,86 @@ CHUNK = 2**20
 # Eight bytes b_i of zero or one, read as an integer of 64 bits, times such a number give an integer whose highest byte
 # has b_i as bit i: (the number, where the highest byte lies in memory).
 GATHER_BITS = {"little": (0x0102040810204080, 7), "big": (0x8040201008040201 - 2**64, 0)}
+
+
+BLOCK = 128
+"""Bytes of mask per program: 1024 elements, 8 per thread with Triton's 4 warps of 32, a 16-byte access in bf16."""
+
+
+@jit
+def pack_mask_kernel(mask_ptr: tl.tensor, packed_ptr: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """One block of bytes, from ``size`` adjacent bytes of zero or one."""
+    # 64-bit, because there can be more than 2**31 elements.
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    bit = tl.arange(0, 8)[None, :]
+    element = byte[:, None] * 8 + bit
+    kept = tl.load(mask_ptr + element, mask=element < size, other=0).to(tl.int32)
+    tl.store(packed_ptr + byte, tl.sum(kept << bit, 1).to(tl.uint8), mask=byte * 8 < size)
+
+
+@jit
+def masked_kernel(
+    x_ptr: tl.tensor,
+    packed_ptr: tl.tensor,
+    result_ptr: tl.tensor,
+    scale: tl.tensor,
+    size: tl.tensor,
+    columns: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    CONTIGUOUS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The elements of one block of bytes: ``result = x * mask * scale``, computed in fp32 and rounded by the store.
+
+    ``result`` is contiguous and may be x itself, since each program reads and writes the same elements.
+    """
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    bit = tl.arange(0, 8)[None, :]
+    element = byte[:, None] * 8 + bit
+    inside = element < size
+    # Each byte is read once, not once for each of its elements.
+    packed = tl.load(packed_ptr + byte, mask=byte * 8 < size, other=0).to(tl.int32)
+    kept = ((packed[:, None] >> bit) & 1).to(tl.float32)
+    offset = element
+    if not CONTIGUOUS:
+        offset = element // columns * row_stride + element % columns * column_stride
+    x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    # A product and no selection: what is dropped keeps its sign, and an infinity becomes NaN, as in torch.
+    tl.store(result_ptr + element, x * kept * scale, mask=inside)
+
+
+def launch_pack_mask(mask: Tensor) -> Tensor:
+    """Run the first kernel on a bool tensor."""
+    size = mask.numel()
+    packed = torch.empty(-(-size // 8), dtype=torch.uint8, device=mask.device)
+    if size:
+        with device_guard(mask):
+            grid = (-(-packed.numel() // BLOCK),)
+            pack_mask_kernel[grid](mask.contiguous().view(torch.uint8), packed, size, BLOCK=BLOCK)
+    return packed
+
+
+def launch_masked(x: Tensor, packed: Tensor, scale: float, result: Tensor) -> None:
+    """Run the second kernel on x of one of TRITON_DTYPES, into a contiguous result, which may be x."""
+    if not x.numel():
+        return
+    if not x.is_contiguous():
+        x = x.reshape(-1, x.shape[-1])
+    contiguous = x.is_contiguous()
+    columns, strides = (1, (0, 0)) if contiguous else (x.shape[1], x.stride())
+    with device_guard(x):
+        masked_kernel[(-(-packed.numel() // BLOCK),)](
+            x,
+            packed.contiguous(),
+            result,
+            scale,
+            x.numel(),
+            columns,
+            *strides,
+            CONTIGUOUS=contiguous,
+            BLOCK=BLOCK,
+        )
 
 
 def draw_mask(x: Tensor, p: float) -> Tensor:
@@ -56,8 +138,8 @@ def draw_mask(x: Tensor, p: float) -> Tensor:
     if x.device.type in FUSED_DROPOUT_DEVICES:
         return torch.native_dropout(x, p, True)[1]
     if x.device.type == "cpu":
-        # ATen/native/Dropout.cpp draws into a tensor like x; there the draws do not depend on the dtype.
-        return torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - p)
+        # As in ATen/native/Dropout.cpp: into a tensor like x, since the draws may depend on its dtype and strides.
+        return torch.empty_like(x).bernoulli_(1.0 - p) != 0
     return F.dropout(torch.ones_like(x), p, True) != 0
 
 
@@ -89,10 +171,10 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def masked(x: Tensor, packed: Tensor, scale: float) -> Tensor:
-    """``x * mask * scale``: the op ``patchkit::masked``.
+    """``x * mask * scale``, any number of times differentiable: the op ``patchkit::masked``.
 
-    On a CPU the bits are those of ``F.dropout`` there, which rounds the scale to x's dtype first; the kernel computes
-    in fp32 and rounds once, as ``F.dropout`` does on its devices.
+    On a CPU the scale is rounded to x's dtype first; the kernel computes in fp32 and rounds once. Both are what
+    ``F.dropout`` does on that device, bits included.
 
     Args:
         x: ``[rows, n]``, or any other shape; floating point, any strides.
@@ -111,6 +193,8 @@ def masked(x: Tensor, packed: Tensor, scale: float) -> Tensor:
 
 def masked_(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     """:func:`masked`, written over x, which is contiguous and returned: the op ``patchkit::masked_``.
+
+    It has no derivative: x is a buffer of a forward or backward that autograd does not look into.
 
     Raises:
         ValueError: ``packed`` does not fit x, or x is not contiguous.
@@ -173,6 +257,11 @@ def _pack_reference(mask: Tensor) -> Tensor:
     return gathered.view(torch.uint8)[highest::8].clone()
 
 
+def _pack_kernel(mask: Tensor) -> Tensor:
+    _check_mask(mask)
+    return launch_pack_mask(mask)
+
+
 def _pack_fake(mask: Tensor) -> Tensor:
     _check_mask(mask)
     return mask.new_empty(-(-mask.numel() // 8), dtype=torch.uint8)
@@ -181,6 +270,15 @@ def _pack_fake(mask: Tensor) -> Tensor:
 def _masked_reference(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     _check_masked("masked", x, packed)
     return _factors(x, packed, scale).view(x.shape).mul_(x)
+
+
+def _masked_kernel(x: Tensor, packed: Tensor, scale: float) -> Tensor:
+    if x.dtype not in TRITON_DTYPES:
+        return _masked_reference(x, packed, scale)
+    _check_masked("masked", x, packed)
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    launch_masked(x, packed, scale, result)
+    return result
 
 
 def _masked_fake(x: Tensor, packed: Tensor, scale: float) -> Tensor:
@@ -196,12 +294,38 @@ def _masked_inplace_reference(x: Tensor, packed: Tensor, scale: float) -> None:
         part.mul_(_factors(part, packed[start // 8 : (start + CHUNK) // 8], scale))
 
 
+def _masked_inplace_kernel(x: Tensor, packed: Tensor, scale: float) -> None:
+    if x.dtype not in TRITON_DTYPES:
+        return _masked_inplace_reference(x, packed, scale)
+    _check_masked("masked_", x, packed)
+    return launch_masked(x, packed, scale, x)
+
+
 def _masked_inplace_fake(x: Tensor, packed: Tensor, scale: float) -> None:
     _check_masked("masked_", x, packed)
 
 
-_pack_mask = register_op("pack_mask(Tensor mask) -> Tensor", _pack_reference, _pack_fake)
-_masked = register_op("masked(Tensor x, Tensor packed, float scale) -> Tensor", _masked_reference, _masked_fake)
+_pack_mask = register_op("pack_mask(Tensor mask) -> Tensor", _pack_reference, _pack_fake, _pack_kernel)
+_masked = register_op(
+    "masked(Tensor x, Tensor packed, float scale) -> Tensor", _masked_reference, _masked_fake, _masked_kernel
+)
+
+
+def _save_mask(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    _, packed, ctx.scale = inputs
+    ctx.save_for_backward(packed)
+
+
+def _masked_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (packed,) = ctx.saved_tensors
+    return masked(grad, packed, ctx.scale), None, None
+
+
+torch.library.register_autograd("patchkit::masked", _masked_backward, setup_context=_save_mask, lib=LIBRARY)
+
 _masked_ = register_op(
-    "masked_(Tensor(a!) x, Tensor packed, float scale) -> ()", _masked_inplace_reference, _masked_inplace_fake
+    "masked_(Tensor(a!) x, Tensor packed, float scale) -> ()",
+    _masked_inplace_reference,
+    _masked_inplace_fake,
+    _masked_inplace_kernel,
 )

@@ -14,30 +14,28 @@ one reading of gate and up, and writes grad_gate over grad, which nobody else ho
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchkit_kernels.triton_support import TRITON_AVAILABLE, jit, tl
+from patchkit_kernels.operators import LIBRARY
+from patchkit_kernels.triton_support import (
+    TRITON_AVAILABLE,
+    TRITON_DISPATCH_KEYS,
+    TRITON_DTYPES,
+    device_guard,
+    jit,
+    tl,
+)
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From grad, gate and up to two tensors: the gradients, or for ``backward_recompute`` (grad_up, hidden)."""
 
-TRITON_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
-"""What the kernels take. They compute in fp32, so fp64 would lose digits: it runs the reference."""
-
-TRITON_DISPATCH_KEYS = ("CUDA", "XPU")
-"""The devices that run the kernels; ROCm's tensors carry the CUDA key."""
-
 BLOCK = 1024
 """Elements per program: 8 per thread with Triton's 4 warps of 32, which is one 16-byte access in bf16 and fp16."""
-
-# A fragment, because other files of this package add their ops to the same namespace.
-_LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 @jit
@@ -148,7 +146,7 @@ class GatedActivation:
             return hidden
         (gate, up), rows, columns, strides = _as_rows(gate, up)
         blocks_per_row = -(-columns // BLOCK)
-        with _device_guard(gate):
+        with device_guard(gate):
             gated_forward_kernel[(rows * blocks_per_row,)](
                 gate, up, hidden, columns, blocks_per_row, *strides, VALUE=self.value, BLOCK=BLOCK
             )
@@ -162,7 +160,7 @@ class GatedActivation:
             return grad_gate, grad_up
         (grad, gate, up), rows, columns, strides = _as_rows(grad, gate, up)
         blocks_per_row = -(-columns // BLOCK)
-        with _device_guard(gate):
+        with device_guard(gate):
             gated_backward_kernel[(rows * blocks_per_row,)](
                 grad,
                 gate,
@@ -185,7 +183,7 @@ class GatedActivation:
             return grad_up, hidden
         (_, gate, up), rows, columns, (_, *strides) = _as_rows(grad, gate, up)
         blocks_per_row = -(-columns // BLOCK)
-        with _device_guard(gate):
+        with device_guard(gate):
             gated_backward_recompute_kernel[(rows * blocks_per_row,)](
                 grad,
                 gate,
@@ -234,14 +232,6 @@ def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], int, int, list[int]]:
     return rows, shape.numel() // shape[-1], shape[-1], [_row_stride(tensor) or 0 for tensor in rows]
 
 
-def _device_guard(tensor: Tensor) -> AbstractContextManager[None]:
-    """Make ``tensor``'s device current: Triton launches on the current device, whatever device the pointers are of."""
-    if tensor.device.type == "cpu":  # Triton's interpreter
-        return nullcontext()
-    guard: AbstractContextManager[None] = torch.get_device_module(tensor.device).device(tensor.device.index)
-    return guard
-
-
 def _check_same(name: str, **tensors: Tensor) -> None:
     """Raise ValueError unless all tensors agree in shape, dtype and device, since nothing here broadcasts or casts."""
     first, *others = tensors.values()
@@ -278,9 +268,9 @@ def register(activation: GatedActivation) -> tuple[Forward, Backward, Backward]:
     name, backward_name = activation.name, f"{activation.name}_backward"
     recompute_name = f"{backward_name}_recompute"
     tags = (torch.Tag.pt2_compliant_tag,)
-    _LIBRARY.define(f"{recompute_name}(Tensor(a!) grad, Tensor gate, Tensor up) -> (Tensor, Tensor)", tags=tags)
-    _LIBRARY.define(f"{name}(Tensor gate, Tensor up) -> Tensor", tags=tags)
-    _LIBRARY.define(f"{backward_name}(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)", tags=tags)
+    LIBRARY.define(f"{recompute_name}(Tensor(a!) grad, Tensor gate, Tensor up) -> (Tensor, Tensor)", tags=tags)
+    LIBRARY.define(f"{name}(Tensor gate, Tensor up) -> Tensor", tags=tags)
+    LIBRARY.define(f"{backward_name}(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)", tags=tags)
     op: Forward = getattr(torch.ops.patchkit, name).default
     backward_op: Backward = getattr(torch.ops.patchkit, backward_name).default
     recompute_op: Backward = getattr(torch.ops.patchkit, recompute_name).default
@@ -314,10 +304,10 @@ def _register_references(activation: GatedActivation) -> None:
         grad_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
         return grad_gate, torch.empty_like(grad_gate)
 
-    _LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
-    _LIBRARY.impl(backward_name, backward, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"patchkit::{name}", fake_forward, lib=_LIBRARY)
-    torch.library.register_fake(f"patchkit::{backward_name}", fake_backward, lib=_LIBRARY)
+    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    LIBRARY.impl(backward_name, backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"patchkit::{name}", fake_forward, lib=LIBRARY)
+    torch.library.register_fake(f"patchkit::{backward_name}", fake_backward, lib=LIBRARY)
 
 
 def _register_kernels(activation: GatedActivation) -> None:
@@ -338,8 +328,8 @@ def _register_kernels(activation: GatedActivation) -> None:
         return activation.launch_backward(grad, gate, up)
 
     for key in TRITON_DISPATCH_KEYS:
-        _LIBRARY.impl(name, forward, key)
-        _LIBRARY.impl(backward_name, backward, key)
+        LIBRARY.impl(name, forward, key)
+        LIBRARY.impl(backward_name, backward, key)
 
 
 def _register_recompute(activation: GatedActivation, name: str) -> None:
@@ -363,11 +353,11 @@ def _register_recompute(activation: GatedActivation, name: str) -> None:
         grad_up = torch.empty_like(grad, memory_format=torch.contiguous_format)
         return grad_up, torch.empty_like(grad_up)
 
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"patchkit::{name}", fake, lib=_LIBRARY)
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"patchkit::{name}", fake, lib=LIBRARY)
     if TRITON_AVAILABLE:
         for key in TRITON_DISPATCH_KEYS:
-            _LIBRARY.impl(name, kernel, key)
+            LIBRARY.impl(name, kernel, key)
 
 
 def _register_autograd(activation: GatedActivation, backward_op: Backward) -> None:
@@ -389,7 +379,7 @@ def _register_autograd(activation: GatedActivation, backward_op: Backward) -> No
             gradients = torch.autograd.grad(hidden, (gate, up), grad, create_graph=True)
             return torch.autograd.grad(gradients, (grad, gate, up), grad_outputs)
 
-    torch.library.register_autograd(f"patchkit::{activation.name}", backward, setup_context=save_inputs, lib=_LIBRARY)
+    torch.library.register_autograd(f"patchkit::{activation.name}", backward, setup_context=save_inputs, lib=LIBRARY)
     torch.library.register_autograd(
-        f"patchkit::{activation.name}_backward", double_backward, setup_context=save_inputs, lib=_LIBRARY
+        f"patchkit::{activation.name}_backward", double_backward, setup_context=save_inputs, lib=LIBRARY
     )

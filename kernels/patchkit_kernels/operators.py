@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from patchkit_kernels.triton_support import TRITON_AVAILABLE
-
-TRITON_DISPATCH_KEYS = ("CUDA", "XPU")
-"""The devices that run the kernels; ROCm's tensors carry the CUDA key."""
+from patchkit_kernels.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS
 
 # A fragment, because several files of this package add their ops to the same namespace.
 LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -25,7 +22,7 @@ def register_op(
         schema: name, arguments and results, as in ``scale(Tensor x, float factor) -> Tensor``.
         reference: runs on every device that has no kernel.
         fake: results of the right shape, dtype and device without values, for FakeTensor and torch.compile.
-        kernel: runs on :data:`TRITON_DISPATCH_KEYS` where Triton is installed.
+        kernel: runs on the devices of :data:`TRITON_DISPATCH_KEYS` where Triton is installed.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from patchkit_kernels import gated_activation
 from patchkit_kernels.gated_activation import _as_rows
 from patchkit_kernels.swiglu import SWIGLU
-from patchkit_kernels.triton_support import TRITON_AVAILABLE
+from patchkit_kernels.triton_support import TRITON_AVAILABLE, device_guard
 
 ALL_DTYPES = {**DTYPES, "fp64": torch.float64}
 
@@ -236,7 +236,7 @@ def test_launches_under_a_device_guard_and_only_if_there_is_work(
         yield
         events.append("end of guard")
 
-    monkeypatch.setattr(gated_activation, "_device_guard", guard)
+    monkeypatch.setattr(gated_activation, "device_guard", guard)
     monkeypatch.setattr(gated_activation, "gated_forward_kernel", Kernel())
     monkeypatch.setattr(gated_activation, "gated_backward_kernel", Kernel())
     tensor = torch.ones(shape)
@@ -249,7 +249,7 @@ def test_launches_under_a_device_guard_and_only_if_there_is_work(
 def test_the_device_guard_is_for_the_tensors_device() -> None:
     with FakeTensorMode():
         tensor = torch.empty(3, device="cuda:1")
-    guard = gated_activation._device_guard(tensor)
+    guard = device_guard(tensor)
     assert isinstance(guard, torch.cuda.device)
     assert guard.idx == 1
 
