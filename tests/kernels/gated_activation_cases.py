@@ -6,16 +6,15 @@ gated_activation_cases.py``) it prints, as JSON, the complaint for each case's i
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from strided_tensors import DTYPES, as_dtype, uniform
 from torch import Tensor
+from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
 import patchkit_kernels.geglu as geglu
 import patchkit_kernels.swiglu as swiglu
@@ -69,13 +68,7 @@ ACTIVATIONS = {
         lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
     ),
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DIRECTIONS = ("forward", "backward", "recompute")
-
-
-def uniform(*shape: int, seed: int) -> Tensor:
-    """fp64, within [-6, 6]: the range in which the activations differ from one another."""
-    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 12 - 6
 
 
 def three(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -150,10 +143,7 @@ class Case:
         """
         tensors = []
         for tensor in LAYOUTS[self.layout]()[1 if self.direction == "forward" else 0 :]:
-            # Through the storage, because `.to()` would make non-overlapping-and-dense copies.
-            base = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
-            converted = base.to(device=device, dtype=DTYPES[self.dtype])
-            tensors.append(converted.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+            tensors.append(as_dtype(tensor, DTYPES[self.dtype], device))
         if self.direction == "recompute":
             tensors[0] = tensors[0].clone(memory_format=torch.contiguous_format)
         return tensors
@@ -232,63 +222,10 @@ def _compare(result: Tensor, exact: Tensor, by_eager: Tensor, tensors: list[Tens
     return None
 
 
-def run_device_kernel(op: Any, tensors: list[Tensor]) -> Any:
-    """What the dispatcher calls for a CUDA tensor, called whatever the tensors' device."""
-    return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *tensors)
-
-
 def _run_interpreted(op: Any, tensors: list[Tensor]) -> Any:
-    """Run the kernel with results that lie in the middle of larger buffers, and see that it writes nowhere else."""
-    buffers = []
-
-    def empty_like(tensor: Tensor, **_: Any) -> Tensor:
-        margin = 2048
-        buffers.append(torch.full((tensor.numel() + 2 * margin,), 1234.0, dtype=tensor.dtype))
-        return buffers[-1][margin : margin + tensor.numel()].view(tensor.shape)
-
-    with mock.patch("torch.empty_like", empty_like):
-        results = run_device_kernel(op, tensors)
-    for buffer in buffers:
-        assert (buffer[:2048] == 1234).all(), "written before the result"
-        assert (buffer[-2048:] == 1234).all(), "written behind the result"
-    return results
-
-
-def _round_to_nearest_in_interpreter() -> None:
-    """Triton 3.9's interpreter cuts fp32 to bf16 off where every compiler target rounds to nearest; make it round too.
-
-    That the compiled kernels do round is a test of the ahead-of-time compiled code.
-    """
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    original = InterpreterBuilder.cast_impl
-
-    def cast_impl(self: Any, source: Any, target: Any) -> Any:
-        if source.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16:
-            rounded = torch.from_numpy(source.data).to(torch.bfloat16)
-            return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
-        return original(self, source, target)
-
-    InterpreterBuilder.cast_impl = cast_impl
-
-
-def main() -> None:
-    assert triton.knobs.runtime.interpret, "set TRITON_INTERPRET=1"
-    _round_to_nearest_in_interpreter()
-    numpy.seterr(all="ignore")  # infinities are part of the test
-    torch.set_num_threads(1)
-    complaints = {}
-    for case in CASES:
-        try:
-            complaints[case.id] = complaint(case, _run_interpreted)
-        except Exception as error:
-            complaints[case.id] = f"{type(error).__name__}: {error}"
-    json.dump(complaints, sys.stdout)
+    with results_in_margins():
+        return run_device_kernel(op, tensors)
 
 
 if __name__ == "__main__":
-    import numpy
-    import triton
-    import triton.language as tl
-
-    main()
+    print_complaints(CASES, lambda case: complaint(case, _run_interpreted))

@@ -10,27 +10,24 @@ import pytest
 import torch
 from gated_activation_cases import (
     ACTIVATIONS,
-    DTYPES,
     Activation,
     complaint,
     eager,
-    run_device_kernel,
     three,
     truth,
-    uniform,
 )
 from gated_activation_cases import CASES as KERNEL_CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strided_tensors import ALL_DTYPES, strided_tensors, uniform
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton_interpreter import run_device_kernel
 
 from patchkit_kernels import gated_activation
 from patchkit_kernels.gated_activation import _as_rows
 from patchkit_kernels.swiglu import SWIGLU
 from patchkit_kernels.triton_support import TRITON_AVAILABLE, device_guard
-
-ALL_DTYPES = {**DTYPES, "fp64": torch.float64}
 
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES.values(), ids=ALL_DTYPES)
@@ -150,27 +147,6 @@ def test_two_backwards_give_the_same_gradients(activation: Activation) -> None:
 
 
 # --- any tensor -------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def strided_tensors(draw: st.DrawFn, count: int) -> list[Tensor]:
-    """Tensors of one shape and dtype, each a view of its own kind, or expanded, or permuted."""
-    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
-    dtype = draw(st.sampled_from(list(ALL_DTYPES.values())))
-    tensors = []
-    for seed in range(count):
-        order = draw(st.permutations(range(len(shape))))
-        steps = [draw(st.integers(1, 3)) for _ in shape]
-        starts = [draw(st.integers(0, 2)) for _ in shape]
-        expanded = [draw(st.sampled_from([False, False, False, True])) for _ in shape]
-        base_shape = [1 if expanded[axis] else starts[axis] + shape[axis] * steps[axis] for axis in order]
-        tensor = uniform(*base_shape, seed=seed).to(dtype).permute([order.index(axis) for axis in range(len(shape))])
-        for axis in range(len(shape)):
-            if not expanded[axis]:
-                tensor = tensor.narrow(axis, starts[axis], shape[axis] * steps[axis])
-                tensor = tensor[(slice(None),) * axis + (slice(None, None, steps[axis]),)]
-        tensors.append(tensor.expand(shape))
-    return tensors
 
 
 @settings(max_examples=150, deadline=None)

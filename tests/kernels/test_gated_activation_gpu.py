@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from gated_activation_cases import ACTIVATIONS, CASES, Activation, Case, complaint, truth, uniform
+from devices import DEVICE, MODULE, needs_device
+from gated_activation_cases import ACTIVATIONS, CASES, Activation, Case, complaint, truth
+from strided_tensors import uniform
 from torch import Tensor
 
-DEVICE = next((name for name in ("cuda", "xpu") if getattr(torch, name).is_available()), "none")
-MODULE = torch.get_device_module(DEVICE) if DEVICE != "none" else None
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "none", reason="no CUDA, ROCm or XPU device")]
+pytestmark = needs_device
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from gated_activation_cases import ACTIVATIONS, Activation, three, uniform
+from gated_activation_cases import ACTIVATIONS, Activation, three
+from strided_tensors import uniform
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
