@@ -69,7 +69,7 @@ def dora_weight_norm_kernel(
     weight_row_ptr = weight_ptr + (row * weight_row_stride)[:, None]
     lora_b_row_ptr = lora_b_ptr + (row * lora_b_row_stride)[:, None]
     squares = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
-    for start in range(0, SPAN, BLOCK_COLUMNS):
+    for start in range(0, tl.minimum(columns - first, SPAN), BLOCK_COLUMNS):
         column = first + start + tl.arange(0, BLOCK_COLUMNS)
         is_column = column < columns
         lora_a_column_ptr = lora_a_ptr + (column * lora_a_column_stride)[None, :]

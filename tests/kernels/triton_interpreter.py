@@ -47,8 +47,9 @@ def print_complaints(cases: Iterable[Any], complaint: Callable[[Any], str | None
     _repair_bf16()
     numpy.seterr(all="ignore")  # infinities are part of the tests
     torch.set_num_threads(1)
-    complaints = {}
+    complaints: dict[str, str | None] = {}
     for case in cases:
+        assert case.id not in complaints, f"two cases are called {case.id}"
         try:
             complaints[case.id] = complaint(case)
         except Exception as error:
