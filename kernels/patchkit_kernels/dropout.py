@@ -42,8 +42,8 @@ def pack_mask_kernel(mask_ptr: tl.tensor, packed_ptr: tl.tensor, size: tl.tensor
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     bit = tl.arange(0, 8)[None, :]
     element = byte[:, None] * 8 + bit
-    kept = tl.load(mask_ptr + element, mask=element < size, other=0).to(tl.int32)
-    tl.store(packed_ptr + byte, tl.sum(kept << bit, 1).to(tl.uint8), mask=byte * 8 < size)
+    kept = tl.load(mask_ptr + element, mask=element < size, other=0)
+    tl.store(packed_ptr + byte, tl.sum(kept << bit.to(tl.uint8), 1).to(tl.uint8), mask=byte * 8 < size)
 
 
 @jit
@@ -254,7 +254,7 @@ def _pack_reference(mask: Tensor) -> Tensor:
         flat = torch.cat([flat, flat.new_zeros(whole - flat.numel())])
     factor, highest = GATHER_BITS[sys.byteorder]
     gathered = flat.view(torch.int64) * factor
-    return gathered.view(torch.uint8)[highest::8].clone()
+    return gathered.view(torch.uint8)[highest::8].clone(memory_format=torch.contiguous_format)
 
 
 def _pack_kernel(mask: Tensor) -> Tensor:
