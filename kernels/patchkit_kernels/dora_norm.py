@@ -19,7 +19,11 @@ from patchkit_kernels.operators import LIBRARY, register_op
 from patchkit_kernels.triton_support import TRITON_DTYPES, device_guard, jit, tl
 
 CHUNK = 2**18
-"""Elements of the sum that the reference holds at once: 1 MiB in fp32, which stays in a core's second-level cache."""
+"""Elements of the sum that the reference holds at once: 1 MiB in fp32, which stays in a core's second-level cache.
+
+It is never all of ``[out, in]``, unless that is smaller. On one core with 2 MiB of such cache, 2**18 was the fastest
+power of four from 2**14 on, and 2 to 4 times as fast as no chunks at all.
+"""
 
 BLOCK_ROWS, BLOCK_COLUMNS = 32, 64
 """The tile of the sum that a program of 4 warps holds: 16 elements of it per thread, and as many squares.

@@ -173,8 +173,9 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
 def masked(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     """``x * mask * scale``, any number of times differentiable: the op ``patchkit::masked``.
 
-    On a CPU the scale is rounded to x's dtype first; the kernel computes in fp32 and rounds once. Both are what
-    ``F.dropout`` does on that device, bits included.
+    On a CPU the bits are those of ``F.dropout``, which rounds the factor to x's dtype before it multiplies. The kernel
+    multiplies in fp32 and rounds once, as ``F.dropout`` does on its devices, by a scale that may differ from
+    ``F.dropout``'s in the last bit of fp32 (ATen/native/cuda/Dropout.cu inverts ``1 - p`` after rounding it).
 
     Args:
         x: ``[rows, n]``, or any other shape; floating point, any strides.
@@ -221,7 +222,10 @@ def _spread(packed: Tensor, table: Tensor) -> Tensor:
 
 def _factors(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     """What each element of x is multiplied by, zero or the scale, flat, in x's dtype."""
-    return _spread(packed, _bits(x.device).to(x.dtype).mul_(scale)).flatten()[: x.numel()]
+    table = _bits(x.device).to(x.dtype)
+    # F.dropout divides its mask by 1 - p in x's dtype; multiplying by the scale would round otherwise now and then.
+    table = table.div_(1.0 / scale) if scale else table.zero_()
+    return _spread(packed, table).flatten()[: x.numel()]
 
 
 def _check_packed(name: str, packed: Tensor, shape: torch.Size) -> None:

@@ -126,6 +126,8 @@ def test_without_triton() -> None:
 import sys
 sys.modules["triton"] = None  # makes `import triton` raise ImportError
 import torch
+from patchkit_kernels.dora_norm import dora_weight_norm
+from patchkit_kernels.dropout import masked, pack_mask
 from patchkit_kernels.geglu import geglu_erf, geglu_tanh
 from patchkit_kernels.swiglu import swiglu, swiglu_reference
 from patchkit_kernels.triton_support import TRITON_AVAILABLE
@@ -134,7 +136,10 @@ assert not TRITON_AVAILABLE
 gate, up = torch.randn(2, 3, 5).requires_grad_()
 assert torch.equal(swiglu(gate, up), swiglu_reference(gate, up))
 (swiglu(gate, up) + geglu_erf(gate, up) + geglu_tanh(gate, up)).sum().backward()
-assert not torch._C._dispatch_has_kernel_for_dispatch_key("patchkit::swiglu", "CUDA")
+assert dora_weight_norm(gate, gate[:2], gate[:, :2], 1.0).shape == (3,)
+assert torch.equal(masked(up, pack_mask(up > 0), 2.0), up.relu() * 2)
+for op in ("swiglu", "dora_weight_norm", "pack_mask", "masked", "masked_"):
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"patchkit::{op}", "CUDA")
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
