@@ -4,6 +4,8 @@
     report = patchkit.apply(model)      # in place; print(report) shows what runs at which level
     patchkit.revert(model)              # exactly the classes it had before
 
+    Trainer(..., callbacks=[patchkit.TrainerCallback()])    # applies when training begins
+
 Nothing heavy is imported until one of these is used.
 """
 
@@ -16,8 +18,9 @@ from patchkit.version import __version__
 if TYPE_CHECKING:
     from patchkit.api import apply, patched, report, revert
     from patchkit.reporting import Report
+    from patchkit.trainer_callback import TrainerCallback
 
-__all__ = ["Report", "__version__", "apply", "patched", "report", "revert"]
+__all__ = ["Report", "TrainerCallback", "__version__", "apply", "patched", "report", "revert"]
 
 
 def __getattr__(name: str) -> object:
@@ -26,6 +29,10 @@ def __getattr__(name: str) -> object:
         from patchkit.reporting import Report
 
         return Report
+    if name == "TrainerCallback":
+        from patchkit.trainer_callback import TrainerCallback
+
+        return TrainerCallback
     if name in __all__:
         from patchkit import api
 

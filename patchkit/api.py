@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -87,7 +87,9 @@ def apply(
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_model(model)
-    parts = _check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict}, precision, unknown)
+    check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict, "precision": precision, **unknown})
+    wanted: dict[BlockName, bool] = {"qkv": qkv, "o": o, "mlp": mlp}
+    parts = frozenset(name for name, value in wanted.items() if value)
     planned = [_plan(found, parts, precision) for found in _eligible(model)]
     _check_meta(planned)
     rows = tuple(
@@ -186,18 +188,23 @@ def _check_model(model: object) -> None:
     raise NotAModelError(f"expected a torch.nn.Module (a PeftModel or a transformers model), found {hint}")
 
 
-def _check_options(options: dict[str, bool], precision: object, unknown: dict[str, object]) -> frozenset[BlockName]:
-    for name in unknown:
-        near = difflib.get_close_matches(name, _OPTIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise UnknownOptionError(f"unknown option {name!r}{hint} The options are {', '.join(_OPTIONS)}.")
+def check_options(options: Mapping[str, object]) -> None:
+    """Make sure that these are options of :func:`apply`.
+
+    Raises:
+        UnknownOptionError: one is not, or its value has the wrong type.
+    """
     for name, value in options.items():
-        if not isinstance(value, bool):
+        if name not in _OPTIONS:
+            near = difflib.get_close_matches(name, _OPTIONS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise UnknownOptionError(f"unknown option {name!r}{hint} The options are {', '.join(_OPTIONS)}.")
+        if name == "precision":
+            if value not in _PRECISIONS:
+                choices = " or ".join(map(repr, _PRECISIONS))
+                raise UnknownOptionError(f"option {name!r} takes {choices}, found {value!r}")
+        elif not isinstance(value, bool):
             raise UnknownOptionError(f"option {name!r} takes True or False, found {value!r}")
-    if precision not in _PRECISIONS:
-        raise UnknownOptionError(f"option 'precision' takes {' or '.join(map(repr, _PRECISIONS))}, found {precision!r}")
-    names: tuple[BlockName, ...] = ("qkv", "o", "mlp")
-    return frozenset(name for name in names if options[name])
 
 
 def _eligible(model: nn.Module) -> Iterator[Found]:

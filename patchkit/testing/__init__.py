@@ -6,6 +6,7 @@ for result in run_checks(model, tiny_inputs("gemma3", model)):
 """
 
 from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patch, Revert, check, run_checks, scenario
+from patchkit.testing.fused_calls import FUSED_FUNCTIONS, fused_calls
 from patchkit.testing.lora import TEXT_PROJECTIONS, add_lora, randomise_adapter
 from patchkit.testing.measure import Cost, OpCount, count_flops, count_ops, measure_step, saved_bytes
 from patchkit.testing.parity import (
@@ -28,6 +29,7 @@ __all__ = [
     "CHECKS",
     "CURVE_TOLERANCE",
     "FP32_TOLERANCE",
+    "FUSED_FUNCTIONS",
     "LOW_PRECISION_RATIO",
     "MULTIMODAL_MODELS",
     "TEXT_MODELS",
@@ -50,6 +52,7 @@ __all__ = [
     "compare_runs",
     "count_flops",
     "count_ops",
+    "fused_calls",
     "identical_runs",
     "measure_step",
     "randomise_adapter",

@@ -1,0 +1,40 @@
+"""Which fused functions really ran: a level that is only promised, or chosen and then not used, would not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from patchkit.runtime import blocks
+
+FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
+"""The functions that the patched blocks call: for q/k/v together, for one projection alone, for a gated MLP."""
+
+
+@contextmanager
+def fused_calls() -> Iterator[list[str]]:
+    """Record the calls of the fused functions by every model of this process, for the time of a ``with`` block.
+
+    A forward that is run again by gradient checkpointing counts again. Not for several threads.
+
+    Yields:
+        A list that grows by a name of :data:`FUSED_FUNCTIONS` at each call.
+    """
+    calls: list[str] = []
+    originals = {name: getattr(blocks, name) for name in FUSED_FUNCTIONS}
+    for name, function in originals.items():
+        setattr(blocks, name, _recorded(function, name, calls))
+    try:
+        yield calls
+    finally:
+        for name, function in originals.items():
+            setattr(blocks, name, function)
+
+
+def _recorded(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    return call
