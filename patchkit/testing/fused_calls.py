@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from patchkit.runtime import blocks
 
 FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
@@ -16,7 +18,8 @@ FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
 def fused_calls() -> Iterator[list[str]]:
     """Record the calls of the fused functions by every model of this process, for the time of a ``with`` block.
 
-    A forward that is run again by gradient checkpointing counts again. Not for several threads.
+    A forward that is run again by gradient checkpointing counts again. What ``torch.compile`` traces counts once for
+    each trace, and not when the compiled code runs. Not for several threads.
 
     Yields:
         A list that grows by a name of :data:`FUSED_FUNCTIONS` at each call.
@@ -33,8 +36,15 @@ def fused_calls() -> Iterator[list[str]]:
 
 
 def _recorded(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def record() -> bool:
         calls.append(name)
+        return True
+
+    # Traced, a list that grows would be a reason to compile again at each step.
+    record = torch.compiler.assume_constant_result(record)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        record()
         return function(*args, **kwargs)
 
     return call

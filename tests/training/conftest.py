@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch._dynamo.utils import counters
 from transformers import PreTrainedTokenizerFast
 
 from patchkit.testing import add_lora, tiny_inputs, tiny_model
@@ -53,3 +55,13 @@ def lora_pair():
         return copy.deepcopy(model), model, rows
 
     return make
+
+
+@pytest.fixture
+def compiler():
+    """A fresh ``torch.compile`` that raises where it would fall back to running uncompiled; yields its counters."""
+    torch.compiler.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield counters
+    torch.compiler.reset()

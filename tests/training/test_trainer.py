@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from torch._dynamo.eval_frame import OptimizedModule
 from training_runs import LAYERS, RecordsLosses, assert_equal, run_trainer, total_error
 
 import patchkit
@@ -59,7 +60,6 @@ CASES = {
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
         2,
     ),
-    "compiled": ({"torch_compile": True, "torch_compile_backend": "aot_eager"}, 1),
 }
 
 
@@ -71,6 +71,35 @@ def test_trainer(architecture, name, lora_pair, tmp_path):
     assert_equal(patched, plain)
     micro_batches = STEPS * changes.get("gradient_accumulation_steps", 1)
     assert patched.calls == dict.fromkeys(FUSED_FUNCTIONS, micro_batches * LAYERS * forwards)
+
+
+def test_compiled(lora_pair, tmp_path, compiler):
+    """Training begins after the model was wrapped for ``torch.compile`` and before anything is compiled."""
+    plain, model, rows = lora_pair()
+    reference = run_trainer(Trainer(plain, arguments(tmp_path), train_dataset=rows))
+    compiled = arguments(tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
+    trainer = Trainer(model, compiled, train_dataset=rows, callbacks=[patchkit.TrainerCallback])
+    patched = run_trainer(trainer)
+    assert isinstance(trainer.model_wrapped, OptimizedModule)
+    assert_equal(patched, reference)
+    assert patched.calls == dict.fromkeys(FUSED_FUNCTIONS, LAYERS)  # traced once
+    assert compiler["stats"]["unique_graphs"] == 1
+    assert not compiler["graph_break"]
+
+
+def test_patched_after_compiling(lora_pair, tmp_path, compiler):
+    """Compiled code tests the classes of the modules, so a second training does not use what the first one compiled."""
+    plain, model, rows = lora_pair()
+    reference = Trainer(plain, arguments(tmp_path), train_dataset=rows)
+    trainer = Trainer(model, arguments(tmp_path, torch_compile_backend="eager"), train_dataset=rows)
+    run_trainer(reference)
+    assert run_trainer(trainer).calls == {}
+    assert compiler["stats"]["unique_graphs"] == 1
+    trainer.add_callback(patchkit.TrainerCallback)
+    patched = run_trainer(trainer)
+    assert_equal(patched, run_trainer(reference))
+    assert patched.calls == dict.fromkeys(FUSED_FUNCTIONS, LAYERS)
+    assert compiler["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=["float32-base", "bfloat16-base"])
