@@ -41,7 +41,7 @@ def _recorded(function: Callable[..., Any], name: str, calls: list[str]) -> Call
         return True
 
     # Traced, a list that grows would be a reason to compile again at each step.
-    record = torch.compiler.assume_constant_result(record)
+    record = torch.compiler.assume_constant_result(record)  # type: ignore[no-untyped-call]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         record()

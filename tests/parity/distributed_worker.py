@@ -1,81 +1,104 @@
-"""What each process of the distributed tests runs: three optimizer steps, and the losses of the whole batch."""
+"""What each process of the distributed tests runs: a few optimizer steps in several ways, unpatched and patched."""
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import patchkit
-from patchkit.runtime import blocks
-from patchkit.testing import add_lora, tiny_inputs, tiny_model
+from patchkit.testing import add_lora, fused_calls, tiny_inputs, tiny_model
 
-STEPS = 3
+STEPS, BATCH = 3, 4
+MODEL = "gemma3"
 
-
-def count_fused_calls() -> list[str]:
-    """Record every call of a fused function: a level that is only promised would not show."""
-    calls: list[str] = []
-
-    def counted(function):
-        def call(*args, **kwargs):
-            calls.append(function.__name__)
-            return function(*args, **kwargs)
-
-        return call
-
-    for name in ("lora_projections", "lora_linear", "lora_gated_mlp"):
-        setattr(blocks, name, counted(getattr(blocks, name)))
-    return calls
+MICRO_BATCHES = {"whole batches": 1, "accumulation": 2, "bfloat16": 1}
+"""Micro-batches per optimizer step of each way to train; "bfloat16" is FSDP2's mixed precision policy."""
 
 
-def train(kind: str, rank: int, world: int, patch: bool) -> dict[str, list[float] | dict[str, int]]:
-    """Loss and gradient norm of each step, averaged over processes, which each take a part of the batch."""
-    name = "gemma3"
-    model = add_lora(tiny_model(name)).train()
-    inputs = tiny_inputs(name, model, batch=4)
+def wrap(model: nn.Module, kind: str, way: str) -> nn.Module:
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "fsdp2":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if way == "bfloat16" else MixedPrecisionPolicy()
+        for layer in model.base_model.model.model.layers:
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+    return model
+
+
+def without_sync(wrapped: nn.Module, kind: str) -> AbstractContextManager[Any]:
+    """Gradients stay in this process until the last micro-batch of a step."""
+    if kind == "ddp":
+        return wrapped.no_sync()
+    return fsdp_without_sync(wrapped) if kind == "fsdp2" else nullcontext()
+
+
+@contextmanager
+def fsdp_without_sync(wrapped: nn.Module) -> Iterator[None]:
+    wrapped.set_requires_gradient_sync(False)
+    yield
+    wrapped.set_requires_gradient_sync(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def adapters(model: nn.Module) -> Tensor:
+    """All trained weights in one vector, the same in every process."""
+    return torch.cat([whole(p.detach()).flatten().clone() for p in model.parameters() if p.requires_grad])
+
+
+def train(kind: str, way: str, rank: int, world: int, patch: bool) -> dict[str, Any]:
+    """Losses and gradient norms of each step, averaged over processes, which each take a part of the batch."""
+    model = add_lora(tiny_model(MODEL)).train()
+    inputs = tiny_inputs(MODEL, model, batch=BATCH)
     if patch:
         patchkit.apply(model)
-    calls = count_fused_calls()
-    part = {key: value[rank * 4 // world : (rank + 1) * 4 // world] for key, value in inputs.items()}
-    wrapped: torch.nn.Module = model
-    if kind == "ddp":
-        wrapped = DistributedDataParallel(model)
-    elif kind == "fsdp2":
-        for layer in model.base_model.model.model.layers:
-            fully_shard(layer)
-        fully_shard(model)
-    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
+    rows = torch.arange(BATCH).chunk(world)[rank].chunk(MICRO_BATCHES[way])
+    wrapped = wrap(model, kind, way)
+    before = adapters(wrapped)
+    # A large epsilon, because Adam's first steps are otherwise the signs of gradients, noise included.
+    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2, eps=1e-3)
     losses, norms = [], []
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = wrapped(**part, use_cache=False).loss
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in wrapped.parameters() if p.grad is not None])
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        optimizer.step()
-        whole = loss.detach().clone()
-        if world > 1:
-            dist.all_reduce(whole)
-            whole /= world
-        losses.append(whole.item())
-        norms.append(norm.item())
-    return {"losses": losses, "norms": norms, "fused_calls": sorted(calls)}
+    with fused_calls() as calls:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            total = torch.zeros(())
+            for i, part in enumerate(rows):
+                with nullcontext() if i == len(rows) - 1 else without_sync(wrapped, kind):
+                    micro_batch = {key: value[part] for key, value in inputs.items()}
+                    loss = wrapped(**micro_batch, use_cache=False).loss.float() / len(rows)
+                    loss.backward()
+                total += loss.detach()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in wrapped.parameters() if p.grad is not None])
+            norms.append(whole(norm).item())
+            optimizer.step()
+            if world > 1:
+                dist.all_reduce(total)
+            losses.append(total.item() / world)
+    return {"losses": losses, "norms": norms, "update": adapters(wrapped) - before, "calls": Counter(calls)}
 
 
 def main() -> None:
-    kind, rank, world, store, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5])
+    kind, rank, world, store, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = {str(patch): train(kind, rank, world, patch) for patch in (True, False)}
+    ways = [way for way in MICRO_BATCHES if kind == "fsdp2" or way != "bfloat16"]
+    found = {(way, patch): train(kind, way, rank, world, patch) for way in ways for patch in (False, True)}
     if rank == 0:
-        out.write_text(json.dumps(found))
+        torch.save(found, out)
     if world > 1:
         dist.destroy_process_group()
 
