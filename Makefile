@@ -49,7 +49,7 @@ matrix: $(VENV)/.test
 	@$(BIN)/python -W ignore -m patchkit.cli.main bench --markdown compat_matrix.md --json benchmarks/results/counts.json
 
 clean:
-	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv:

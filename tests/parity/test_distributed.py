@@ -53,20 +53,27 @@ def alone(tmp_path_factory):
 def test_two_processes(kind, alone, tmp_path):
     together = launch(kind, 2, tmp_path)
     for way, micro_batches in {"whole batches": 1, "accumulation": 2}.items():
-        plain, patched = together[way, False], together[way, True]
-        check_calls(plain, patched, micro_batches)
-        check_calls(alone[way, False], alone[way, True], micro_batches)
-        check_equal(patched, plain, FP32_TOLERANCE)
-        check_equal(patched, alone[way, False], CURVE_TOLERANCE)
-        check_equal(alone[way, True], alone[way, False], FP32_TOLERANCE)
-    if kind == "fsdp2":
-        check_mixed_precision(together, alone["whole batches", False])
+        plain, single = together[way, "never"], alone[way, "never"]
+        check_calls(single, alone[way, "before"], micro_batches)
+        check_equal(alone[way, "before"], single, FP32_TOLERANCE)
+        for when in ("before", "after"):
+            patched = together[way, when]
+            check_calls(plain, patched, micro_batches)
+            check_equal(patched, plain, FP32_TOLERANCE)
+            check_equal(patched, single, CURVE_TOLERANCE)
+    if kind == "ddp":
+        check_calls(together["trainer", "never"], together["trainer", "after"], 1)
+        check_equal(together["trainer", "after"], together["trainer", "never"], FP32_TOLERANCE)
+    else:
+        check_mixed_precision(together, alone["whole batches", "never"])
 
 
 def check_mixed_precision(together, truth):
     """Parameters gathered as bfloat16: no further from float32 than unpatched."""
-    plain, patched = together["bfloat16", False], together["bfloat16", True]
-    check_calls(plain, patched, 1)
+    plain = together["bfloat16", "never"]
     upstream = relative_error(plain["update"], truth["update"])
     assert 1e-4 < upstream < 0.1
-    assert relative_error(patched["update"], truth["update"]) <= LOW_PRECISION_RATIO * upstream
+    for when in ("before", "after"):
+        patched = together["bfloat16", when]
+        check_calls(plain, patched, 1)
+        assert relative_error(patched["update"], truth["update"]) <= LOW_PRECISION_RATIO * upstream

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import trl
 from datasets import Dataset
 from peft import LoraConfig
 from training_runs import LAYERS, RecordsLosses, assert_equal, run_trainer
 
 import patchkit
 from patchkit.testing import FUSED_FUNCTIONS, TEXT_PROJECTIONS, add_lora, tiny_model
+
+trl = pytest.importorskip("trl", reason="TRL 1.16 needs Python 3.11")
 
 STEPS, BATCH = 4, 2
 

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning with TRL's SFTTrainer or transformers' Trainer, and patchkit.TrainerCallback."""
