@@ -12,22 +12,22 @@ from typing import NamedTuple
 from torch import nn
 
 from patchkit.adapters.peft import carries_adapter
-from patchkit.adapters.protocol import interference
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
 from patchkit.binding import (
     PATCH,
     Patch,
     check_unchanged,
-    forward_replaced,
     original_class,
     parts_of,
     patch_of,
     patched_class,
+    replaced_since,
     swap,
 )
 from patchkit.describe import describe
 from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
+from patchkit.ownership import find_displaced, replaced_on_instance
 from patchkit.reporting import Report, Row
 from patchkit.rewrite.sites import BlockName, Skip
 from patchkit.runtime.precision import AdapterPrecision
@@ -35,6 +35,7 @@ from patchkit.version import __version__
 
 logger = logging.getLogger("patchkit")
 
+_PARTS: tuple[BlockName, ...] = ("qkv", "o", "mlp")
 _OPTIONS = ("qkv", "o", "mlp", "strict", "precision")
 _PRECISIONS: tuple[AdapterPrecision, ...] = ("peft", "fast")
 
@@ -89,12 +90,13 @@ def apply(
     _check_model(model)
     check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict, "precision": precision, **unknown})
     wanted: dict[BlockName, bool] = {"qkv": qkv, "o": o, "mlp": mlp}
-    parts = frozenset(name for name, value in wanted.items() if value)
+    parts = frozenset(name for name in _PARTS if wanted[name])
     planned = [_plan(found, parts, precision) for found in _eligible(model)]
-    _check_meta(planned)
+    _check_meta(model, planned)
     rows = tuple(
         row for plan in planned for row in describe(plan.found.name, plan.found.module, plan.found.block, plan.patch)
     )
+    rows += tuple(_displaced_rows(model, parts))
     result = Report(type(model).__name__, rows, _notes(rows))
     left = [row for row in rows if row.level == "upstream" and not row.expected]
     if strict and (left or all(row.level == "upstream" for row in rows)):
@@ -176,7 +178,8 @@ def report(model: nn.Module) -> Report:
         for found in _eligible(model)
         for row in describe(found.name, found.module, found.block, patch_of(found.module))
     )
-    return Report(type(model).__name__, rows, _notes(rows))
+    rows += tuple(_displaced_rows(model, frozenset(_PARTS)))
+    return Report(type(model).__name__, rows, (*_notes(rows), *_replaced_since(model)))
 
 
 def _check_model(model: object) -> None:
@@ -210,31 +213,54 @@ def check_options(options: Mapping[str, object]) -> None:
 def _eligible(model: nn.Module) -> Iterator[Found]:
     """The blocks to patch: those of the text model, and of a vision tower where it carries adapters."""
     for found in find_blocks(model):
-        if found.block.tower == "text" or patch_of(found.module) is not None or carries_adapter(found.module):
+        if _is_wanted(found) or patch_of(found.module) is not None:
             yield found
+
+
+def _is_wanted(found: Found) -> bool:
+    return found.block.tower == "text" or carries_adapter(found.module)
+
+
+def _displaced_rows(model: nn.Module, parts: frozenset[BlockName]) -> Iterator[Row]:
+    """Blocks that the user may expect here, but whose class another library replaced."""
+    for found, reason in find_displaced(model):
+        if _is_wanted(found):
+            skips = tuple(Skip(part, reason) for part in parts_of(found.block) if part in parts)
+            yield from describe(found.name, found.module, found.block, skips)
+
+
+def _replaced_since(model: nn.Module) -> Iterator[str]:
+    """One note for each patched class whose upstream ``forward`` was replaced after ``apply``."""
+    for patch in {patch for module in model.modules() if (patch := patch_of(module)) is not None}:
+        owner = replaced_since(patch)
+        if owner is not None:
+            yield (
+                f"{patch.original.__name__}.forward was replaced by {owner} since patchkit.apply; that does not run "
+                "here: call patchkit.apply(model) again to leave the block to it"
+            )
 
 
 def _plan(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision) -> _Planned:
     cls = type(found.module)
     patch = patch_of(found.module)
-    wanted = (parts & frozenset(parts_of(found.block)), precision)
-    if patch is not None and (patch.parts, patch.precision) == wanted:
+    asked = (parts & frozenset(parts_of(found.block)), precision)
+    if patch is not None and (patch.parts, patch.precision) == asked and replaced_since(patch) is None:
         return _Planned(found, patch.original, cls, patch)
     original = original_class(found.module, found.name) if patch is not None else cls
-    if forward_replaced(found.module):
-        # Whoever replaced it keeps the block; swapping the class underneath would do nothing, or worse.
-        reason = f"its {interference(found.module)}"
-        return _Planned(found, original, original, tuple(Skip(part, reason) for part in sorted(parts)))
+    owner = replaced_on_instance(found.module)
+    if owner is not None:  # swapping the class underneath would do nothing, or worse
+        return _Planned(found, original, original, tuple(Skip(part, owner) for part in sorted(parts)))
     target = patched_class(original, found.block, parts, precision)
     if isinstance(target, tuple):
         return _Planned(found, original, original, target)
     return _Planned(found, original, target, vars(target)[PATCH])
 
 
-def _check_meta(planned: list[_Planned]) -> None:
-    """A model on meta, all of it. Single modules there belong to an offloading library and run upstream."""
+def _check_meta(model: nn.Module, planned: list[_Planned]) -> None:
+    """A model on meta, all of it. What an offloading library keeps there it brings back at each call: that runs."""
     weights = [parameter for plan in planned for parameter in plan.found.module.parameters()]
-    if weights and all(weight.is_meta for weight in weights):
+    offloaded = any("_hf_hook" in module.__dict__ for module in model.modules())  # accelerate's name
+    if weights and all(weight.is_meta for weight in weights) and not offloaded:
         raise MetaModelError(
             f"the weights of all {len(planned)} blocks are on the meta device. Load or initialise them first "
             "(from_pretrained, or to_empty and load_state_dict), then call patchkit.apply; nothing was changed."

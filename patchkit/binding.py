@@ -10,6 +10,7 @@ import ast
 import copy
 import copyreg
 import hashlib
+import inspect
 import linecache
 import textwrap
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from torch import nn
 
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.errors import RevertError, RewriteError
+from patchkit.ownership import foreign_forward, is_own_forward, may_hold_old_forward, name_of
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
@@ -42,6 +44,7 @@ class Patch:
         block: the entry of the architecture file.
         parts: the parts of the model that were asked for.
         precision: in which the adapters compute.
+        forward: ``forward`` as the upstream class had it.
         sites: what was rewritten.
         skips: what was not, and why.
     """
@@ -50,6 +53,7 @@ class Patch:
     block: Block
     parts: frozenset[BlockName]
     precision: AdapterPrecision
+    forward: object
     sites: tuple[Site, ...]
     skips: tuple[Skip, ...]
 
@@ -107,7 +111,7 @@ def _build(
         "forward": forward,
         **methods,
         **_copying(cls),
-        PATCH: Patch(cls, block, parts, precision, rewritten.sites, rewritten.skips),
+        PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
     }
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
         namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
@@ -179,27 +183,28 @@ def type_of_patch(module: nn.Module) -> type[nn.Module]:
     return next(cls for cls in type(module).__mro__ if PATCH in vars(cls))
 
 
-def forward_replaced(module: nn.Module) -> bool:
-    """Whether something set a ``forward`` on the instance that is not simply the class's own.
+def replaced_since(patch: Patch) -> str | None:
+    """The name of what replaced ``forward`` on the upstream class since the patch was made; None if nothing did.
 
-    accelerate, when it removes its hooks, leaves the bound method of the class there.
+    The patched class defines its own ``forward``, so such a replacement does not run until ``apply`` is called again.
     """
-    forward = module.__dict__.get("forward")
-    bound = (getattr(forward, "__self__", None), getattr(forward, "__func__", None))
-    return forward is not None and bound != (module, type(module).forward)
+    current = inspect.getattr_static(patch.original, "forward")
+    return None if current is patch.forward else name_of(current)
 
 
 def _give(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class, and with it every bound ``forward`` of the class that is kept on the instance.
+
+    accelerate's hooks keep it as ``_old_forward`` and call that. What another library set as ``forward`` stays.
+    """
+    own = [name for name, value in module.__dict__.items() if is_own_forward(module, value)]
     module.__class__ = cls
-    if "forward" in module.__dict__:
-        module.__dict__["forward"] = MethodType(cls.forward, module)
+    for name in own:
+        module.__dict__[name] = MethodType(cls.forward, module)
 
 
 def swap(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
-    """Give each module its class; if one cannot take it, all have the class they had before.
-
-    None of the modules may be :func:`forward_replaced`: a bound ``forward`` is taken for the class's own.
-    """
+    """Give each module its class; if one cannot take it, all have the class they had before."""
     done: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for module, cls in classes:
@@ -231,10 +236,11 @@ def check_unchanged(module: nn.Module, name: str, given: type[nn.Module]) -> Non
         RevertError: if it has another one.
     """
     cls = type(module)
-    if forward_replaced(module):
+    forward = foreign_forward(module)
+    if forward is not None and may_hold_old_forward(forward):
         raise RevertError(
-            f"{name} cannot be given its class back: since patchkit.apply a forward was set on the instance, which "
-            "calls the patched one. Undo that first (accelerate's remove_hook_from_module, for instance)."
+            f"{name} cannot be given its class back: since patchkit.apply a forward was set on the instance by "
+            f"{name_of(forward)}, which may call the patched one. Undo that first."
         )
     if cls is not given:
         raise RevertError(

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import interference
 from patchkit.adapters.readers import read_projection
 from patchkit.arch.spec import Attention, Block, GatedMLP
-from patchkit.binding import Patch, forward_replaced, parts_of
+from patchkit.binding import Patch, parts_of, patched_class
+from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.rewrite.sites import BlockName, Skip
 from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
@@ -39,7 +39,7 @@ def _level(
     module: nn.Module, block: Block, part: BlockName, patch: Patch | tuple[Skip, ...] | None
 ) -> tuple[Level, str, bool]:
     if patch is None:
-        return "upstream", NOT_PATCHED, False
+        return "upstream", _why_not_patched(module, block, part), False
     skips = patch if isinstance(patch, tuple) else patch.skips
     why = "; ".join(skip.reason for skip in skips if skip.block == part)
     if isinstance(patch, tuple):
@@ -49,8 +49,9 @@ def _level(
     rules = {site.rule for site in patch.sites if site.block == part}
     if not rules:
         return "upstream", why, False
-    if forward_replaced(module):  # by something that came after apply; it may still call the patched one
-        return "upstream", interference(module) or "", False
+    owner = replaced_on_instance(module)  # by something that came after apply
+    if owner is not None:
+        return "upstream", owner, False
     if isinstance(block, GatedMLP):
         names: Sequence[str] = (*block.inputs, block.down)
     else:
@@ -59,6 +60,15 @@ def _level(
     if choice is None:
         return "upstream", "it lacks a projection", False
     return _explain(choice, names, whole=rules != {"call-alone"}, why=why)
+
+
+def _why_not_patched(module: nn.Module, block: Block, part: BlockName) -> str:
+    """Why a block has no patched class: another library owns it, its source is not one we rewrite, or nobody asked."""
+    owner = replaced_on_instance(module)
+    if owner is not None:
+        return owner
+    possible = patched_class(type(module), block, frozenset({part}))
+    return "; ".join(skip.reason for skip in possible) if isinstance(possible, tuple) else NOT_PATCHED
 
 
 def _choose(module: nn.Module, block: Block, names: Sequence[str], precision: AdapterPrecision) -> Choice | None:

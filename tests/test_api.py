@@ -300,28 +300,6 @@ def test_an_instance_that_another_library_replaced(lora_model):
     assert_equal(reference, model)
 
 
-def test_liger_kernel_applied_first(lora_model):
-    """Liger's instance patch of the MLP stays in charge of it; attention is ours. (Its kernels need a GPU to run.)"""
-    monkey_patch = pytest.importorskip("liger_kernel.transformers.monkey_patch", reason="liger-kernel is Linux only")
-    _, model = lora_model()
-    base = model.base_model.model
-    monkey_patch.apply_liger_kernel_to_llama(
-        rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=False, swiglu=True, model=base
-    )
-    try:
-        with pytest.warns(PatchkitWarning, match="mlp"):
-            report = patchkit.apply(model)
-        assert {(row.block, row.level) for row in report.rows} == {
-            ("qkv", "fused"),
-            ("o", "fused"),
-            ("mlp", "upstream"),
-        }
-    finally:
-        from transformers.models.llama import modeling_llama
-
-        modeling_llama.LlamaMLP = LlamaMLP
-
-
 def test_revert_refuses_a_class_that_something_put_on_top(lora_model):
     _, model = lora_model()
     patchkit.apply(model)
@@ -331,39 +309,6 @@ def test_revert_refuses_a_class_that_something_put_on_top(lora_model):
     with pytest.raises(RevertError, match="it became"):
         patchkit.revert(model)
     assert classes(model) == before
-
-
-def test_revert_refuses_a_forward_that_was_set_since(lora_model):
-    """accelerate's hooks keep the patched forward inside theirs: giving the class back would break the model."""
-    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-
-    reference, model = lora_model()
-    patchkit.apply(model)
-    hooked = [module for module in model.modules() if isinstance(module, LlamaMLP)]
-    for module in hooked:
-        add_hook_to_module(module, ModelHook())
-    before = classes(model)
-    assert_equal(reference, model)
-    with pytest.raises(RevertError, match="a forward was set on the instance"):
-        patchkit.revert(model)
-    assert classes(model) == before
-    for module in hooked:
-        remove_hook_from_module(module)
-    assert patchkit.revert(model) == 4
-    assert_equal(reference, model)
-
-
-def test_accelerate_hooks_applied_first(lora_model):
-    from accelerate.hooks import ModelHook, add_hook_to_module
-
-    reference, model = lora_model()
-    for module in model.modules():
-        if isinstance(module, LlamaMLP):
-            add_hook_to_module(module, ModelHook())
-    with pytest.warns(PatchkitWarning, match="its forward was replaced on the instance"):
-        report = patchkit.apply(model)
-    assert {row.block for row in report.at("upstream")} == {"mlp"}
-    assert_equal(reference, model)
 
 
 def test_bind_is_all_or_nothing(lora_model, monkeypatch):

@@ -1,0 +1,114 @@
+"""Who runs a block: upstream's class, patchkit, or another library that took it over.
+
+The rule, the same in whichever order the libraries are applied:
+
+* a library that sets ``forward`` on a module, or puts a class of its own in place of upstream's, owns that block:
+  patchkit leaves it alone, and the report names the owner;
+* a library that only wraps what is there and calls it (accelerate's hooks) stays around the patched forward;
+* functions, norms and losses replaced in upstream's module are seen, since rewritten code runs in upstream's globals.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+from patchkit.adapters.protocol import Reason
+from patchkit.arch.discovery import Found, find_blocks
+from patchkit.arch.registry import architectures
+from patchkit.arch.spec import Attention, Block
+
+# What lets patchkit have the block, by the top-level package of its owner.
+_HINTS = {"liger_kernel": "call Liger-Kernel with swiglu=False (or geglu=False) to have patchkit fuse it"}
+
+
+def foreign_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """The ``forward`` that something set on the instance; None if the class's own runs, alone or inside hooks.
+
+    The class's own, bound to the module, may stand there too: accelerate leaves it when it removes its hooks, and
+    ``kernels.kernelize`` puts it where it has no kernel.
+    """
+    forward = module.__dict__.get("forward")
+    if forward is not None and _is_accelerate_hook(forward):
+        forward = module.__dict__.get("_old_forward")
+    return None if forward is None or is_own_forward(module, forward) else forward
+
+
+def is_own_forward(module: nn.Module, forward: object) -> bool:
+    """Whether this is the ``forward`` of a module's class, bound to the module."""
+    return isinstance(forward, MethodType) and (forward.__self__, forward.__func__) == (module, type(module).forward)
+
+
+def _is_accelerate_hook(forward: object) -> bool:
+    """accelerate's wrapper runs ``module._old_forward``, looked up at each call."""
+    return isinstance(forward, functools.partial) and forward.func.__module__ == "accelerate.hooks"
+
+
+def may_hold_old_forward(forward: Callable[..., Any]) -> bool:
+    """Whether a ``forward`` set on an instance may call the one that was there before it.
+
+    A function without a closure that is bound to the module (Liger-Kernel's, those of ``kernels``) reaches everything
+    through the module, so it does not notice when the class changes.
+    """
+    function = getattr(forward, "__func__", None)
+    if not isinstance(function, FunctionType) or function.__closure__:
+        return True
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return any(callable(default) for default in defaults)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Dotted name of a function, a bound method or a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', None) or type(function).__module__}.{name}"
+
+
+def replaced_on_instance(module: nn.Module) -> Reason | None:
+    """Who owns a block through a ``forward`` on the instance, in words for the report; None if nobody does."""
+    forward = foreign_forward(module)
+    if forward is None:
+        return None
+    return _with_hint(f"its forward was replaced on the instance by {name_of(forward)}, which owns the block", forward)
+
+
+def find_displaced(model: nn.Module) -> Iterator[tuple[Found, Reason]]:
+    """Modules that stand where upstream has a registered block, but are of another library's class.
+
+    Such a class has a block's projections and sits in a model of the block's architecture: Liger-Kernel's MLPs, where
+    it was applied before the model was made, or the classes of ``transformers.register_patch_mapping``.
+    """
+    modules = list(model.named_modules())
+    present = {cls.__module__ for _, module in modules for cls in type(module).__mro__}
+    registered = {id(found.module) for found in find_blocks(model)}
+    blocks = [
+        (architecture, block)
+        for architecture in architectures().values()
+        if architecture.module in present
+        for block in architecture.blocks
+    ]
+    for name, module in modules:
+        cls = type(module)
+        if id(module) in registered or cls.__module__.startswith("transformers."):
+            continue
+        for architecture, block in blocks:
+            if module._modules.keys() >= set(projection_names(block)):
+                reason = f"a {name_of(cls)} stands in place of {block.class_name} and owns the block"
+                yield Found(name, module, architecture, block), _with_hint(reason, cls)
+                break
+
+
+def projection_names(block: Block) -> tuple[str, ...]:
+    """The attribute names of all projections of a block."""
+    return (block.q, block.k, block.v, block.o) if isinstance(block, Attention) else (*block.inputs, block.down)
+
+
+def _with_hint(reason: Reason, owner: Callable[..., Any]) -> Reason:
+    hint = _HINTS.get(name_of(owner).partition(".")[0])
+    return f"{reason}; {hint}" if hint else reason
