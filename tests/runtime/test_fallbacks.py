@@ -7,9 +7,11 @@ wraps, and weights that are not where a plain Linear keeps them.
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import peft
 import pytest
@@ -424,3 +426,16 @@ def test_dtensor_weight(mesh):
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
     assert "DTensor" in errors[0]
+
+
+@pytest.mark.distributed
+def test_transformers_tensor_parallel(tmp_path):
+    """``tp_plan="auto"`` on two processes."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    worker = Path(__file__).with_name("tensor_parallel_worker.py")
+    processes = [
+        subprocess.Popen([sys.executable, worker, str(rank), tmp_path], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
