@@ -252,6 +252,22 @@ def assert_equal(reference, model, backward=True):
     assert findings.passed, (findings.problems, str(findings.worst))
 
 
+def patched_calls(model):
+    """How many MLPs run patchkit's code in one forward: a level that is only promised would not show."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        for cls in {type(module) for module in modules(model, LlamaMLP) if hasattr(module, "apply_mlp")}:
+
+            def counted(self, x, apply_mlp=cls.apply_mlp):
+                calls.append(self)
+                return apply_mlp(self, x)
+
+            patch.setattr(cls, "apply_mlp", counted)
+        with torch.no_grad():
+            model(**tiny_inputs("llama", tiny_model("llama")))
+    return len(calls)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
@@ -273,7 +289,11 @@ def test_equal_in_either_order(patcher, order, request):
     # If every level is fused the words are empty: nobody else owns anything.
     assert any(patcher.said in row.reason for row in report.rows)
     assert_equal(reference, model, patcher.backward)
-    if order == "last" and not patcher.revert:
+    owned = any("owns the block" in row.reason for row in report.rows)
+    around = order == "last" and not patcher.revert  # whoever wraps a forward that it does not show
+    if "compiled" not in patcher.name:
+        assert patched_calls(model) == (0 if owned and not around else 2)
+    if around:
         with pytest.raises(RevertError, match="may call the patched one"):
             patchkit.revert(model)
     else:
@@ -394,22 +414,35 @@ def test_a_kernel_for_one_mode_only():
     assert patchkit.revert(model) == 4
 
 
-def test_hooks_come_and_go():
+@pytest.mark.parametrize(
+    ("steps", "calls"),
+    [
+        (("hook", "apply", "unhook", "revert"), (0, 2, 2, 0)),
+        (("apply", "hook", "unhook", "revert"), (2, 2, 2, 0)),
+        (("apply", "hook", "revert", "unhook"), (2, 2, 0, 0)),
+        (("hook", "apply", "revert", "unhook"), (0, 2, 0, 0)),
+        (("hook", "unhook", "apply", "revert"), (0, 0, 2, 0)),
+    ],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_hooks_come_and_go(steps, calls):
     """accelerate's hooks keep the bound forward; it follows the class in whichever order they come and go."""
     from accelerate.hooks import remove_hook_from_submodules
 
+    does = {
+        "hook": accelerate_hooks,
+        "unhook": remove_hook_from_submodules,
+        "apply": patchkit.apply,
+        "revert": patchkit.revert,
+    }
     model = add_lora(tiny_model("llama")).train()
     reference = copy.deepcopy(model)
     before = [type(module) for module in model.modules()]
-    for steps in (
-        (accelerate_hooks, patchkit.apply, remove_hook_from_submodules, patchkit.revert),
-        (patchkit.apply, accelerate_hooks, patchkit.revert, remove_hook_from_submodules),
-        (accelerate_hooks, patchkit.apply, patchkit.revert, remove_hook_from_submodules),
-    ):
-        for step in steps:
-            step(model)
-            assert_equal(reference, model)
-        assert [type(module) for module in model.modules()] == before
+    for step, expected in zip(steps, calls, strict=True):
+        does[step](model)
+        assert patched_calls(model) == expected
+        assert_equal(reference, model)
+    assert [type(module) for module in model.modules()] == before
 
 
 def test_a_class_replaced_after_apply_is_said(monkeypatch):
