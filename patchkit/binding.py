@@ -20,9 +20,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from patchkit.adapters.protocol import is_own_forward
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.errors import RevertError, RewriteError
-from patchkit.ownership import foreign_forward, is_own_forward, may_hold_old_forward, name_of
+from patchkit.ownership import foreign_forward, may_hold_old_forward, name_of
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv

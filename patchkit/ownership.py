@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from patchkit.adapters.protocol import Reason
+from patchkit.adapters.protocol import Reason, is_own_forward
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Attention, Block
@@ -36,11 +36,6 @@ def foreign_forward(module: nn.Module) -> Callable[..., Any] | None:
     if forward is not None and _is_accelerate_hook(forward):
         forward = module.__dict__.get("_old_forward")
     return None if forward is None or is_own_forward(module, forward) else forward
-
-
-def is_own_forward(module: nn.Module, forward: object) -> bool:
-    """Whether this is the ``forward`` of a module's class, bound to the module."""
-    return isinstance(forward, MethodType) and (forward.__self__, forward.__func__) == (module, type(module).forward)
 
 
 def _is_accelerate_hook(forward: object) -> bool:

@@ -167,21 +167,20 @@ def _project(
     found: dict[int, Kept] = {}
     for j, (adapter, t) in enumerate(zip(projection.adapters, reduced, strict=True)):
         if adapter.magnitude is None:
-            _add_low_rank(y, t, adapter, precision)
+            y = _add_low_rank(y, t, adapter, precision)
             continue
         entry = known[j]
         norm = _norm(projection, adapter, entry)
         factor = dora_factor(adapter, norm, y.dtype)
         if entry.mask is None:
-            direction = y if bias is None or not has_bias else y.sub_(bias)
-            _add_low_rank(direction, t, adapter, precision)
+            direction = _add_low_rank(y - bias if bias is not None and has_bias else y, t, adapter, precision)
             y = direction * factor if bias is None else torch.addcmul(bias, direction, factor)
         else:
             dropped = drop(flat.to(precision.lora), entry.mask, adapter, differentiable=differentiable)
             direction = F.linear(dropped, dense_weight(projection).to(precision.lora)).to(y.dtype)
-            y = y - direction
-            _add_low_rank(direction, t, adapter, precision)
-            y.addcmul_(direction, factor)
+            without = y - direction
+            direction = _add_low_rank(direction, t, adapter, precision)
+            y = torch.addcmul(without, direction, factor)
         has_bias = True
         kept_dtype = torch.promote_types(precision.output, precision.lora)
         found[j] = Kept(entry.mask, norm, direction.to(kept_dtype))
@@ -197,15 +196,24 @@ def _base(flat: Tensor, projection: Projection, precision: Precision, *, with_bi
     return F.linear(flat.to(precision.base), weight.to(precision.base), added), with_bias
 
 
-def _add_low_rank(y: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> None:
-    """y += s (t B^T + c)."""
-    lora_b = adapter.lora_b.to(precision.lora)
+def _add_low_rank(y: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
+    """y + s (t B^T + c), in y's own buffer if that may be."""
+    in_place, lora_b, scaling = _may_write(), adapter.lora_b.to(precision.lora), adapter.scaling
     if y.dtype == precision.lora:
-        y.addmm_(t, lora_b.t(), alpha=adapter.scaling)
+        y = (y.addmm_ if in_place else y.addmm)(t, lora_b.t(), alpha=scaling)
     else:
-        y.add_(t @ lora_b.t(), alpha=adapter.scaling)
+        y = (y.add_ if in_place else y.add)(t @ lora_b.t(), alpha=scaling)
     if adapter.bias is not None:
-        y.add_(adapter.bias.to(precision.lora), alpha=adapter.scaling)
+        y = (y.add_ if in_place else y.add)(adapter.bias.to(precision.lora), alpha=scaling)
+    return y
+
+
+def _may_write() -> bool:
+    """Whether a product that nobody else holds may be written over.
+
+    Selective checkpointing holds it: its dispatch mode keeps results of operations and refuses to see them change.
+    """
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0
 
 
 def _norm(projection: Projection, adapter: Adapter, entry: Kept) -> Tensor:

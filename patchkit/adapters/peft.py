@@ -7,6 +7,7 @@ beyond that is recognised here and left to PEFT, with the reason.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import nn
 from patchkit.adapters.linear import read_linear, weight_and_bias
 from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
 from patchkit_kernels.projection import Adapter, Projection
+
+_LARGEST = sys.float_info.max
 
 
 class LoraReader:
@@ -63,6 +66,19 @@ class LoraReader:
 
 
 def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
+    try:
+        return _read_parts(state, modules, name)
+    except KeyError:
+        return f"adapter {name!r} lacks one of its parts"
+
+
+def _read_parts(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
+    magnitude: torch.Tensor | None = None
+    if name in state["lora_variant"]:
+        read = _read_magnitude(state, modules, name)
+        if isinstance(read, str):
+            return read
+        magnitude = read
     dropout = modules["lora_dropout"].__dict__["_modules"][name]
     lora_a = modules["lora_A"].__dict__["_modules"][name]
     lora_b = modules["lora_B"].__dict__["_modules"][name]
@@ -80,6 +96,8 @@ def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> 
     scaling = state["scaling"][name]
     if type(scaling) is not float and type(scaling) is not int:
         return f"its scaling is a {type(scaling).__name__}"
+    if not -_LARGEST <= scaling <= _LARGEST:  # the products of some libraries take no notice of an alpha that is NaN
+        return f"its scaling is {scaling}"
     probability = 0.0
     if type(dropout) is nn.Dropout:
         if dropout.training:
@@ -89,11 +107,8 @@ def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> 
     elif type(dropout) is not nn.Identity:
         return f"its dropout is a {type(dropout).__qualname__}"
     bias = parameters_b.get("bias")
-    if name not in state["lora_variant"]:
+    if magnitude is None:
         return Adapter(weight_a, weight_b, scaling, bias, None, probability)
-    magnitude = _read_magnitude(state, modules, name)
-    if isinstance(magnitude, str):
-        return magnitude
     if type(dropout) is nn.Identity or not state["training"]:
         probability = 0.0  # PEFT asks the layer, not its dropout, whether it trains
     elif not probability:

@@ -8,6 +8,7 @@ merged or deleted, weights replaced, hooks added) is seen by the next one, and n
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -41,7 +42,19 @@ def interference(module: nn.Module) -> Reason | None:
         or "forward" in state
     ):
         return None
-    if "forward" in state:
+    if "forward" in state and not is_own_forward(module, state["forward"]):
         return "forward was replaced on the instance"
-    forward = state["_forward_pre_hooks"] or state["_forward_hooks"]
-    return f"a {'forward' if forward else 'backward'} hook is registered on it"
+    if state["_forward_pre_hooks"] or state["_forward_hooks"]:
+        return "a forward hook is registered on it"
+    if state["_backward_hooks"] or state["_backward_pre_hooks"]:
+        return "a backward hook is registered on it"
+    return None
+
+
+def is_own_forward(module: nn.Module, forward: object) -> bool:
+    """Whether this is the ``forward`` of a module's class, bound to the module.
+
+    accelerate leaves it on the instance when it removes its hooks, and ``kernels.kernelize`` puts it where it has no
+    kernel; it changes nothing.
+    """
+    return isinstance(forward, MethodType) and (forward.__self__, forward.__func__) == (module, type(module).forward)

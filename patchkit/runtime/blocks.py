@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import Reason
+from patchkit.adapters.protocol import Reason, interference
 from patchkit.runtime.activations import read_activation
 from patchkit.runtime.levels import (
     Input,
@@ -66,17 +66,23 @@ def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
 def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input) -> Choice:
     """The level of a gated MLP."""
     readings = [examine(module, given) for module in inputs]
-    # Down reads what the gate yields.
-    dtype = readings[0].precision.output if isinstance(readings[0], Ready) else given.dtype
-    readings.append(examine(down, given._replace(features=getattr(down, "in_features", -1), dtype=dtype)))
+    # Down reads what gate and up yield, one joint projection both of them.
+    ready = [reading for reading in readings if isinstance(reading, Ready)]
+    dtype = ready[0].precision.output if ready else given.dtype
+    widths = {reading.projection.weight.shape[0] * len(inputs) // 2 for reading in ready}
+    features = getattr(down, "in_features", -1) if len(widths) != 1 else next(iter(widths))
+    readings.append(examine(down, given._replace(features=features, dtype=dtype)))
     found = tuple(readings)
     with_adapter = _any_adapted(found)
     precision, name = common_precision(found), read_activation(activation)
     level: Level = "linear" if with_adapter else "upstream"
     if isinstance(precision, str):
         return Choice(level, found, reason=precision)
+    if len(widths) > 1:
+        return Choice(level, found, reason="gate and up differ in width")
     if name is None:
-        return Choice(level, found, reason=f"activation {type(activation).__qualname__} is not fused")
+        why = interference(activation) if isinstance(activation, nn.Module) else None
+        return Choice(level, found, reason=f"activation {type(activation).__qualname__}: {why or 'it is not fused'}")
     if not with_adapter and not _wants_gradient(x, found):
         return Choice("upstream", found, reason=NO_GRADIENT)
     return Choice("fused", found, precision, activation=name)

@@ -106,7 +106,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     if isinstance(projection, str):
         return projection
     features, given_dtype, device, autocast, adapter_precision = given
-    weight, _, adapters = projection
+    weight, bias, adapters = projection
     kind = type(weight)
     if kind in _PLAIN_TENSORS:
         dtype, stored = weight.dtype, False  # type: ignore[union-attr]
@@ -116,9 +116,16 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
         dtype, stored = weight.compute_dtype(given_dtype), True
     shape = weight.shape
     if len(shape) != 2 or shape[1] != features:
-        return "its weight does not have the shape of a full matrix"
+        return f"its weight has shape {tuple(shape)} for {features} features (sharded, or not a matrix)"
     if weight.device != device:
         return "it is on another device than its input"
+    if bias is not None and (
+        type(bias) not in _PLAIN_TENSORS
+        or bias.device != device
+        or bias.shape != (shape[0],)
+        or (bias.dtype != dtype and not stored and autocast is None)
+    ):
+        return "its bias does not fit its weight"
     lora = dtype
     for adapter in adapters:
         reason = _unfit(adapter, shape, device)

@@ -239,7 +239,7 @@ STATES = [
         "other activation",
         changed(other_activation),
         {"qkv": "fused", "o": "fused", "mlp": "linear"},
-        "activation Mish is not fused",
+        "activation Mish: it is not fused",
     ),
     State(
         "some projections",
