@@ -27,16 +27,18 @@ from patchkit.binding import (
 )
 from patchkit.describe import describe
 from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
+from patchkit.layers import Layer, describe_layer, find_layers, plan_layer
 from patchkit.ownership import find_displaced, replaced_on_instance
 from patchkit.reporting import Report, Row
-from patchkit.rewrite.sites import BlockName, Skip
+from patchkit.rewrite.sites import BlockName, PartName, Skip
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.version import __version__
 
 logger = logging.getLogger("patchkit")
 
-_PARTS: tuple[BlockName, ...] = ("qkv", "o", "mlp")
-_OPTIONS = ("qkv", "o", "mlp", "strict", "precision")
+_BLOCKS: tuple[BlockName, ...] = ("qkv", "o", "mlp")
+_PARTS: tuple[PartName, ...] = (*_BLOCKS, "embedding", "head")
+_OPTIONS = (*_PARTS, "strict", "precision")
 _PRECISIONS: tuple[AdapterPrecision, ...] = ("peft", "fast")
 
 
@@ -55,11 +57,13 @@ def apply(
     qkv: bool = True,
     o: bool = True,
     mlp: bool = True,
+    embedding: bool = True,
+    head: bool = True,
     strict: bool = False,
     precision: AdapterPrecision = "peft",
     **unknown: object,
 ) -> Report:
-    """Patch the attention projections and gated MLPs of a model, in place.
+    """Patch the attention projections, gated MLPs, adapted embedding and adapted head of a model, in place.
 
     Outputs, losses and gradients stay those of the unpatched model up to rounding. What cannot be proven equal keeps
     running upstream's code, and the report says why. Levels are chosen at every call, so adapters may be added,
@@ -70,6 +74,8 @@ def apply(
         qkv: patch the query, key and value projections.
         o: patch the attention output projection.
         mlp: patch the gated MLP.
+        embedding: patch the token embedding, if it has an adapter.
+        head: patch the output embedding (``lm_head``), if it has an adapter.
         strict: raise, before anything is changed, if a block would stay at upstream level although it has an adapter,
             or if no block at all would be patched. A projection without an adapter has nothing to fuse: no error.
         precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by
@@ -88,25 +94,29 @@ def apply(
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_model(model)
-    check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict, "precision": precision, **unknown})
-    wanted: dict[BlockName, bool] = {"qkv": qkv, "o": o, "mlp": mlp}
-    parts = frozenset(name for name in _PARTS if wanted[name])
+    wanted: dict[str, bool] = {"qkv": qkv, "o": o, "mlp": mlp, "embedding": embedding, "head": head}
+    check_options({**wanted, "strict": strict, "precision": precision, **unknown})
+    parts = frozenset(name for name in _BLOCKS if wanted[name])
     planned = [_plan(found, parts, precision) for found in _eligible(model)]
     _check_meta(model, planned)
+    layers = [plan_layer(layer, precision, wanted=wanted[layer.part]) for layer in find_layers(model)]
     rows = tuple(
         row for plan in planned for row in describe(plan.found.name, plan.found.module, plan.found.block, plan.patch)
     )
     rows += tuple(_displaced_rows(model, parts))
+    rows += tuple(layer.row for layer in layers)
     result = Report(type(model).__name__, rows, _notes(rows))
     left = [row for row in rows if row.level == "upstream" and not row.expected]
     if strict and (left or all(row.level == "upstream" for row in rows)):
         raise NotPatchedError(
             f"strict=True: these blocks would stay at upstream level, so nothing was changed.\n{result}"
         )
-    swap([(plan.found.module, plan.target) for plan in planned if type(plan.found.module) is not plan.target])
+    targets = [(plan.found.module, plan.target) for plan in planned]
+    targets += [(layer.module, layer.target) for layer in layers]
+    swap([(module, target) for module, target in targets if type(module) is not target])
     logger.info("patchkit %s: %s", __version__, result.summary)
-    if not rows:
-        warnings.warn(_unsupported(model), PatchkitWarning, stacklevel=2)
+    if len(rows) == len(layers):
+        warnings.warn(_unsupported(model, rows), PatchkitWarning, stacklevel=2)
     elif left:
         reasons = sorted({f"{row.module_class} {row.block}: {row.reason}" for row in left})
         warnings.warn(
@@ -145,6 +155,8 @@ def patched(
     qkv: bool = True,
     o: bool = True,
     mlp: bool = True,
+    embedding: bool = True,
+    head: bool = True,
     strict: bool = False,
     precision: AdapterPrecision = "peft",
     **unknown: object,
@@ -156,7 +168,17 @@ def patched(
     """
     _check_model(model)
     before = [(name, module, type(module)) for name, module in model.named_modules()]
-    result = apply(model, qkv=qkv, o=o, mlp=mlp, strict=strict, precision=precision, **unknown)
+    result = apply(
+        model,
+        qkv=qkv,
+        o=o,
+        mlp=mlp,
+        embedding=embedding,
+        head=head,
+        strict=strict,
+        precision=precision,
+        **unknown,
+    )
     changed = [(name, module, cls, type(module)) for name, module, cls in before if type(module) is not cls]
     try:
         yield result
@@ -178,7 +200,8 @@ def report(model: nn.Module) -> Report:
         for found in _eligible(model)
         for row in describe(found.name, found.module, found.block, patch_of(found.module))
     )
-    rows += tuple(_displaced_rows(model, frozenset(_PARTS)))
+    rows += tuple(_displaced_rows(model, frozenset(_BLOCKS)))
+    rows += tuple(_describe_layer(layer) for layer in find_layers(model))
     return Report(type(model).__name__, rows, (*_notes(rows), *_replaced_since(model)))
 
 
@@ -233,11 +256,15 @@ def _replaced_since(model: nn.Module) -> Iterator[str]:
     """One note for each patched class whose upstream ``forward`` was replaced after ``apply``."""
     for patch in {patch for module in model.modules() if (patch := patch_of(module)) is not None}:
         owner = replaced_since(patch)
-        if owner is not None:
+        if owner is not None and patch.block is not None:  # a layer calls what its class has by then
             yield (
                 f"{patch.original.__name__}.forward was replaced by {owner} since patchkit.apply; that does not run "
                 "here: call patchkit.apply(model) again to leave the block to it"
             )
+
+
+def _describe_layer(layer: Layer) -> Row:
+    return describe_layer(layer, None if patch_of(layer.module) is None else type(layer.module))
 
 
 def _plan(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision) -> _Planned:
@@ -271,9 +298,10 @@ def _notes(rows: tuple[Row, ...]) -> tuple[str, ...]:
     return () if rows else (f"supported: {', '.join(architectures())}",)
 
 
-def _unsupported(model: nn.Module) -> str:
+def _unsupported(model: nn.Module, rows: tuple[Row, ...]) -> str:
+    done = "only its adapted embedding and head are" if rows else "nothing was"
     return (
-        f"{type(model).__module__}.{type(model).__qualname__} has no block that patchkit knows; nothing was changed "
+        f"{type(model).__module__}.{type(model).__qualname__} has no block that patchkit knows; {done} changed "
         f"and the model runs as before. Supported architectures: {', '.join(architectures())}. "
         "CONTRIBUTING.md says how to add one."
     )

@@ -25,7 +25,7 @@ from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.errors import RevertError, RewriteError
 from patchkit.ownership import foreign_forward, may_hold_old_forward, name_of
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
+from patchkit.rewrite.sites import BlockName, PartName, Rewritten, Site, Skip
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import Method, compiled, find_code, read_method, redecorate, with_code
@@ -42,7 +42,7 @@ class Patch:
 
     Attributes:
         original: the upstream class, which ``revert`` gives back.
-        block: the entry of the architecture file.
+        block: the entry of the architecture file; None for a layer that is patched where it stands.
         parts: the parts of the model that were asked for.
         precision: in which the adapters compute.
         forward: ``forward`` as the upstream class had it.
@@ -51,8 +51,8 @@ class Patch:
     """
 
     original: type[nn.Module]
-    block: Block
-    parts: frozenset[BlockName]
+    block: Block | None
+    parts: frozenset[PartName]
     precision: AdapterPrecision
     forward: object
     sites: tuple[Site, ...]
@@ -111,7 +111,7 @@ def _build(
         "__doc__": cls.__doc__,
         "forward": forward,
         **methods,
-        **_copying(cls),
+        **copying(cls),
         PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
     }
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
@@ -159,7 +159,7 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
     return methods
 
 
-def _copying(cls: type[nn.Module]) -> Methods:
+def copying(cls: type[nn.Module]) -> Methods:
     """deepcopy keeps the patch; a pickle names the upstream class, so it loads where patchkit is not installed."""
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807

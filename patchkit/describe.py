@@ -77,14 +77,14 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], precision: Ad
     if len(modules) < len(names):
         return None
     with torch.enable_grad():
-        x = _stand_in(modules)
+        x = stand_in(modules)
         if isinstance(block, Attention):
             return choose_shared(modules, input_of(x, precision))
         activation = getattr(module, block.activation, None)
         return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, precision))
 
 
-def _stand_in(modules: Sequence[nn.Module]) -> Tensor:
+def stand_in(modules: Sequence[nn.Module]) -> Tensor:
     """An empty input of the width, dtype and device that the projections are made for."""
     for module in modules:
         projection = read_projection(module)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from patchkit.rewrite.sites import BlockName
+    from patchkit.rewrite.sites import PartName
     from patchkit.runtime.levels import Level
+
+_PARTS = ("qkv", "o", "mlp", "embedding", "head")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Row:
     Attributes:
         name: qualified name of the module in the model.
         module_class: name of its upstream class.
-        block: ``qkv``, ``o`` or ``mlp``.
+        block: ``qkv``, ``o``, ``mlp``, ``embedding`` or ``head``.
         level: the level at which it would run now; at every call it is chosen anew.
         reason: why it is not fused; empty if it is.
         expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
@@ -29,7 +31,7 @@ class Row:
 
     name: str
     module_class: str
-    block: BlockName
+    block: PartName
     level: Level
     reason: str = ""
     expected: bool = False
@@ -59,7 +61,7 @@ class Report:
         """One line."""
         if not self.rows:
             return f"{self.model_class}: no supported block"
-        parts = [f"{block} {_counted(self.rows, block)}" for block in ("qkv", "o", "mlp") if _counted(self.rows, block)]
+        parts = [f"{block} {_counted(self.rows, block)}" for block in _PARTS if _counted(self.rows, block)]
         return f"{self.model_class}: {'; '.join(parts)}"
 
     def at(self, level: Level) -> tuple[Row, ...]:

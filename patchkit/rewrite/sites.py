@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 BlockName = Literal["qkv", "o", "mlp"]
-"""The three parts of a model that patchkit rewrites, and the options of ``patchkit.apply``."""
+"""The three parts of a model that patchkit rewrites."""
+
+PartName = Literal["qkv", "o", "mlp", "embedding", "head"]
+"""Those, and the two whose layers are patched where they stand: the options of ``patchkit.apply``."""
 
 Rule = Literal["qkv-together", "gated-mlp", "output-call", "call-alone"]
 """The rule that matched: q/k/v in one call, a whole gated MLP, an output projection, or one projection alone."""

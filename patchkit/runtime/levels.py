@@ -29,7 +29,7 @@ from patchkit_kernels.projection import Adapter, Precision, Projection
 Level = Literal["fused", "linear", "upstream"]
 
 # Exact types: a subclass (DTensor, a quantised or an offloaded weight) has its own rules for every operation.
-_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
+PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
 
 
 class Ready(NamedTuple):
@@ -68,7 +68,7 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
 
 def call_reason(x: object) -> Reason | None:
     """Why this call as a whole runs upstream, whatever the modules are; None if nothing speaks against it."""
-    if type(x) not in _PLAIN_TENSORS:
+    if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
     if x.dim() == 0:  # type: ignore[attr-defined]
         return "the input is a scalar"
@@ -108,7 +108,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     features, given_dtype, device, autocast, adapter_precision = given
     weight, bias, adapters = projection
     kind = type(weight)
-    if kind in _PLAIN_TENSORS:
+    if kind in PLAIN_TENSORS:
         dtype, stored = weight.dtype, False  # type: ignore[union-attr]
     elif isinstance(weight, Tensor):
         return f"its weight is a {kind.__module__}.{kind.__qualname__}"
@@ -141,7 +141,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
 def _unfit(adapter: Adapter, shape: Sequence[int], device: torch.device) -> Reason | None:
     """Why an adapter cannot be computed together with a weight of this shape; None if it can."""
     lora_a, lora_b, _, bias, magnitude, _ = adapter
-    if type(lora_a) not in _PLAIN_TENSORS or type(lora_b) not in _PLAIN_TENSORS:
+    if type(lora_a) not in PLAIN_TENSORS or type(lora_b) not in PLAIN_TENSORS:
         return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
     if lora_a.device != device or lora_b.device != device:
         return "its adapter is on another device than its input"
@@ -152,7 +152,7 @@ def _unfit(adapter: Adapter, shape: Sequence[int], device: torch.device) -> Reas
         return None
     for vector in (bias, magnitude):
         if vector is not None and (
-            type(vector) not in _PLAIN_TENSORS or vector.device != device or vector.shape != (shape[0],)
+            type(vector) not in PLAIN_TENSORS or vector.device != device or vector.shape != (shape[0],)
         ):
             return "the bias or magnitude of its adapter does not fit"
     return None

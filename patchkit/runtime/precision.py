@@ -13,9 +13,9 @@ from patchkit_kernels.projection import Precision
 AdapterPrecision = Literal["peft", "fast"]
 """The option ``precision`` of ``patchkit.apply``: the adapter's products in PEFT's dtype, or in the activation's."""
 
-_HALVES = (torch.bfloat16, torch.float16)
-_FLOATS = (torch.float64, torch.float32, *_HALVES)
-_AUTOCASTS = (None, torch.float32, *_HALVES)
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, *HALVES)
+_AUTOCASTS = (None, torch.float32, *HALVES)
 
 
 def precision_of(
@@ -50,7 +50,7 @@ def _decide(
     stored: bool,
     adapter_precision: AdapterPrecision,
 ) -> Precision | Reason:
-    if weight not in _FLOATS or lora not in _FLOATS or given not in _FLOATS:
+    if weight not in FLOATS or lora not in FLOATS or given not in FLOATS:
         return f"its weight is {weight}, its adapter {lora}, its input {given}"
     decided = (_over_stored if stored else _over_plain)(given, autocast, weight, lora)
     if adapter_precision == "fast" and isinstance(decided, Precision):
@@ -66,12 +66,12 @@ def _over_plain(
         # other half precision would round twice.
         if torch.float64 in (weight, lora, given) or lora not in (torch.float32, weight, autocast):
             return f"autocast to {autocast} over {weight} weights and {lora} adapters"
-        if lora in _HALVES and lora != autocast:
+        if lora in HALVES and lora != autocast:
             return f"autocast to {autocast} over {lora} adapters"
         return Precision(autocast, autocast, autocast, lora)
     if weight != given:
         return f"its weight is {weight}, its input {given}"
-    if weight != lora and weight in _HALVES and lora in _HALVES:
+    if weight != lora and weight in HALVES and lora in HALVES:
         return f"its weight is {weight}, its adapter {lora}"
     return Precision(weight, lora, weight, lora)
 
@@ -85,12 +85,10 @@ def _over_stored(
         if torch.float64 in (lora, given):
             return f"autocast to {autocast} over {lora} adapters"
         return Precision(compute, autocast, given, given)
-    if given != lora and given in _HALVES and lora in _HALVES:
+    if given != lora and given in HALVES and lora in HALVES:
         return f"its input is {given}, its adapter {lora}"
     return Precision(compute, lora, given, lora)
 
 
 _CHOICES: tuple[AdapterPrecision, ...] = ("peft", "fast")
-_TABLE = {
-    key: _decide(*key) for key in itertools.product(_FLOATS, _AUTOCASTS, _FLOATS, _FLOATS, (False, True), _CHOICES)
-}
+_TABLE = {key: _decide(*key) for key in itertools.product(FLOATS, _AUTOCASTS, FLOATS, FLOATS, (False, True), _CHOICES)}

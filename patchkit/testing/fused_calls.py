@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from patchkit.runtime import blocks
+from patchkit import layers
+from patchkit.runtime import blocks, embedding
 
 FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
 """The functions that the patched blocks call: for q/k/v together, for one projection alone, for a gated MLP."""
@@ -22,17 +23,20 @@ def fused_calls() -> Iterator[list[str]]:
     each trace, and not when the compiled code runs. Not for several threads.
 
     Yields:
-        A list that grows by a name of :data:`FUSED_FUNCTIONS` at each call.
+        A list that grows at each call by a name of :data:`FUSED_FUNCTIONS`, by ``lora_embedding`` for an adapted
+        embedding, and by ``lora_linear`` for an adapted head.
     """
     calls: list[str] = []
-    originals = {name: getattr(blocks, name) for name in FUSED_FUNCTIONS}
-    for name, function in originals.items():
-        setattr(blocks, name, _recorded(function, name, calls))
+    places = [(blocks, name) for name in FUSED_FUNCTIONS]
+    places += [(layers, "lora_linear"), (embedding, "lora_embedding")]
+    originals = [getattr(module, name) for module, name in places]
+    for (module, name), function in zip(places, originals, strict=True):
+        setattr(module, name, _recorded(function, name, calls))
     try:
         yield calls
     finally:
-        for name, function in originals.items():
-            setattr(blocks, name, function)
+        for (module, name), function in zip(places, originals, strict=True):
+            setattr(module, name, function)
 
 
 def _recorded(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:

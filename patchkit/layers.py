@@ -1,0 +1,207 @@
+"""The embedding and the head: layers of an adapter library that are patched where they stand.
+
+A token embedding and an ``lm_head`` are called by themselves and from many places: the model's forward, the multimodal
+model around it, whoever asks for ``model.get_input_embeddings()``. So no caller is rewritten. The adapter's own layer
+gets a subclass whose ``forward`` computes the fused function where that is equal, and calls upstream's where it is not.
+Hooks on the layer run as ever (above all the one that gradient checkpointing puts on the embedding), because
+``torch.nn.Module.__call__`` runs them, and the classes of the model around it stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from patchkit.adapters.embedding_readers import EMBEDDING_READERS
+from patchkit.adapters.peft import carries_adapter
+from patchkit.adapters.protocol import Reason
+from patchkit.adapters.readers import READERS
+from patchkit.binding import PATCH, Patch, copying, original_class, patch_of, replaced_since
+from patchkit.describe import NOT_PATCHED, stand_in
+from patchkit.ownership import replaced_on_instance
+from patchkit.reporting import Row
+from patchkit.runtime.blocks import NO_ADAPTER
+from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, call_embedding, choose_embedding
+from patchkit.runtime.levels import Ready, adapted, call_reason, examine, input_of
+from patchkit.runtime.precision import AdapterPrecision
+from patchkit.upstream_source import read_method
+from patchkit_kernels.lora_linear import lora_linear
+
+LayerName = Literal["embedding", "head"]
+
+NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
+
+
+class Layer(NamedTuple):
+    """An adapted layer of a model.
+
+    Attributes:
+        name: its qualified name in the model.
+        module: the module.
+        part: what it is.
+    """
+
+    name: str
+    module: nn.Module
+    part: LayerName
+
+
+class PlannedLayer(NamedTuple):
+    """What is to become of a layer: its class, and its row of the report."""
+
+    module: nn.Module
+    target: type[nn.Module]
+    row: Row
+
+
+def find_layers(model: nn.Module) -> Iterator[Layer]:
+    """Every embedding with an adapter, and every head with one, in the order of ``model.named_modules()``.
+
+    An embedding or head that PEFT wraps in another way (another tuner, ``modules_to_save``) is found too.
+    """
+    embeddings = set(_asked_for(model, "get_input_embeddings"))
+    heads = set(_asked_for(model, "get_output_embeddings"))
+    for name, module in model.named_modules():
+        if type(module) in EMBEDDING_READERS or (id(module) in embeddings and _adapted_by_peft(module)):
+            yield Layer(name, module, "embedding")
+        elif id(module) in heads and _adapted_by_peft(module):
+            yield Layer(name, module, "head")
+
+
+def plan_layer(layer: Layer, precision: AdapterPrecision, *, wanted: bool) -> PlannedLayer:
+    """Decide on the class of a layer.
+
+    Args:
+        layer: the layer.
+        precision: in which its adapters are to compute.
+        wanted: whether its part was asked for.
+
+    Raises:
+        RevertError: the layer is patched, and another class was put on top since.
+    """
+    module = layer.module
+    cls = type(module)
+    patch = patch_of(module)
+    if patch is not None and wanted and patch.precision == precision and replaced_since(patch) is None:
+        return PlannedLayer(module, cls, describe_layer(layer, cls))
+    original = cls if patch is None else original_class(module, layer.name)
+    target: type[nn.Module] | Reason
+    if not wanted:
+        target = f"switched off ({layer.part}=False)"
+        return PlannedLayer(module, original, _row(layer, target, expected=True))
+    target = replaced_on_instance(module) or layer_class(original, layer.part, precision)
+    return PlannedLayer(module, original if isinstance(target, str) else target, describe_layer(layer, target))
+
+
+def describe_layer(layer: Layer, target: type[nn.Module] | Reason | None) -> Row:
+    """The row of a layer.
+
+    Args:
+        layer: the layer.
+        target: the patched class that it has or would get, or why it gets none, or None if none was tried.
+    """
+    if isinstance(layer.module, ModulesToSaveWrapper):
+        return _row(layer, NOT_LORA, expected=True)
+    if target is None or isinstance(target, str):
+        return _row(layer, NOT_PATCHED if target is None else target)
+    patch: Patch = getattr(target, PATCH)
+    owner = replaced_since(patch)
+    replaced = replaced_on_instance(layer.module) or (owner and f"its forward was replaced by {owner}")
+    if replaced is not None:  # by something that came after apply
+        return _row(layer, replaced)
+    reason = (_embedding_reason if layer.part == "embedding" else _head_reason)(layer.module, patch.precision)
+    return _row(layer, reason, expected=reason in (NO_ADAPTER, NO_EMBEDDING_ADAPTER))
+
+
+def _row(layer: Layer, reason: Reason | None, *, expected: bool = False) -> Row:
+    level: Literal["fused", "upstream"] = "fused" if reason is None else "upstream"
+    return Row(layer.name, type(layer.module).__name__, layer.part, level, reason or "", expected)
+
+
+def _embedding_reason(module: nn.Module, precision: AdapterPrecision) -> Reason | None:
+    """Why an embedding would not be fused now, or None."""
+    base: Any = module.base_layer
+    found = choose_embedding(module, torch.empty(0, dtype=torch.int64, device=base.weight.device), precision)
+    return found if isinstance(found, str) else None
+
+
+def _head_reason(module: nn.Module, precision: AdapterPrecision) -> Reason | None:
+    """Why a head would not be fused now for an input of its own dtype, or None."""
+    reading = examine(module, input_of(stand_in([module]), precision))
+    if isinstance(reading, str):
+        return reading
+    return None if adapted(reading) else NO_ADAPTER
+
+
+def _asked_for(model: nn.Module, method: str) -> Iterator[int]:
+    """Identities of what the models inside a model name as their input or output embeddings."""
+    for module in model.modules():
+        getter = getattr(type(module), method, None)
+        if getter is None:
+            continue
+        try:
+            found = getter(module)
+        except (NotImplementedError, AttributeError):  # a backbone has none, and says so in one way or the other
+            continue
+        if isinstance(found, nn.Module):
+            yield id(found)
+
+
+def _adapted_by_peft(module: nn.Module) -> bool:
+    return isinstance(module, AuxiliaryTrainingWrapper) or carries_adapter(module)
+
+
+_cache: dict[tuple[object, ...], type[nn.Module]] = {}
+
+
+def layer_class(cls: type[nn.Module], part: LayerName, precision: AdapterPrecision) -> type[nn.Module] | Reason:
+    """The patched subclass of an adapter library's layer class, or why there is none."""
+    readers: dict[type[nn.Module], Any] = EMBEDDING_READERS if part == "embedding" else READERS
+    if cls not in readers:
+        return f"it is a {cls.__module__}.{cls.__qualname__}"
+    method = read_method(cls, "forward")
+    if isinstance(method, str):
+        return method
+    key = (cls, method.attribute, part, precision)
+    if key not in _cache:
+        namespace = {
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            "forward": _make_forward(cls, _fused_embedding if part == "embedding" else _fused_head, precision),
+            **copying(cls),
+            PATCH: Patch(cls, None, frozenset({part}), precision, method.attribute, (), ()),
+        }
+        _cache[key] = type(cls.__name__, (cls,), namespace)
+        readers[_cache[key]] = readers[cls]  # exact types are read, and this one is that library's layer too
+    return _cache[key]
+
+
+def _make_forward(
+    cls: type[nn.Module],
+    fused: Callable[[nn.Module, Tensor, AdapterPrecision], Tensor | None],
+    precision: AdapterPrecision,
+) -> Callable[..., Any]:
+    """A ``forward`` that tries a fused function, and runs the class's own where that is not equal, or was replaced."""
+    own = cls.forward
+
+    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        unknown = args or kwargs or cls.forward is not own
+        result = None if unknown else fused(self, x, precision)
+        return cls.forward(self, x, *args, **kwargs) if result is None else result
+
+    return forward
+
+
+def _fused_embedding(self: nn.Module, ids: Tensor, precision: AdapterPrecision) -> Tensor | None:
+    ready = choose_embedding(self, ids, precision)
+    return None if isinstance(ready, str) else call_embedding(ready, ids)
+
+
+def _fused_head(self: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor | None:
+    reading = call_reason(x) or examine(self, input_of(x, precision))
+    return lora_linear(x, *reading) if isinstance(reading, Ready) and adapted(reading) else None
