@@ -19,10 +19,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import patchkit
-from patchkit.testing import add_lora, fused_calls, tiny_inputs, tiny_model
+from patchkit.testing import TEXT_PROJECTIONS, add_lora, fused_calls, tiny_inputs, tiny_model
 
 STEPS, BATCH = 3, 4
 MODEL = "gemma3"
+TARGETS = [*TEXT_PROJECTIONS, "embed_tokens", "lm_head"]
 
 MICRO_BATCHES = {"whole batches": 1, "accumulation": 2, "bfloat16": 1}
 """Micro-batches per optimizer step of each way to train; "bfloat16" is FSDP2's mixed precision policy."""
@@ -67,7 +68,7 @@ def train(kind: str, way: str, rank: int, world: int, patch: str) -> dict[str, A
 
     ``patch`` says when: "before" or "after" the model is wrapped, or "never".
     """
-    model = add_lora(tiny_model(MODEL)).train()
+    model = add_lora(tiny_model(MODEL), target_modules=TARGETS).train()
     inputs = tiny_inputs(MODEL, model, batch=BATCH)
     if patch == "before":
         patchkit.apply(model)
@@ -110,7 +111,7 @@ class Trainer(transformers.Trainer):
 
 
 def train_with_trainer(folder: Path, callbacks: list[type]) -> dict[str, Any]:
-    model = add_lora(tiny_model(MODEL)).train()
+    model = add_lora(tiny_model(MODEL), target_modules=TARGETS).train()
     inputs = tiny_inputs(MODEL, model, batch=STEPS * BATCH)
     before = adapters(model)
     arguments = transformers.TrainingArguments(
