@@ -120,7 +120,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     if weight.device != device:
         return "it is on another device than its input"
     if bias is not None and (
-        type(bias) not in _PLAIN_TENSORS
+        type(bias) not in PLAIN_TENSORS
         or bias.device != device
         or bias.shape != (shape[0],)
         or (bias.dtype != dtype and not stored and autocast is None)
