@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from patchkit.adapters.peft import carries_adapter
+from patchkit.adapters.readers import carries_adapter
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
 from patchkit.binding import (

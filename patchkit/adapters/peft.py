@@ -18,7 +18,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from patchkit.adapters.linear import read_linear, weight_and_bias
-from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
+from patchkit.adapters.protocol import BaseReader, Library, Reader, Reason, drop_probability, interference
 from patchkit_kernels.projection import Adapter, Projection
 
 _LARGEST = sys.float_info.max
@@ -98,14 +98,9 @@ def _read_parts(state: dict[str, Any], modules: dict[str, Any], name: str) -> Ad
         return f"its scaling is a {type(scaling).__name__}"
     if not -_LARGEST <= scaling <= _LARGEST:  # the products of some libraries take no notice of an alpha that is NaN
         return f"its scaling is {scaling}"
-    probability = 0.0
-    if type(dropout) is nn.Dropout:
-        if dropout.training:
-            probability = dropout.p
-            if dropout.inplace:
-                return "its dropout works in place"
-    elif type(dropout) is not nn.Identity:
-        return f"its dropout is a {type(dropout).__qualname__}"
+    probability = drop_probability(dropout)
+    if isinstance(probability, str):
+        return probability
     bias = parameters_b.get("bias")
     if magnitude is None:
         return Adapter(weight_a, weight_b, scaling, bias, None, probability)
@@ -151,8 +146,8 @@ def read_modules_to_save(module: nn.Module) -> Projection | Reason:
     return read_linear(inner)
 
 
-def peft_readers(quantised: dict[type[nn.Module], BaseReader]) -> dict[type[nn.Module], Reader]:
-    """The readers of PEFT's layers by type.
+def peft_library(quantised: dict[type[nn.Module], BaseReader]) -> Library:
+    """PEFT's layers.
 
     Args:
         quantised: the readers of bitsandbytes' layers as bases; empty where it is not installed.
@@ -166,9 +161,4 @@ def peft_readers(quantised: dict[type[nn.Module], BaseReader]) -> dict[type[nn.M
     for name in ("Linear4bit", "Linear8bitLt"):
         if quantised and hasattr(lora, name):
             readers[getattr(lora, name)] = LoraReader(quantised)
-    return readers
-
-
-def carries_adapter(module: nn.Module) -> bool:
-    """Whether any part of this module was given an adapter by PEFT, of whatever kind."""
-    return any(isinstance(part, BaseTunerLayer) for part in module.modules())
+    return Library(readers, (BaseTunerLayer,), casts_input=True)

@@ -7,9 +7,9 @@ merged or deleted, weights replaced, hooks added) is seen by the next one, and n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -23,6 +23,20 @@ Reader: TypeAlias = Callable[[nn.Module], "Projection | Reason"]
 
 BaseReader: TypeAlias = Callable[[nn.Module], "tuple[Tensor | QuantizedWeight, Tensor | None] | Reason"]
 """Reads weight and bias of a layer that an adapter's layer wraps."""
+
+
+class Library(NamedTuple):
+    """What the file of an adapter library registers.
+
+    Attributes:
+        readers: of the layers that are understood, by exact type.
+        layers: classes of which every layer with an adapter of this library is an instance, understood or not.
+        casts_input: whether its layers cast their input to the adapter's dtype before dropout is drawn for it.
+    """
+
+    readers: Mapping[type[nn.Module], Reader]
+    layers: tuple[type, ...]
+    casts_input: bool
 
 
 def interference(module: nn.Module) -> Reason | None:
@@ -58,3 +72,24 @@ def is_own_forward(module: nn.Module, forward: object) -> bool:
     kernel; it changes nothing.
     """
     return isinstance(forward, MethodType) and (forward.__self__, forward.__func__) == (module, type(module).forward)
+
+
+def drop_probability(dropout: nn.Module) -> float | Reason:
+    """The probability with which a dropout module drops an element in this call, or why it must be called.
+
+    Args:
+        dropout: ``torch.nn.Dropout``, or ``torch.nn.Identity`` for none. Hooks are the caller's to look for.
+    """
+    if type(dropout) is nn.Identity:
+        return 0.0
+    if type(dropout) is not nn.Dropout:
+        return f"its dropout is a {type(dropout).__qualname__}"
+    if not dropout.training:
+        return 0.0
+    return "its dropout works in place" if dropout.inplace else dropout.p
+
+
+def differ_in_dtype(*tensors: Tensor | None) -> bool:
+    """Whether the tensors that are there have more than one dtype."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    return len(dtypes) > 1

@@ -1,32 +1,84 @@
-"""The one table of readers: which module type is read by whom."""
+"""The one table of readers: which module type is read by whom.
+
+PEFT's readers are in it from the start. Those of another adapter library are added when a module is met that nobody
+reads while that library is imported: a layer of it can only exist then. So patchkit never imports a library that the
+program does not use, and a type that is in the table costs one dictionary lookup at each call.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
+import sys
+
+import torch
 from peft.import_utils import is_bnb_4bit_available
 from torch import nn
 
 from patchkit.adapters.linear import read_linear
-from patchkit.adapters.peft import peft_readers
-from patchkit.adapters.protocol import Reader, Reason
+from patchkit.adapters.peft import peft_library
+from patchkit.adapters.protocol import Library, Reader, Reason
 from patchkit_kernels.projection import Projection
 
+logger = logging.getLogger("patchkit")
 
-def _readers() -> dict[type[nn.Module], Reader]:
-    """bitsandbytes is imported only where it is installed; PEFT has imported it by then."""
+# The module that defines a library's layers, and the one here that reads them.
+_NOT_MET = {
+    "loralib.layers": "patchkit.adapters.loralib",
+    "torchtune.modules.peft": "patchkit.adapters.torchtune",
+}
+
+
+def _first_readers() -> tuple[dict[type[nn.Module], Reader], Library]:
+    """Those of plain layers, and PEFT's. bitsandbytes is imported where it is installed; PEFT has imported it by then."""
     readers: dict[type[nn.Module], Reader] = {nn.Linear: read_linear}
     if not is_bnb_4bit_available():
-        return readers | peft_readers({})
+        return readers, peft_library({})
     from patchkit.adapters.bitsandbytes import BITSANDBYTES_BASES, BITSANDBYTES_READERS
 
-    return readers | BITSANDBYTES_READERS | peft_readers(BITSANDBYTES_BASES)
+    return readers | BITSANDBYTES_READERS, peft_library(BITSANDBYTES_BASES)
 
 
-READERS: dict[type[nn.Module], Reader] = _readers()
+_PLAIN, _PEFT = _first_readers()
+_LIBRARIES = [_PEFT]
+
+READERS: dict[type[nn.Module], Reader] = {**_PLAIN, **_PEFT.readers}
 
 
 def read_projection(module: nn.Module) -> Projection | Reason:
     """The tensors of a projection module, or why it must be called instead."""
     reader = READERS.get(type(module))
-    if reader is None:
-        return f"it is a {type(module).__module__}.{type(module).__qualname__}"
-    return reader(module)
+    if reader is not None:
+        return reader(module)
+    if _meet_libraries():
+        return read_projection(module)
+    return f"it is a {type(module).__module__}.{type(module).__qualname__}"
+
+
+def carries_adapter(module: nn.Module) -> bool:
+    """Whether any part of this module was given an adapter by a library that is known, of whatever kind."""
+    _meet_libraries()
+    layers = tuple(layer for library in _LIBRARIES for layer in library.layers)
+    return any(isinstance(part, layers) for part in module.modules())
+
+
+def casts_input(module: nn.Module) -> bool:
+    """Whether a layer that was read casts its input to its adapter's dtype before it draws dropout."""
+    return all(library.casts_input for library in _LIBRARIES if isinstance(module, library.layers))
+
+
+def _meet_libraries() -> bool:
+    """Add the readers of libraries that were imported since, and say whether there was one."""
+    if torch.compiler.is_compiling():  # an import cannot be traced; apply has met what the model had
+        return False
+    imported = [defining for defining in _NOT_MET if defining in sys.modules]
+    for defining in imported:
+        path = _NOT_MET.pop(defining)
+        try:
+            library: Library = importlib.import_module(path).LIBRARY
+        except ImportError as error:
+            logger.warning("the installed release of %s is not known, so its layers run upstream: %s", defining, error)
+            continue
+        READERS.update(library.readers)
+        _LIBRARIES.append(library)
+    return bool(imported)

@@ -70,7 +70,7 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
     ready = [reading for reading in readings if isinstance(reading, Ready)]
     dtype = ready[0].precision.output if ready else given.dtype
     widths = {reading.projection.weight.shape[0] * len(inputs) // 2 for reading in ready}
-    features = getattr(down, "in_features", -1) if len(widths) != 1 else next(iter(widths))
+    features = next(iter(widths)) if len(widths) == 1 else _in_features(down)
     readings.append(examine(down, given._replace(features=features, dtype=dtype)))
     found = tuple(readings)
     with_adapter = _any_adapted(found)
@@ -86,6 +86,10 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
     if not with_adapter and not _wants_gradient(x, found):
         return Choice("upstream", found, reason=NO_GRADIENT)
     return Choice("fused", found, precision, activation=name)
+
+
+def _in_features(module: nn.Module) -> int:
+    return getattr(module, "in_features", None) or getattr(module, "in_dim", -1)  # the latter is torchtune's name
 
 
 def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:

@@ -22,7 +22,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils.module_tracker import ModuleTracker
 
 from patchkit.adapters.protocol import Reason
-from patchkit.adapters.readers import read_projection
+from patchkit.adapters.readers import casts_input, read_projection
 from patchkit.runtime.precision import AdapterPrecision, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
 
@@ -33,7 +33,7 @@ PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
 
 
 class Ready(NamedTuple):
-    """A projection that can be computed from its tensors, and the precision in which PEFT computes it."""
+    """A projection that can be computed from its tensors, and the precision in which its library computes it."""
 
     projection: Projection
     precision: Precision
@@ -135,7 +135,15 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
             return "its adapters differ in dtype"
         lora = adapter.lora_a.dtype
     precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
-    return precision if isinstance(precision, str) else Ready(projection, precision)
+    if isinstance(precision, str):
+        return precision
+    if autocast is not None and precision.drawn != given_dtype and _draws(adapters) and not casts_input(module):
+        precision = precision._replace(drawn=given_dtype)
+    return Ready(projection, precision)
+
+
+def _draws(adapters: Sequence[Adapter]) -> bool:
+    return any(adapter.dropout for adapter in adapters)
 
 
 def _unfit(adapter: Adapter, shape: Sequence[int], device: torch.device) -> Reason | None:

@@ -1,0 +1,116 @@
+"""Readers of microsoft/LoRA's ``loralib.Linear`` and ``MergedLinear``.
+
+Source of the semantics: ``loralib/layers.py`` of version 0.1.2. The layers are subclasses of ``torch.nn.Linear`` that
+hold A and B themselves and compute, in their input's dtype, ``x W^T + b + (d(x) A^T B^T) s``. In eval mode they merge
+the product into W (``merge_weights``) and are linear layers then.
+
+``MergedLinear`` is one layer for several projections, of which ``enable_lora`` says which have an adapter. The A's of
+these g projections lie on top of each other, ``[g rank, in]``, and so do the B's, ``[g out / n, rank]``; upstream
+multiplies them with a grouped convolution, puts zero rows where no adapter is, and multiplies d(x) with the result, a
+matrix like W. That is one adapter whose B has the g blocks on its diagonal. loralib's convolution layers are not read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from loralib.layers import Linear, LoRALayer, MergedLinear
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import Library, Reason, differ_in_dtype, drop_probability, interference
+from patchkit_kernels.projection import Adapter, Projection
+
+# Without dropout, loralib sets a function that returns its argument; each layer has a copy of the same code.
+_NO_DROPOUT = LoRALayer(r=0, lora_alpha=1, lora_dropout=0.0, merge_weights=False).lora_dropout.__code__
+
+
+def read_loralib_linear(module: nn.Module) -> Projection | Reason:
+    """The tensors of a ``loralib.Linear``, or why it must be called instead. Merged, it has no adapter."""
+    projection = _read_base(module)
+    state = module.__dict__
+    if isinstance(projection, str) or state["merged"] or not state["r"] > 0:
+        return projection
+    parameters = state["_parameters"]
+    return _with_adapter(state, projection, parameters.get("lora_A"), parameters.get("lora_B"))
+
+
+def read_merged_linear(module: nn.Module) -> Projection | Reason:
+    """The tensors of a ``loralib.MergedLinear``, or why it must be called instead. Merged, it has no adapter."""
+    projection = _read_base(module)
+    state = module.__dict__
+    if isinstance(projection, str) or state["merged"] or not state["r"] > 0:
+        return projection
+    parameters, enabled, outputs = state["_parameters"], state["enable_lora"], state.get("lora_ind")
+    lora_a, lora_b = parameters.get("lora_A"), parameters.get("lora_B")
+    if type(lora_b) is not nn.Parameter or outputs is None:
+        return "its B is not a plain parameter"
+    groups = sum(enabled)
+    if lora_b.shape != (len(outputs) // len(enabled) * groups, state["r"]):
+        return "its B does not fit enable_lora"
+    return _with_adapter(state, projection, lora_a, _spread(lora_b, groups, outputs))
+
+
+def _read_base(module: nn.Module) -> Projection | Reason:
+    reason = interference(module)
+    if reason is not None:
+        return reason
+    state = module.__dict__
+    parameters = state["_parameters"]
+    weight = parameters.get("weight")
+    if weight is None:
+        return "its weight is not a parameter"
+    if state["fan_in_fan_out"] and weight.dim() == 2:  # stored [in, out]; a sharded weight may have another shape
+        weight = weight.transpose(0, 1)
+    return Projection(weight, parameters.get("bias"))
+
+
+def _with_adapter(
+    state: dict[str, Any], projection: Projection, lora_a: Tensor | None, lora_b: Tensor | None
+) -> Projection | Reason:
+    if lora_a is None or lora_b is None:
+        return "its A or B is not a parameter"
+    weight = projection.weight
+    assert isinstance(weight, Tensor)  # narrows the type: loralib stores no weight in another form
+    if differ_in_dtype(weight, projection.bias, lora_a, lora_b):
+        return "its weight, bias, A and B differ in dtype, and loralib casts nothing"
+    scaling = state["scaling"]
+    if type(scaling) is not float and type(scaling) is not int:
+        return f"its scaling is a {type(scaling).__name__}"
+    probability = _dropout(state)
+    if isinstance(probability, str):
+        return probability
+    return projection._replace(adapters=(Adapter(lora_a, lora_b, scaling, dropout=probability),))
+
+
+def _dropout(state: dict[str, Any]) -> float | Reason:
+    dropout = state["_modules"].get("lora_dropout")
+    if dropout is None:
+        function = state.get("lora_dropout")
+        return 0.0 if getattr(function, "__code__", None) is _NO_DROPOUT else "its dropout is a function of its own"
+    reason = interference(dropout)
+    return drop_probability(dropout) if reason is None else f"its dropout: {reason}"
+
+
+def _spread(lora_b: Tensor, groups: int, outputs: Tensor) -> Tensor:
+    """B as one matrix, by operations that autograd follows back to the parameter.
+
+    Args:
+        lora_b: the B's of all groups, ``[rows, rank]``.
+        groups: how many.
+        outputs: bool ``[out]``, true where an adapter adds to the output: ``rows`` times.
+
+    Returns:
+        ``[out, groups * rank]``, zero outside of the blocks.
+    """
+    blocks = lora_b if groups == 1 else torch.block_diag(*lora_b.chunk(groups))
+    if len(blocks) == len(outputs):
+        return blocks
+    return blocks.new_zeros(len(outputs), blocks.shape[1]).index_put((outputs,), blocks)
+
+
+LIBRARY = Library(
+    {Linear: read_loralib_linear, MergedLinear: read_merged_linear},
+    (LoRALayer,),
+    casts_input=False,
+)

@@ -1,0 +1,99 @@
+"""Readers of torchtune's ``LoRALinear`` and ``DoRALinear``.
+
+Source of the semantics: ``torchtune/modules/peft/lora.py`` and ``dora.py`` of version 0.6. Both hold W and b themselves
+and A and B as linear layers. With l = s d(x) A^T B^T they compute, without any cast::
+
+    LoRALinear    r + l              r = x W^T + b
+    DoRALinear    r + (g - 1) r + g l    g = m / |W + s B A|, the norm a constant to autograd
+
+The latter is PEFT's formula only where nothing is dropped (PEFT's r is then that of d(x)) and there is no b (which
+PEFT does not scale). Elsewhere torchtune's code runs. It does under autocast too: g is not cast there, which makes the
+output wider than autocast's dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchtune.modules.peft import DoRALinear, LoRALinear
+
+from patchkit.adapters.protocol import Library, Reason, differ_in_dtype, drop_probability, interference
+from patchkit_kernels.projection import Adapter, Projection
+
+
+def read_lora_linear(module: nn.Module) -> Projection | Reason:
+    """The tensors of a ``LoRALinear``, or why it must be called instead."""
+    projection = _read_base(module)
+    state = module.__dict__
+    if isinstance(projection, str) or state["disabled"]:
+        return projection
+    return _with_adapter(state, projection, state["alpha"] / state["rank"])
+
+
+def read_dora_linear(module: nn.Module) -> Projection | Reason:
+    """The tensors of a ``DoRALinear``, or why it must be called instead."""
+    base = _read_base(module)
+    state = module.__dict__
+    if isinstance(base, str) or state["disabled"]:
+        return base
+    projection = _with_adapter(state, base, state["scaling"])
+    if isinstance(projection, str):
+        return projection
+    adapter, magnitude = projection.adapters[0], state["_parameters"].get("magnitude")
+    if magnitude is None:
+        return "its magnitude is not a parameter"
+    if adapter.dropout:
+        return "torchtune's DoRA with dropout: the base product is of the whole input"
+    if projection.bias is not None:
+        return "torchtune's DoRA scales the bias too"
+    if magnitude.dtype != adapter.lora_a.dtype:
+        return "its magnitude has another dtype than its weight"
+    device = magnitude.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return "torchtune's DoRA does not cast its output under autocast"
+    return projection._replace(adapters=(adapter._replace(magnitude=magnitude),))
+
+
+def _read_base(module: nn.Module) -> Projection | Reason:
+    reason = interference(module)
+    if reason is not None:
+        return reason
+    state = module.__dict__
+    if state["_quantize_base"]:
+        return "its base weight is quantised (quantize_base)"
+    parameters = state["_parameters"]
+    weight = parameters.get("weight")
+    return "its weight is not a parameter" if weight is None else Projection(weight, parameters.get("bias"))
+
+
+def _with_adapter(state: dict[str, Any], projection: Projection, scaling: float) -> Projection | Reason:
+    modules = state["_modules"]
+    lora_a, lora_b, dropout = modules["lora_a"], modules["lora_b"], modules["dropout"]
+    if type(lora_a) is not nn.Linear or type(lora_b) is not nn.Linear:
+        return "its adapter is not made of two linear layers"
+    reason = interference(lora_a) or interference(lora_b) or interference(dropout)
+    if reason is not None:
+        return f"A, B or dropout: {reason}"
+    parameters_a, parameters_b = lora_a.__dict__["_parameters"], lora_b.__dict__["_parameters"]
+    weight_a, weight_b = parameters_a.get("weight"), parameters_b.get("weight")
+    if weight_a is None or weight_b is None or (parameters_a.get("bias"), parameters_b.get("bias")) != (None, None):
+        return "its A or B is not one matrix"
+    weight = projection.weight
+    assert isinstance(weight, Tensor)  # narrows the type: _read_base gives no other
+    if differ_in_dtype(weight, projection.bias, weight_a, weight_b):
+        return "its weight, bias, A and B differ in dtype, and torchtune casts nothing"
+    if type(scaling) is not float and type(scaling) is not int:
+        return f"its scaling is a {type(scaling).__name__}"
+    probability = drop_probability(dropout)
+    if isinstance(probability, str):
+        return probability
+    return projection._replace(adapters=(Adapter(weight_a, weight_b, scaling, dropout=probability),))
+
+
+LIBRARY = Library(
+    {LoRALinear: read_lora_linear, DoRALinear: read_dora_linear},
+    (LoRALinear, DoRALinear),
+    casts_input=False,
+)
