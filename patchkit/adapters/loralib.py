@@ -18,7 +18,7 @@ import torch
 from loralib.layers import Linear, LoRALayer, MergedLinear
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import Library, Reason, differ_in_dtype, drop_probability, interference
+from patchkit.adapters.protocol import Library, Reason, drop_probability, interference, lacks_cast
 from patchkit_kernels.projection import Adapter, Projection
 
 # Without dropout, loralib sets a function that returns its argument; each layer has a copy of the same code.
@@ -72,7 +72,7 @@ def _with_adapter(
         return "its A or B is not a parameter"
     weight = projection.weight
     assert isinstance(weight, Tensor)  # narrows the type: loralib stores no weight in another form
-    if differ_in_dtype(weight, projection.bias, lora_a, lora_b):
+    if lacks_cast(weight, projection.bias, lora_a, lora_b):
         return "its weight, bias, A and B differ in dtype, and loralib casts nothing"
     scaling = state["scaling"]
     if type(scaling) is not float and type(scaling) is not int:

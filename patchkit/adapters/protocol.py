@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from patchkit_kernels.projection import Projection, QuantizedWeight
@@ -89,7 +90,18 @@ def drop_probability(dropout: nn.Module) -> float | Reason:
     return "its dropout works in place" if dropout.inplace else dropout.p
 
 
-def differ_in_dtype(*tensors: Tensor | None) -> bool:
-    """Whether the tensors that are there have more than one dtype."""
-    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    return len(dtypes) > 1
+def autocasts(device_type: str) -> bool:
+    """Whether this is called in an autocast region for a type of device ("meta", which has none, included)."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def lacks_cast(weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether a layer that casts nothing mixes dtypes that autocast does not bring together in this call.
+
+    Args:
+        weight: the layer's W.
+        others: what else takes part; None for what is not there.
+    """
+    dtype = weight.dtype
+    mixed = any(tensor is not None and tensor.dtype != dtype for tensor in others)
+    return mixed and not autocasts(weight.device.type)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
-from patchkit.adapters.protocol import Library, Reason, differ_in_dtype, drop_probability, interference
+from patchkit.adapters.protocol import Library, Reason, autocasts, drop_probability, interference, lacks_cast
 from patchkit_kernels.projection import Adapter, Projection
 
 
@@ -48,11 +47,10 @@ def read_dora_linear(module: nn.Module) -> Projection | Reason:
         return "torchtune's DoRA with dropout: the base product is of the whole input"
     if projection.bias is not None:
         return "torchtune's DoRA scales the bias too"
+    if autocasts(magnitude.device.type):
+        return "torchtune's DoRA does not cast its output under autocast"
     if magnitude.dtype != adapter.lora_a.dtype:
         return "its magnitude has another dtype than its weight"
-    device = magnitude.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return "torchtune's DoRA does not cast its output under autocast"
     return projection._replace(adapters=(adapter._replace(magnitude=magnitude),))
 
 
@@ -82,7 +80,7 @@ def _with_adapter(state: dict[str, Any], projection: Projection, scaling: float)
         return "its A or B is not one matrix"
     weight = projection.weight
     assert isinstance(weight, Tensor)  # narrows the type: _read_base gives no other
-    if differ_in_dtype(weight, projection.bias, weight_a, weight_b):
+    if lacks_cast(weight, projection.bias, weight_a, weight_b):
         return "its weight, bias, A and B differ in dtype, and torchtune casts nothing"
     if type(scaling) is not float and type(scaling) is not int:
         return f"its scaling is a {type(scaling).__name__}"
