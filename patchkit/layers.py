@@ -17,9 +17,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from patchkit.adapters.embedding_readers import EMBEDDING_READERS
-from patchkit.adapters.peft import carries_adapter
 from patchkit.adapters.protocol import Reason
-from patchkit.adapters.readers import READERS
+from patchkit.adapters.readers import READERS, carries_adapter
 from patchkit.binding import PATCH, Patch, copying, original_class, patch_of, replaced_since
 from patchkit.describe import NOT_PATCHED, stand_in
 from patchkit.ownership import replaced_on_instance

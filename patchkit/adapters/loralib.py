@@ -103,7 +103,7 @@ def _spread(lora_b: Tensor, groups: int, outputs: Tensor) -> Tensor:
     Returns:
         ``[out, groups * rank]``, zero outside of the blocks.
     """
-    blocks = lora_b if groups == 1 else torch.block_diag(*lora_b.chunk(groups))
+    blocks = lora_b if groups == 1 else torch.block_diag(*lora_b.chunk(groups))  # type: ignore[no-untyped-call]
     if len(blocks) == len(outputs):
         return blocks
     return blocks.new_zeros(len(outputs), blocks.shape[1]).index_put((outputs,), blocks)

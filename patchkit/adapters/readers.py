@@ -30,7 +30,7 @@ _NOT_MET = {
 
 
 def _first_readers() -> tuple[dict[type[nn.Module], Reader], Library]:
-    """Those of plain layers, and PEFT's. bitsandbytes is imported where it is installed; PEFT has imported it by then."""
+    """Those of plain layers, and PEFT's. bitsandbytes is imported where it is installed: PEFT has done so by then."""
     readers: dict[type[nn.Module], Reader] = {nn.Linear: read_linear}
     if not is_bnb_4bit_available():
         return readers, peft_library({})

@@ -89,7 +89,9 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
 
 
 def _in_features(module: nn.Module) -> int:
-    return getattr(module, "in_features", None) or getattr(module, "in_dim", -1)  # the latter is torchtune's name
+    name = "in_features" if hasattr(module, "in_features") else "in_dim"  # the latter is torchtune's
+    found: int = getattr(module, name, -1)
+    return found
 
 
 def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:
