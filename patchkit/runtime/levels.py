@@ -70,8 +70,8 @@ def call_reason(x: object) -> Reason | None:
     """Why this call as a whole runs upstream, whatever the modules are; None if nothing speaks against it."""
     if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
-    if x.dim() == 0:  # type: ignore[attr-defined]
-        return "the input is a scalar"
+    if x.dim() < 2:  # type: ignore[attr-defined]
+        return "the input is a single vector"  # of which PEFT's DoRA makes a matrix
     if (
         module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks

@@ -52,6 +52,7 @@ def compile_norm(mixture: str, target: str, integers: str = "i32", usual: bool =
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_with_64_bit_offsets(target: str, mixture: str) -> None:
+    """F14."""
     compiled = compile_norm(mixture, target)
     assert is_binary(compiled, target)
     assert narrow_offsets(compiled.asm["ttir"]) == []
