@@ -18,6 +18,7 @@ import torch
 from loralib.layers import Linear, LoRALayer, MergedLinear
 from torch import Tensor, nn
 
+from patchkit.adapters.linear import weight_and_bias
 from patchkit.adapters.protocol import Library, Reason, drop_probability, interference, lacks_cast
 from patchkit_kernels.projection import Adapter, Projection
 
@@ -52,17 +53,13 @@ def read_merged_linear(module: nn.Module) -> Projection | Reason:
 
 
 def _read_base(module: nn.Module) -> Projection | Reason:
-    reason = interference(module)
-    if reason is not None:
-        return reason
-    state = module.__dict__
-    parameters = state["_parameters"]
-    weight = parameters.get("weight")
-    if weight is None:
-        return "its weight is not a parameter"
-    if state["fan_in_fan_out"] and weight.dim() == 2:  # stored [in, out]; a sharded weight may have another shape
+    found = weight_and_bias(module)
+    if isinstance(found, str):
+        return found
+    weight, bias = found
+    if module.__dict__["fan_in_fan_out"] and weight.dim() == 2:  # stored [in, out]; sharded ones have another shape
         weight = weight.transpose(0, 1)
-    return Projection(weight, parameters.get("bias"))
+    return Projection(weight, bias)
 
 
 def _with_adapter(

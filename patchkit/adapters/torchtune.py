@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
+from patchkit.adapters.linear import weight_and_bias
 from patchkit.adapters.protocol import Library, Reason, autocasts, drop_probability, interference, lacks_cast
 from patchkit_kernels.projection import Adapter, Projection
 
@@ -55,15 +56,10 @@ def read_dora_linear(module: nn.Module) -> Projection | Reason:
 
 
 def _read_base(module: nn.Module) -> Projection | Reason:
-    reason = interference(module)
-    if reason is not None:
-        return reason
-    state = module.__dict__
-    if state["_quantize_base"]:
+    if module.__dict__["_quantize_base"]:
         return "its base weight is quantised (quantize_base)"
-    parameters = state["_parameters"]
-    weight = parameters.get("weight")
-    return "its weight is not a parameter" if weight is None else Projection(weight, parameters.get("bias"))
+    found = weight_and_bias(module)
+    return found if isinstance(found, str) else Projection(*found)
 
 
 def _with_adapter(state: dict[str, Any], projection: Projection, scaling: float) -> Projection | Reason:

@@ -262,17 +262,6 @@ def test_contract(layer, check):
         assert result.patch_result.counts == {"fused": 6}
 
 
-def test_compiled_in_one_graph():
-    model = replaced("llama", make(loralib.MergedLinear, enable_lora=[True, False], lora_dropout=0.3))
-    model.model.layers[0].self_attn.q_proj.lora_dropout = nn.Identity()
-    reference = copy.deepcopy(model)
-    assert patchkit.apply(model).counts == {"fused": 6}
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    inputs = tiny_inputs("llama", model)
-    findings = compare_runs(run(reference, inputs), run(model, inputs, forward=compiled))
-    assert findings.passed, (findings.problems, str(findings.worst))
-
-
 def test_dropout_under_autocast():
     """The same masks: a wrong one would be an error of order 1."""
     model = replaced("llama", make(loralib.Linear, lora_dropout=0.3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -10,15 +11,15 @@ import types
 import loralib
 import pytest
 import torch
-from replacing import reasons, replaced
+from replacing import fill, replaced
 from torch import nn
-from torchtune.modules.peft import LoRALinear
+from torchtune.modules.peft import DoRALinear, LoRALinear
 
 import patchkit
 from patchkit.adapters import readers
 from patchkit.adapters.readers import carries_adapter, casts_input
 from patchkit.runtime.levels import Input, examine
-from patchkit.testing import add_lora, tiny_model
+from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
 
 
 def test_libraries_are_met_with_their_first_layer():
@@ -81,22 +82,41 @@ def test_carries_adapter(library):
 def test_for_which_dtype_dropout_is_drawn(library):
     """PEFT casts the input to A's dtype first. On some devices the random stream depends on that."""
     layer = adapted_by(library).model.layers[0].self_attn.o_proj
-    given = Input(64, torch.bfloat16, torch.device("cpu"), torch.bfloat16)
+    given = Input(64, torch.bfloat16, torch.device("cpu"), torch.bfloat16, "peft")
     assert casts_input(layer) == (library == "peft")
     assert examine(layer, given).precision.drawn == (torch.float32 if library == "peft" else torch.bfloat16)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_libraries_side_by_side():
-    """One model with layers of all of them: each is read by its own reader."""
-    model = add_lora(tiny_model("llama"), target_modules=["q_proj", "o_proj"]).train().base_model.model
+def side_by_side():
+    """A model with layers of all libraries, and the same again to keep as it is."""
+    model = replaced(
+        "llama",
+        lambda m: loralib.MergedLinear(
+            m.in_features, m.out_features, 3, 5, lora_dropout=0.3, enable_lora=[True, False], bias=False
+        ),
+        ["gate_proj", "up_proj", "down_proj", "v_proj"],
+    )
     for block in model.model.layers:
         attention = block.self_attn
-        attention.k_proj = loralib.Linear(64, attention.k_proj.out_features, 3, bias=False)
-        attention.v_proj = LoRALinear(64, attention.v_proj.out_features, 3, 5.0)
-    report = patchkit.apply(model)
-    assert {row.block: row.level for row in report.rows if row.block != "mlp"} == {"qkv": "fused", "o": "fused"}
-    assert not [reason for reason in reasons(report) if "adapter" not in reason]
+        for name, kind in (("k_proj", LoRALinear), ("o_proj", DoRALinear)):
+            linear = getattr(attention, name)
+            layer = kind(linear.in_features, linear.out_features, 3, 5.0)
+            fill(layer, linear, name)
+            setattr(attention, name, layer)
+    model = add_lora(model, target_modules=["q_proj"], lora_dropout=0.3).train()
+    return copy.deepcopy(model), model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled in one graph"])
+def test_libraries_side_by_side(compiled):
+    """Each layer is read by its own library's reader, and all of a block are computed together."""
+    reference, model = side_by_side()
+    assert patchkit.apply(model).counts == {"fused": 6}
+    forward = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    inputs = tiny_inputs("llama", model)
+    findings = compare_runs(run(reference, inputs), run(model, inputs, forward=forward))
+    assert findings.passed, (findings.problems, str(findings.worst))
 
 
 def test_a_subclass_of_a_known_layer_carries_an_adapter():

@@ -238,16 +238,3 @@ def test_contract(layer, check):
     assert result.passed, str(result)
     if check != "autocast_bfloat16_base":  # only inside of autocast do its dtypes come together
         assert result.patch_result.counts == {"fused": 6}
-
-
-def test_compiled_in_one_graph():
-    model = replaced("llama", make(LoRALinear, dropout=0.3), ["q_proj", "v_proj", "gate_proj", "down_proj"])
-    for block in model.model.layers:
-        block.self_attn.k_proj = make(DoRALinear)(block.self_attn.k_proj)
-        block.self_attn.k_proj.initialize_dora_magnitude()
-    reference = copy.deepcopy(model)
-    patchkit.apply(model)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    inputs = tiny_inputs("llama", model)
-    findings = compare_runs(run(reference, inputs), run(model, inputs, forward=compiled))
-    assert findings.passed, (findings.problems, str(findings.worst))
