@@ -65,9 +65,9 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
     embeddings = set(_asked_for(model, "get_input_embeddings"))
     heads = set(_asked_for(model, "get_output_embeddings"))
     for name, module in model.named_modules():
-        if type(module) in EMBEDDING_READERS or (id(module) in embeddings and _adapted_by_peft(module)):
+        if type(module) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
             yield Layer(name, module, "embedding")
-        elif id(module) in heads and _adapted_by_peft(module):
+        elif id(module) in heads and _is_adapted(module):
             yield Layer(name, module, "head")
 
 
@@ -123,7 +123,7 @@ def _row(layer: Layer, reason: Reason | None, *, expected: bool = False) -> Row:
 
 def _embedding_reason(module: nn.Module, precision: AdapterPrecision) -> Reason | None:
     """Why an embedding would not be fused now, or None."""
-    base: Any = module.base_layer
+    base: Any = getattr(module, "base_layer", module)  # PEFT wraps the embedding, loralib's is one
     found = choose_embedding(module, torch.empty(0, dtype=torch.int64, device=base.weight.device), precision)
     return found if isinstance(found, str) else None
 
@@ -150,7 +150,7 @@ def _asked_for(model: nn.Module, method: str) -> Iterator[int]:
             yield id(found)
 
 
-def _adapted_by_peft(module: nn.Module) -> bool:
+def _is_adapted(module: nn.Module) -> bool:
     return isinstance(module, AuxiliaryTrainingWrapper) or carries_adapter(module)
 
 

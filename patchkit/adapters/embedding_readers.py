@@ -1,19 +1,13 @@
-"""The one table of readers of adapted embeddings: which module type is read by whom."""
+"""The one table of readers of adapted embeddings. Those of other libraries join it: see ``readers.py``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TypeAlias
 
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from torch import nn
 
 from patchkit.adapters.peft_embedding import read_lora_embedding
-from patchkit.adapters.protocol import Reason
+from patchkit.adapters.protocol import EmbeddingReader, Reason
 from patchkit_kernels.embedding import EmbeddingTable
-
-EmbeddingReader: TypeAlias = Callable[[nn.Module], "EmbeddingTable | Reason"]
-"""Reads an embedding of exactly the type it is registered for, or says why its own ``forward`` must run."""
 
 EMBEDDING_READERS: dict[type[nn.Module], EmbeddingReader] = {LoraEmbedding: read_lora_embedding}
 

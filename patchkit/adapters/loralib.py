@@ -1,8 +1,9 @@
-"""Readers of microsoft/LoRA's ``loralib.Linear`` and ``MergedLinear``.
+"""Readers of microsoft/LoRA's ``loralib.Linear``, ``MergedLinear`` and ``Embedding``.
 
-Source of the semantics: ``loralib/layers.py`` of version 0.1.2. The layers are subclasses of ``torch.nn.Linear`` that
-hold A and B themselves and compute, in their input's dtype, ``x W^T + b + (d(x) A^T B^T) s``. In eval mode they merge
-the product into W (``merge_weights``) and are linear layers then.
+Source of the semantics: ``loralib/layers.py`` of version 0.1.2. The linear layers are subclasses of
+``torch.nn.Linear`` that hold A and B themselves and compute, in their input's dtype, ``x W^T + b + (d(x) A^T B^T) s``.
+An embedding computes ``W[ids] + (A^T[ids] B^T) s`` without dropout. In eval mode all of them merge the product into W
+(``merge_weights``) and are ordinary layers then.
 
 ``MergedLinear`` is one layer for several projections, of which ``enable_lora`` says which have an adapter. The A's of
 these g projections lie on top of each other, ``[g rank, in]``, and so do the B's, ``[g out / n, rank]``; upstream
@@ -15,11 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from loralib.layers import Linear, LoRALayer, MergedLinear
+from loralib.layers import Embedding, Linear, LoRALayer, MergedLinear
 from torch import Tensor, nn
 
 from patchkit.adapters.linear import weight_and_bias
-from patchkit.adapters.protocol import Library, Reason, drop_probability, interference, lacks_cast
+from patchkit.adapters.protocol import Library, Reason, drop_probability, interference, lacks_cast, unfit_scaling
+from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable
 from patchkit_kernels.projection import Adapter, Projection
 
 # Without dropout, loralib sets a function that returns its argument; each layer has a copy of the same code.
@@ -52,6 +54,25 @@ def read_merged_linear(module: nn.Module) -> Projection | Reason:
     return _with_adapter(state, projection, lora_a, _spread(lora_b, groups, outputs))
 
 
+def read_loralib_embedding(module: nn.Module) -> EmbeddingTable | Reason:
+    """The tensors of a ``loralib.Embedding``, or why its own ``forward`` must run. Merged, it has no adapter."""
+    state = module.__dict__
+    if state["max_norm"] is not None or state["scale_grad_by_freq"] or state["sparse"]:
+        return "it uses max_norm, scale_grad_by_freq or sparse"
+    parameters = state["_parameters"]
+    weight, lora_a, lora_b = (parameters.get(name) for name in ("weight", "lora_A", "lora_B"))
+    if weight is None:
+        return "its weight is not a parameter"
+    table = EmbeddingTable(weight, (), state["padding_idx"])
+    if state["merged"] or not state["r"] > 0:
+        return table
+    if lora_a is None or lora_b is None:
+        return "its A or B is not a parameter"
+    scaling = state["scaling"]
+    reason = unfit_scaling(scaling)
+    return table._replace(adapters=(EmbeddingAdapter(lora_a, lora_b, scaling),)) if reason is None else reason
+
+
 def _read_base(module: nn.Module) -> Projection | Reason:
     found = weight_and_bias(module)
     if isinstance(found, str):
@@ -72,8 +93,9 @@ def _with_adapter(
     if lacks_cast(weight, projection.bias, lora_a, lora_b):
         return "its weight, bias, A and B differ in dtype, and loralib casts nothing"
     scaling = state["scaling"]
-    if type(scaling) is not float and type(scaling) is not int:
-        return f"its scaling is a {type(scaling).__name__}"
+    reason = unfit_scaling(scaling)
+    if reason is not None:
+        return reason
     probability = _dropout(state)
     if isinstance(probability, str):
         return probability
@@ -110,4 +132,5 @@ LIBRARY = Library(
     {Linear: read_loralib_linear, MergedLinear: read_merged_linear},
     (LoRALayer,),
     casts_input=False,
+    embeddings={Embedding: read_loralib_embedding},
 )

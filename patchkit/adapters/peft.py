@@ -7,7 +7,6 @@ beyond that is recognised here and left to PEFT, with the reason.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -18,10 +17,16 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from patchkit.adapters.linear import read_linear, weight_and_bias
-from patchkit.adapters.protocol import BaseReader, Library, Reader, Reason, drop_probability, interference
+from patchkit.adapters.protocol import (
+    BaseReader,
+    Library,
+    Reader,
+    Reason,
+    drop_probability,
+    interference,
+    unfit_scaling,
+)
 from patchkit_kernels.projection import Adapter, Projection
-
-_LARGEST = sys.float_info.max
 
 
 class LoraReader:
@@ -94,10 +99,9 @@ def _read_parts(state: dict[str, Any], modules: dict[str, Any], name: str) -> Ad
     if state.get("fan_in_fan_out") or not state["cast_input_dtype_enabled"]:
         return "its input is not cast, or its weight is transposed"
     scaling = state["scaling"][name]
-    if type(scaling) is not float and type(scaling) is not int:
-        return f"its scaling is a {type(scaling).__name__}"
-    if not -_LARGEST <= scaling <= _LARGEST:  # the products of some libraries take no notice of an alpha that is NaN
-        return f"its scaling is {scaling}"
+    reason = unfit_scaling(scaling)
+    if reason is not None:
+        return reason
     probability = drop_probability(dropout)
     if isinstance(probability, str):
         return probability

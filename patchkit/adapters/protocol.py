@@ -7,14 +7,18 @@ merged or deleted, weights replaced, hooks added) is seen by the next one, and n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from patchkit_kernels.embedding import EmbeddingTable
 from patchkit_kernels.projection import Projection, QuantizedWeight
+
+_LARGEST = sys.float_info.max
 
 Reason: TypeAlias = str
 """Why a projection runs at upstream level, in words for ``patchkit.report``."""
@@ -26,6 +30,10 @@ BaseReader: TypeAlias = Callable[[nn.Module], "tuple[Tensor | QuantizedWeight, T
 """Reads weight and bias of a layer that an adapter's layer wraps."""
 
 
+EmbeddingReader: TypeAlias = Callable[[nn.Module], "EmbeddingTable | Reason"]
+"""Reads an embedding of exactly the type it is registered for, or says why its own ``forward`` must run."""
+
+
 class Library(NamedTuple):
     """What the file of an adapter library registers.
 
@@ -33,11 +41,13 @@ class Library(NamedTuple):
         readers: of the layers that are understood, by exact type.
         layers: classes of which every layer with an adapter of this library is an instance, understood or not.
         casts_input: whether its layers cast their input to the adapter's dtype before dropout is drawn for it.
+        embeddings: readers of its embeddings, by exact type.
     """
 
     readers: Mapping[type[nn.Module], Reader]
     layers: tuple[type, ...]
     casts_input: bool
+    embeddings: Mapping[type[nn.Module], EmbeddingReader] = MappingProxyType({})
 
 
 def interference(module: nn.Module) -> Reason | None:
@@ -88,6 +98,14 @@ def drop_probability(dropout: nn.Module) -> float | Reason:
     if not dropout.training:
         return 0.0
     return "its dropout works in place" if dropout.inplace else dropout.p
+
+
+def unfit_scaling(scaling: object) -> Reason | None:
+    """Why the fused functions do not take this s; None if they do."""
+    if type(scaling) is not float and type(scaling) is not int:
+        return f"its scaling is a {type(scaling).__name__}"
+    # The products of some libraries take no notice of a factor that is NaN.
+    return None if -_LARGEST <= scaling <= _LARGEST else f"its scaling is {scaling}"
 
 
 def autocasts(device_type: str) -> bool:

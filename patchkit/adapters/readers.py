@@ -15,6 +15,7 @@ import torch
 from peft.import_utils import is_bnb_4bit_available
 from torch import nn
 
+from patchkit.adapters.embedding_readers import EMBEDDING_READERS
 from patchkit.adapters.linear import read_linear
 from patchkit.adapters.peft import peft_library
 from patchkit.adapters.protocol import Library, Reader, Reason
@@ -80,5 +81,6 @@ def _meet_libraries() -> bool:
             logger.warning("the installed release of %s is not known, so its layers run upstream: %s", defining, error)
             continue
         READERS.update(library.readers)
+        EMBEDDING_READERS.update(library.embeddings)
         _LIBRARIES.append(library)
     return bool(imported)

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 from patchkit.adapters.linear import weight_and_bias
-from patchkit.adapters.protocol import Library, Reason, autocasts, drop_probability, interference, lacks_cast
+from patchkit.adapters.protocol import (
+    Library,
+    Reason,
+    autocasts,
+    drop_probability,
+    interference,
+    lacks_cast,
+    unfit_scaling,
+)
 from patchkit_kernels.projection import Adapter, Projection
 
 
@@ -78,8 +86,9 @@ def _with_adapter(state: dict[str, Any], projection: Projection, scaling: float)
     assert isinstance(weight, Tensor)  # narrows the type: _read_base gives no other
     if lacks_cast(weight, projection.bias, weight_a, weight_b):
         return "its weight, bias, A and B differ in dtype, and torchtune casts nothing"
-    if type(scaling) is not float and type(scaling) is not int:
-        return f"its scaling is a {type(scaling).__name__}"
+    reason = unfit_scaling(scaling)
+    if reason is not None:
+        return reason
     probability = drop_probability(dropout)
     if isinstance(probability, str):
         return probability
