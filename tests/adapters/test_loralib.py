@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import loralib
 import pytest
@@ -154,7 +155,7 @@ LEFT = {
     "a forward hook is registered": lambda layer: layer.lora_dropout.register_forward_pre_hook(lambda *_: None),
     "its dropout works in place": lambda layer: setattr(layer.lora_dropout, "inplace", True),
     "its dropout is a AlphaDropout": lambda layer: setattr(layer, "lora_dropout", nn.AlphaDropout(0.3)),
-    "forward was replaced": lambda layer: setattr(layer, "forward", layer.forward),
+    "forward was replaced": lambda layer: setattr(layer, "forward", functools.partial(type(layer).forward, layer)),
     "its scaling is a Tensor": lambda layer: setattr(layer, "scaling", torch.tensor(2.0)),
 }
 
