@@ -11,7 +11,7 @@ from replacing import assert_same, fill
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 import patchkit
-from patchkit.testing import CHECKS, tiny_inputs, tiny_model
+from patchkit.testing import CHECKS, run, tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -46,6 +46,18 @@ def test_embedding_equals_loralib(architecture, options, trained):
     reference = copy.deepcopy(model)
     assert row_of(patchkit.apply(model), "embedding").level == "fused"
     assert_same(reference, model, architecture)
+
+
+def test_the_row_of_padding_gets_no_gradient():
+    padding = int(tiny_inputs("llama", tiny_model("llama"))["input_ids"].flatten()[3])
+    model = with_embedding(padding_idx=padding)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    reference = copy.deepcopy(model)
+    assert row_of(patchkit.apply(model), "embedding").level == "fused"
+    assert_same(reference, model)
+    found = run(model, tiny_inputs("llama", model)).gradients
+    assert not found["model.embed_tokens.lora_A"][:, padding].any()
+    assert found["model.embed_tokens.lora_A"].any()
 
 
 def test_embedding_merges_in_eval():
