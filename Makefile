@@ -6,6 +6,7 @@ PIP_ARGS ?=
 JOBS ?= auto
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+PEFT_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
@@ -19,12 +20,13 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix clean
+.PHONY: help demo test test-peft lint matrix clean
 
 help:
 	@echo "make demo    fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
 	@echo "make matrix  measure every architecture again and write compat_matrix.md"
 	@echo "make clean   remove what these made in this folder, $(VENV) included"
 	@echo
@@ -39,6 +41,12 @@ demo: $(VENV)/.demo $(VENV)/.weights
 # One thread in each process: the processes share the cores already.
 test: $(VENV)/.test
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# Whatever PEFT is not given by a path is fetched: the source distribution of the installed version, which has its tests.
+PEFT ?= $(VENV)/peft
+test-peft: $(VENV)/.peft-suite $(if $(filter $(VENV)/peft,$(PEFT)),$(VENV)/.peft-source)
+	@$(BIN)/python -W ignore -m patchkit.peft_suite $(PEFT) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
+	    $(PEFT_ARGS) -- $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -74,6 +82,19 @@ $(VENV)/.weights: $(VENV)/.demo
 $(VENV)/.test: $(VENV)/.venv $(SPEC)
 	@echo "installing patchkit with what the tests need (minutes the first time)"
 	@EXTRAS=demo,test; $(install)
+	@touch $@
+
+$(VENV)/.peft-suite: $(VENV)/.test
+	@echo "installing what PEFT's tests need"
+	@EXTRAS=demo,test,peft-suite; $(install)
+	@touch $@
+
+$(VENV)/.peft-source: $(VENV)/.peft-suite
+	@rm -rf $(VENV)/peft && mkdir -p $(VENV)/peft
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("peft"))') && \
+	  echo "fetching the source distribution of PEFT $$version" && \
+	  $(BIN)/python -m pip download -qq --disable-pip-version-check $(PIP_ARGS) --no-deps --no-binary peft \
+	    --dest $(VENV) "peft==$$version" && tar -xzf $(VENV)/peft-$$version.tar.gz -C $(VENV)/peft --strip-components=1
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test

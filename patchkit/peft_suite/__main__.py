@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from rich.progress import track
 
 from patchkit.peft_suite import tables
 from patchkit.peft_suite.outcomes import Comparison, Run, compare, differing
-from patchkit.peft_suite.runner import Suite, SuiteError, check_source, hub_is_reachable
+from patchkit.peft_suite.runner import Suite, SuiteError, check_source, hub_is_reachable, versions
 from patchkit.peft_suite.stand_ins import write_stand_ins
 
 StandIns = Literal["auto", "always", "never"]
@@ -56,9 +57,9 @@ def command(
     except SuiteError as error:
         Console(stderr=True, highlight=False, markup=False).print(f"peft_suite: error: {error}")
         raise typer.Exit(2) from None
-    _print(comparison, console, time.monotonic() - began)
+    _print(comparison, console, time.monotonic() - began, versions(source))
     if json_file:
-        json_file.write_text(json.dumps(_as_json(comparison), indent=1) + "\n")
+        json_file.write_text(json.dumps({"versions": versions(source), **_as_json(comparison)}, indent=1) + "\n")
     if comparison.faults or not comparison.fused:
         raise typer.Exit(1)
 
@@ -90,11 +91,7 @@ def _compare(suite: Suite, arguments: list[str], repeats: int, console: Console)
     return compare(plain, patched, again)
 
 
-def _print(comparison: Comparison, console: Console, seconds: float) -> None:
-    import peft
-    import torch
-    import transformers
-
+def _print(comparison: Comparison, console: Console, seconds: float, packages: Mapping[str, str]) -> None:
     console.print(tables.summary(comparison))
     console.print(tables.failures(comparison))
     if comparison.differences:
@@ -102,15 +99,21 @@ def _print(comparison: Comparison, console: Console, seconds: float) -> None:
     for test in comparison.other_errors:
         plain, patched = comparison.plain[test].error_type, comparison.patched[test].error_type
         console.print(f"fails in both runs, with two exceptions ({plain}, {patched}): {test}", markup=False)
-    counts, results = comparison.counts, comparison.results
+    counts, faults = comparison.counts, len(comparison.faults)
     console.print(
-        f"transformers {transformers.__version__}, torch {torch.__version__}: {len(comparison.plain)} tests in "
-        f"{seconds / 60:.0f} min; {results['passed']} pass in both runs, {len(comparison.fused)} of them through fused "
-        f"functions ({counts['models patched']} models patched, {counts['blocks patched']} blocks, "
-        f"{counts['fused calls']} fused calls, {counts['models on meta']} models on meta refused)"
+        f"{', '.join(' '.join(item) for item in packages.items())}: {len(comparison.plain)} tests, twice, "
+        f"in {seconds / 60:.0f} min"
     )
-    unstable = len(comparison.differences) - len(comparison.faults)
-    console.print(f"{len(comparison.faults)} different results, {unstable} more of tests that are unstable by themselves")
+    console.print(
+        f"{comparison.results['passed']} pass in both runs, {len(comparison.fused)} of them through fused functions "
+        f"({counts['models patched']} models patched, {counts['blocks patched']} blocks, {counts['fused calls']} fused "
+        f"calls; {counts['models on meta']} models on meta refused)"
+    )
+    console.print(
+        f"{faults} different results, and {len(comparison.differences) - faults} of tests that are unstable without "
+        "patchkit",
+        style="red" if faults else "green",
+    )
     if not comparison.fused:
         console.print("No test passed through a fused function, so nothing is proven.", style="red")
 

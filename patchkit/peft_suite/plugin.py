@@ -56,8 +56,8 @@ class _Tests:
     def pytest_collection_finish(self) -> None:
         """PEFT's tests go online once for each model; with stand-ins every model counts as fetched."""
         for name, module in list(sys.modules.items()):
-            if self._stand_ins and name.endswith("testing_utils") and hasattr(module, "_HUB_MODEL_ACCESSES"):
-                module._HUB_MODEL_ACCESSES = _Fetched()
+            if self._stand_ins and name.endswith("testing_utils") and "_HUB_MODEL_ACCESSES" in vars(module):
+                vars(module)["_HUB_MODEL_ACCESSES"] = _Fetched()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -114,7 +114,7 @@ class _Recorder:
             error = _message(report)
         else:
             result = known.result
-        counts = next((value for name, value in report.user_properties if name == _COUNTS), known.counts)
+        counts: Any = dict(report.user_properties).get(_COUNTS, known.counts)
         self._run[report.nodeid] = Outcome(result, error, counts)
 
     def pytest_sessionfinish(self) -> None:
@@ -133,12 +133,12 @@ def _result(report: pytest.TestReport) -> str:
 
 def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
     """The exception of a failure, or the reason of a skip, in one line."""
-    text = report.longrepr
-    if isinstance(text, tuple):
-        text = text[2]
-    elif hasattr(text, "reprcrash") and text.reprcrash is not None:
-        text = text.reprcrash.message
+    found: Any = report.longrepr
+    if isinstance(found, tuple):  # of a skip: file, line and reason
+        text = found[2]
+    elif getattr(found, "reprcrash", None) is not None:
+        text = found.reprcrash.message
     else:
-        text = next((line for line in reversed(str(text).splitlines()) if line.startswith("E  ")), str(text))
-        text = text.removeprefix("E  ")
-    return " ".join(str(text).split())[:400]
+        lines = str(found).splitlines()
+        text = next((line.removeprefix("E  ") for line in reversed(lines) if line.startswith("E  ")), str(found))
+    return " ".join(text.split())[:400]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +12,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from patchkit.errors import PatchkitError
 from patchkit.peft_suite.outcomes import Outcome, read
 
 _PLUGIN = "patchkit.peft_suite.plugin"
+# PEFT makes an error of every deprecation in transformers. With a transformers that is newer than this PEFT, that ends
+# tests in both runs before they reach a block.
+_WARNINGS = ("-W", "default::FutureWarning", "-W", "default::DeprecationWarning")
 # pytest: all passed, some failed. Everything else means that the run says nothing.
 _RAN = (0, 1)
 
@@ -55,18 +61,16 @@ class Suite:
         self._copy(folder)
         outcomes = folder / "outcomes.json"
         command = [sys.executable, "-m", "pytest", "-p", _PLUGIN, "--rootdir", str(folder)]
-        command += ["-c", str(self._configuration(folder)), "-o", "addopts=", "-o", f"cache_dir={folder / '.cache'}"]
+        command += ["-c", str(self._configuration(folder)), "-o", "addopts="]
         command += ["-q", "--no-header", "--no-summary", "--tb=short", "--continue-on-collection-errors"]
-        command += ["-p", "no:cacheprovider", f"--peft-outcomes={outcomes}"]
+        command += ["-p", "no:cacheprovider", f"--peft-outcomes={outcomes}", *_WARNINGS]
         command += ["-n", str(self.jobs)] if self.jobs > 1 else []
         command += ["--peft-patched"] if patched else []
         command += ["--peft-stand-ins"] if self.stand_ins else []
         command += arguments or ["tests"]
         code = subprocess.run(command, cwd=folder, env=self._environment(folder), check=False).returncode
         if code not in _RAN or not outcomes.exists():
-            raise SuiteError(
-                f"pytest ended with status {code} in the {'patched' if patched else 'plain'} run; its output above says why"
-            )
+            raise SuiteError(f"pytest ended with status {code} in the run {name!r}; its output above says why")
         return read(outcomes)
 
     def _copy(self, folder: Path) -> None:
@@ -97,10 +101,8 @@ class Suite:
 
 def _import_paths() -> list[str]:
     """Where this patchkit and its kernels are, so that the tests run with them from any folder."""
-    import patchkit
-    import patchkit_kernels
-
-    return [str(Path(str(package.__file__)).parents[1]) for package in (patchkit, patchkit_kernels)]
+    specs = [importlib.util.find_spec(package) for package in ("patchkit", "patchkit_kernels")]
+    return [str(Path(spec.origin).parents[1]) for spec in specs if spec is not None and spec.origin is not None]
 
 
 def check_source(source: Path) -> None:
@@ -114,6 +116,15 @@ def check_source(source: Path) -> None:
             f"{source} has no tests/test_*.py. Give a checkout of PEFT, or an unpacked source distribution: "
             "pip download --no-binary peft --no-deps peft, then tar xf peft-*.tar.gz"
         )
+
+
+def versions(source: Path) -> dict[str, str]:
+    """The versions of what is tested: PEFT's from its source, the others from what is installed."""
+    found = {name: metadata.version(name) for name in ("peft", "transformers", "torch")}
+    module = source / "src" / "peft" / "__init__.py"
+    if module.exists() and (match := re.search(r'^__version__ = "(.+)"', module.read_text(), re.MULTILINE)):
+        found["peft"] = match[1]
+    return found
 
 
 def hub_is_reachable(timeout: float = 3.0) -> bool:

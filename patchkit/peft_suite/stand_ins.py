@@ -116,9 +116,7 @@ STAND_INS: tuple[StandIn, ...] = (
         "Llama4ForCausalLM",
         _DECODER | _EXPERTS | {"intermediate_size_mlp": 64, "head_dim": 4, "num_experts_per_tok": 1},
     ),
-    StandIn(
-        "trl-internal-testing/tiny-GptOssForCausalLM", "GptOssForCausalLM", _DECODER | _EXPERTS | {"head_dim": 4}
-    ),
+    StandIn("trl-internal-testing/tiny-GptOssForCausalLM", "GptOssForCausalLM", _DECODER | _EXPERTS | {"head_dim": 4}),
     StandIn("trl-internal-testing/tiny-Qwen3MoeForCausalLM", "Qwen3MoeForCausalLM", _DECODER | _QWEN_EXPERTS),
     StandIn("hf-internal-testing/tiny-qwen3-moe", "Qwen3MoeForCausalLM", _DECODER | _QWEN_EXPERTS),
     StandIn(_TINY_OPT, "OPTForCausalLM", _OPT),
