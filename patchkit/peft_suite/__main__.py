@@ -93,7 +93,9 @@ def _compare(suite: Suite, arguments: list[str], repeats: int, console: Console)
 
 def _print(comparison: Comparison, console: Console, seconds: float, packages: Mapping[str, str]) -> None:
     console.print(tables.summary(comparison))
-    console.print(tables.failures(comparison))
+    failures = tables.failures(comparison)
+    if failures.row_count:
+        console.print(failures)
     if comparison.differences:
         console.print(tables.differences(comparison))
     for test in comparison.other_errors:
@@ -105,9 +107,9 @@ def _print(comparison: Comparison, console: Console, seconds: float, packages: M
         f"in {seconds / 60:.0f} min"
     )
     console.print(
-        f"{comparison.results['passed']} pass in both runs, {len(comparison.fused)} of them through fused functions "
-        f"({counts['models patched']} models patched, {counts['blocks patched']} blocks, {counts['fused calls']} fused "
-        f"calls; {counts['models on meta']} models on meta refused)"
+        f"{comparison.results['passed']} pass in both runs, {len(comparison.patched_tests)} of them with patched models, "
+        f"{len(comparison.fused)} through fused functions ({counts['models patched']} models, {counts['blocks patched']} "
+        f"blocks, {counts['fused calls']} fused calls; {counts['models on meta']} models on meta refused)"
     )
     console.print(
         f"{faults} different results, and {len(comparison.differences) - faults} of tests that are unstable without "
@@ -122,6 +124,7 @@ def _as_json(comparison: Comparison) -> dict[str, object]:
     return {
         "results": comparison.results,
         "counts": comparison.counts,
+        "patched_tests": comparison.patched_tests,
         "fused": comparison.fused,
         "differences": [asdict(one) for one in comparison.differences],
         "plain": {test: asdict(outcome) for test, outcome in comparison.plain.items()},

@@ -86,12 +86,20 @@ class Comparison:
         )
 
     @property
+    def patched_tests(self) -> tuple[str, ...]:
+        """The tests that made a model with patched blocks and passed in both runs."""
+        return self._passed_with("models patched")
+
+    @property
     def fused(self) -> tuple[str, ...]:
         """The tests that called a fused function and passed in both runs: those that prove something."""
+        return self._passed_with("fused calls")
+
+    def _passed_with(self, count: str) -> tuple[str, ...]:
         return tuple(
             test
             for test, outcome in self.patched.items()
-            if outcome.counts.get("fused calls") and outcome.result == "passed" == _of(self.plain, test).result
+            if outcome.counts.get(count) and outcome.result == "passed" == _of(self.plain, test).result
         )
 
     @property

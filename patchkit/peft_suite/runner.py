@@ -17,6 +17,7 @@ from pathlib import Path
 
 from patchkit.errors import PatchkitError
 from patchkit.peft_suite.outcomes import Outcome, read
+from patchkit.peft_suite.stand_ins import write_datasets
 
 _PLUGIN = "patchkit.peft_suite.plugin"
 # PEFT makes an error of every deprecation in transformers. With a transformers that is newer than this PEFT, that ends
@@ -77,6 +78,8 @@ class Suite:
         shutil.copytree(self.source / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         # PEFT's source distributions leave it out, and the tests import one another relatively.
         (folder / "tests" / "__init__.py").touch()
+        if self.stand_ins:
+            write_datasets(folder)
 
     def _configuration(self, folder: Path) -> Path:
         """PEFT's own pytest settings (which warnings are errors, for instance), else none."""

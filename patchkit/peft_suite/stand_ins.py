@@ -9,6 +9,7 @@ patched alike. Sizes are those of the field's tiny test models, with a vocabular
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,8 @@ STAND_INS: tuple[StandIn, ...] = (
 )
 """Every repository that has a stand-in; each adapter comes after its model."""
 
+_QUOTES = ("ybelkada/english_quotes_copy", "Abirate/english_quotes")
+
 
 def write_stand_ins(home: Path) -> Iterator[tuple[StandIn, Exception | None]]:
     """Builds the stand-ins one by one.
@@ -228,6 +231,32 @@ def write_stand_ins(home: Path) -> Iterator[tuple[StandIn, Exception | None]]:
             yield stand_in, error
         else:
             yield stand_in, None
+
+
+def write_datasets(folder: Path) -> None:
+    """Writes the text data set that some tests train on, where ``datasets`` looks before it asks the hub.
+
+    Args:
+        folder: the working directory of the tests; gets a folder for each of the data set's names.
+    """
+    subjects = (
+        "A river",
+        "The old clock",
+        "Every winter",
+        "A patient reader",
+        "The second violin",
+        "Somebody's garden",
+    )
+    verbs = ("teaches", "forgets", "carries", "measures", "repairs", "remembers")
+    lines = [
+        json.dumps({"quote": f"{subject} {verb} more than it says.", "author": subject, "tags": [verb]})
+        for subject in subjects
+        for verb in verbs
+    ]
+    for name in _QUOTES:
+        path = folder / name / "train.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(lines) + "\n")
 
 
 def snapshot(cache: Path, repository: str) -> Path:

@@ -11,7 +11,7 @@ from patchkit.peft_suite.outcomes import MISSING, Comparison, Outcome
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COLUMNS = ("tests", "passed", "failed", "skipped", "xfailed", "different", "fused", "models", "fused calls")
+_COLUMNS = ("tests", "passed", "failed", "skipped", "xfailed", "different", "patched", "fused", "fused calls")
 _LIMIT = 40
 
 
@@ -22,7 +22,7 @@ def summary(comparison: Comparison) -> Table:
     table = Table(title="PEFT's tests, plain and patched", title_justify="left", show_footer=True)
     files: dict[str, Counter[str]] = {}
     different = {one.test for one in comparison.differences}
-    fused = set(comparison.fused)
+    patched, fused = set(comparison.patched_tests), set(comparison.fused)
     nothing = Outcome(MISSING)
     for test in sorted({*comparison.plain, *comparison.patched}):
         row = files.setdefault(test.partition("::")[0], Counter())
@@ -31,10 +31,9 @@ def summary(comparison: Comparison) -> Table:
             row["different"] += 1
         else:
             row[_column(comparison.plain[test].result)] += 1
+        row["patched"] += test in patched
         row["fused"] += test in fused
-        counts = comparison.patched.get(test, nothing).counts
-        row["models"] += counts.get("models patched", 0)
-        row["fused calls"] += counts.get("fused calls", 0)
+        row["fused calls"] += comparison.patched.get(test, nothing).counts.get("fused calls", 0)
     total = sum(files.values(), Counter())
     table.add_column("file", "total")
     for column in _COLUMNS:
@@ -42,7 +41,8 @@ def summary(comparison: Comparison) -> Table:
     for file, row in files.items():
         table.add_row(file.removeprefix("tests/"), *(str(row[column] or "") for column in _COLUMNS))
     table.caption = (
-        "passed ... xfailed: in both runs. fused: passed in both runs and called a fused function in the patched one."
+        "passed ... xfailed: in both runs. patched, fused: passed in both runs, and in the patched one had a patched "
+        "model, or called a fused function."
     )
     return table
 

@@ -47,10 +47,11 @@ def test_difference(plain, patched, repeats, expected):
 
 def test_only_tests_that_pass_through_fused_functions_prove_something():
     plain = of("passed", "failed", "passed", "skipped")
-    patched = of("passed", "failed", "failed", "skipped", **{"fused calls": 3})
+    patched = of("passed", "failed", "failed", "skipped", **{"fused calls": 3, "models patched": 1})
     comparison = compare(plain, patched)
-    assert comparison.fused == ("tests/test_a.py::test_0",)
-    assert comparison.counts == {"fused calls": 12}
+    assert comparison.fused == comparison.patched_tests == ("tests/test_a.py::test_0",)
+    assert comparison.counts == {"fused calls": 12, "models patched": 4}
+    assert compare(plain, of("passed", **{"models patched": 1})).fused == ()
     assert comparison.results == {"passed": 1, "failed": 1, "skipped": 1}
     assert compare(plain, of("passed", "failed", "failed", "skipped")).fused == ()
 
