@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from patchkit.peft_suite import tables
-from patchkit.peft_suite.outcomes import Comparison, Run, compare, differing
+from patchkit.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED, Comparison, Run, compare, differing
 from patchkit.peft_suite.runner import Suite, SuiteError, check_source, hub_is_reachable, versions
 from patchkit.peft_suite.stand_ins import write_stand_ins
 
@@ -107,9 +107,9 @@ def _print(comparison: Comparison, console: Console, seconds: float, packages: M
         f"in {seconds / 60:.0f} min"
     )
     console.print(
-        f"{comparison.results['passed']} pass in both runs, {len(comparison.patched_tests)} of them with patched models, "
-        f"{len(comparison.fused)} through fused functions ({counts['models patched']} models, {counts['blocks patched']} "
-        f"blocks, {counts['fused calls']} fused calls; {counts['models on meta']} models on meta refused)"
+        f"{comparison.results['passed']} pass in both runs, {len(comparison.patched_tests)} with patched models "
+        f"({counts[MODELS]}, with {counts[BLOCKS]} blocks), {len(comparison.fused)} through fused functions "
+        f"({counts[FUSED]} calls); {counts[REFUSED]} models on meta refused"
     )
     console.print(
         f"{faults} different results, and {len(comparison.differences) - faults} of tests that are unstable without "

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MODELS, BLOCKS, FUSED, REFUSED = "models patched", "blocks patched", "fused calls", "models on meta"
+from patchkit.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED
 
 
 def inject(counts: Counter[str]) -> None:

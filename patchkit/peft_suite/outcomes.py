@@ -11,6 +11,9 @@ from pathlib import Path
 MISSING = "missing"
 """The result of a test that the other run has, and this one has not."""
 
+MODELS, BLOCKS, FUSED, REFUSED = "models patched", "blocks patched", "fused calls", "models on meta"
+"""What is counted in each test of a patched run: see :func:`patchkit.peft_suite.injection.inject`."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -20,7 +23,7 @@ class Outcome:
         result: ``passed``, ``failed``, ``error`` (set-up, tear-down or import), ``skipped``, ``xfailed``, ``xpassed``,
             or :data:`MISSING`.
         error: the last line of a failure, or the reason of a skip.
-        counts: what :mod:`patchkit.peft_suite.injection` counted in the test; empty in a plain run.
+        counts: how much there was of :data:`MODELS` and the others; empty in a plain run.
     """
 
     result: str
@@ -88,12 +91,12 @@ class Comparison:
     @property
     def patched_tests(self) -> tuple[str, ...]:
         """The tests that made a model with patched blocks and passed in both runs."""
-        return self._passed_with("models patched")
+        return self._passed_with(MODELS)
 
     @property
     def fused(self) -> tuple[str, ...]:
         """The tests that called a fused function and passed in both runs: those that prove something."""
-        return self._passed_with("fused calls")
+        return self._passed_with(FUSED)
 
     def _passed_with(self, count: str) -> tuple[str, ...]:
         return tuple(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from patchkit.peft_suite.outcomes import MISSING, Comparison, Outcome
+from patchkit.peft_suite.outcomes import FUSED, MISSING, Comparison, Outcome
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,7 @@ def summary(comparison: Comparison) -> Table:
             row[_column(comparison.plain[test].result)] += 1
         row["patched"] += test in patched
         row["fused"] += test in fused
-        row["fused calls"] += comparison.patched.get(test, nothing).counts.get("fused calls", 0)
+        row["fused calls"] += comparison.patched.get(test, nothing).counts.get(FUSED, 0)
     total = sum(files.values(), Counter())
     table.add_column("file", "total")
     for column in _COLUMNS:
