@@ -23,14 +23,15 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 .PHONY: help demo test test-peft lint matrix clean
 
 help:
-	@echo "make demo    fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
-	@echo "make test    run the tests"
-	@echo "make lint    ruff and mypy"
+	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
+	@echo "make test       run the tests"
+	@echo "make lint       ruff and mypy"
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
-	@echo "make matrix  measure every architecture again and write compat_matrix.md"
-	@echo "make clean   remove what these made in this folder, $(VENV) included"
+	@echo "make matrix     measure every architecture again and write compat_matrix.md"
+	@echo "make clean      remove what these made in this folder, $(VENV) included"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
+	@echo "           PEFT= PEFT_ARGS= of make test-peft: PEFT_ARGS=--help says which"
 	@echo "           PIP_ARGS= for pip install, for example an --extra-index-url with CPU builds of torch"
 
 # glibc gives every large tensor back to the system and asks for it again at each step; the page faults make a step take
