@@ -1,9 +1,9 @@
 """Tiny models under the names that PEFT's tests load, for machines that cannot reach the Hugging Face hub.
 
 They are written into a folder with the layout of the hub's cache, so nothing of transformers, PEFT or huggingface_hub
-is intercepted: these find a repository that was downloaded before. Weights are random, from transformers' own
-initialisation, and so are the results of the few tests that know a number of the real model: those fail, plain and
-patched alike. Sizes are those of the field's tiny test models, with a vocabulary of 1024 to be quick.
+is intercepted: these find a repository that was downloaded before. Weights are random, and so are the results of the
+few tests that know a number of the real model: those fail, plain and patched alike. Sizes are those of the field's tiny
+test models, with a vocabulary of 1024 to be quick.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ VOCAB_SIZE = 1024
 PAD, BOS, EOS, UNKNOWN = range(4)
 
 _TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+# Those that patchkit knows. A projection's output is of the order of its input (1 / sqrt(16)): with the usual 0.02 every
+# layer adds so little to the residual stream that the tolerances of PEFT's tests would not see a wrong one.
 _DECODER = _TOKENS | {
     "hidden_size": 16,
     "intermediate_size": 64,
@@ -26,6 +28,7 @@ _DECODER = _TOKENS | {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 512,
+    "initializer_range": 0.25,
 }
 _GROUPED = {"hidden_size": 32, "intermediate_size": 37, "num_key_value_heads": 2}
 _GPT = _TOKENS | {"n_embd": 32, "n_layer": 5, "n_head": 4, "n_positions": 512}
