@@ -19,8 +19,8 @@ VOCAB_SIZE = 1024
 PAD, BOS, EOS, UNKNOWN = range(4)
 
 _TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-# Those that patchkit knows. 0.25 = 1 / sqrt(16): what a projection yields is of the order of what it reads. With 0.02, as
-# usual, a layer adds so little to the residual stream that the tolerances of PEFT's tests would not see a wrong one.
+# Those that patchkit knows. 0.25 = 1 / sqrt(16): what a projection yields is of the order of what it reads. With the
+# usual 0.02, a layer adds so little to the residual stream that the tolerances of PEFT's tests would not see a wrong one.
 _DECODER = _TOKENS | {
     "hidden_size": 16,
     "intermediate_size": 64,
@@ -40,7 +40,8 @@ _OPT = _TOKENS | {
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
 }
-_OPT_125M = _OPT | {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "num_hidden_layers": 12}
+# Some tests know the hidden size of this one.
+_OPT_125M = _OPT | {"hidden_size": 768, "word_embed_proj_dim": 768, "num_attention_heads": 12}
 _BERT = _TOKENS | {
     "hidden_size": 32,
     "intermediate_size": 37,
@@ -50,7 +51,8 @@ _BERT = _TOKENS | {
 }
 _T5 = {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
 _T5 |= {"pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD}
-_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# Grouped products of experts want rows of a multiple of 16 bytes.
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}
 _QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8}
 _CLIP_TEXT = _BERT | {"projection_dim": 32}
 _VISION = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -124,14 +126,8 @@ STAND_INS: tuple[StandIn, ...] = (
     StandIn("trl-internal-testing/tiny-Qwen3MoeForCausalLM", "Qwen3MoeForCausalLM", _DECODER | _QWEN_EXPERTS),
     StandIn("hf-internal-testing/tiny-qwen3-moe", "Qwen3MoeForCausalLM", _DECODER | _QWEN_EXPERTS),
     StandIn(_TINY_OPT, "OPTForCausalLM", _OPT),
-    StandIn(
-        "peft-internal-testing/tiny-random-OPTForCausalLM-extended-vocab",
-        "OPTForCausalLM",
-        _OPT | {"vocab_size": VOCAB_SIZE + 2},
-    ),
     StandIn("peft-internal-testing/opt-125m", "OPTForCausalLM", _OPT_125M),
     StandIn("facebook/opt-125m", "OPTForCausalLM", _OPT_125M),
-    StandIn("peft-internal-testing/opt-tokenizer-revision", "OPTForCausalLM", _OPT),
     StandIn("peft-internal-testing/tiny-random-GPT2LMHeadModel", "GPT2LMHeadModel", _GPT),
     StandIn("peft-internal-testing/tiny-random-gpt2", "GPT2LMHeadModel", _GPT),
     StandIn("hf-internal-testing/tiny-random-gpt2", "GPT2LMHeadModel", _GPT),
@@ -145,7 +141,7 @@ STAND_INS: tuple[StandIn, ...] = (
     StandIn(
         "peft-internal-testing/tiny-random-BloomForCausalLM",
         "BloomForCausalLM",
-        _TOKENS | {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+        _TOKENS | {"hidden_size": 32, "n_layer": 5, "n_head": 4},
     ),
     StandIn("peft-internal-testing/tiny-random-BertModel", "BertModel", _BERT),
     StandIn("hf-internal-testing/tiny-random-BertModel", "BertModel", _BERT),

@@ -56,9 +56,32 @@ def test_only_tests_that_pass_through_fused_functions_prove_something():
     assert compare(plain, of("passed", "failed", "failed", "skipped")).fused == ()
 
 
+@pytest.mark.parametrize(
+    ("result", "error", "expected"),
+    [
+        ("failed", "AssertionError: 1 != 2", "AssertionError"),
+        (
+            "failed",
+            "assert False + where False = <built-in method allclose of type object at 0x7f1b67>",
+            "AssertionError",
+        ),
+        (
+            "error",
+            "huggingface_hub.errors.LocalEntryNotFoundError: no file",
+            "huggingface_hub.errors.LocalEntryNotFoundError",
+        ),
+        ("failed", "KeyError", "KeyError"),
+        ("failed", "worker 'gw0' crashed while running t", ""),
+        ("skipped", "Skipped: no device", ""),
+    ],
+)
+def test_class_of_the_exception(result, error, expected):
+    assert Outcome(result, error).error_type == expected
+
+
 def test_failures_with_two_exceptions_are_named():
-    plain = {"t": Outcome("failed", "OSError: no hub"), "u": Outcome("failed", "AssertionError: 1 != 2")}
-    patched = {"t": Outcome("failed", "AttributeError: apply_o"), "u": Outcome("failed", "AssertionError: 1 != 3")}
+    plain = {"t": Outcome("failed", "OSError: no hub"), "u": Outcome("failed", "assert 1 == 2")}
+    patched = {"t": Outcome("failed", "AttributeError: apply_o"), "u": Outcome("failed", "assert 1 == 3")}
     assert compare(plain, patched).other_errors == ("t",)
 
 
