@@ -19,8 +19,8 @@ VOCAB_SIZE = 1024
 PAD, BOS, EOS, UNKNOWN = range(4)
 
 _TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-# Those that patchkit knows. 0.25 = 1 / sqrt(16): what a projection yields is of the order of what it reads. With 0.02, the
-# default, a layer adds so little to the residual stream that the tolerances of PEFT's tests would not see a wrong one.
+# Those that patchkit knows. 0.25 = 1 / sqrt(16): what a projection yields is of the order of what it reads. With the
+# default of 0.02, a layer adds so little to the residual stream that PEFT's tolerances would not see a wrong one.
 _DECODER = _TOKENS | {
     "hidden_size": 16,
     "intermediate_size": 64,
