@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from patchkit.binding import (
     patched_class,
     swap,
 )
+from patchkit.check.trust import TRUSTS, Trust, refusal_of, refusals
 from patchkit.describe import describe
 from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
 from patchkit.reporting import Report, Row
@@ -34,7 +35,7 @@ from patchkit.version import __version__
 
 logger = logging.getLogger("patchkit")
 
-_OPTIONS = ("qkv", "o", "mlp", "strict")
+_OPTIONS = ("qkv", "o", "mlp", "strict", "trust")
 
 
 class _Planned(NamedTuple):
@@ -47,7 +48,14 @@ class _Planned(NamedTuple):
 
 
 def apply(
-    model: nn.Module, *, qkv: bool = True, o: bool = True, mlp: bool = True, strict: bool = False, **unknown: object
+    model: nn.Module,
+    *,
+    qkv: bool = True,
+    o: bool = True,
+    mlp: bool = True,
+    strict: bool = False,
+    trust: Trust = "verify",
+    **unknown: object,
 ) -> Report:
     """Patch the attention projections and gated MLPs of a model, in place.
 
@@ -62,6 +70,10 @@ def apply(
         mlp: patch the gated MLP.
         strict: raise, before anything is changed, if a block would stay at upstream level although it has an adapter,
             or if no block at all would be patched. A projection without an adapter has nothing to fuse: no error.
+        trust: which source of upstream may be patched. ``"ledger"``: only classes whose source is proven, in the ledger
+            that ships with patchkit or in the user's. ``"verify"``: an unknown one (a new release, remote code, a
+            locally edited file) is verified on a tiny instance first, which takes about a second once and is then
+            remembered. ``"always"``: every one.
         **unknown: no other option exists; one that is passed is an error with a hint.
 
     Returns:
@@ -69,15 +81,17 @@ def apply(
 
     Raises:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.
-        UnknownOptionError: an option is unknown or not a bool.
+        UnknownOptionError: an option is unknown or has no value that it takes.
         MetaModelError: all weights are still on the ``meta`` device.
         NotPatchedError: ``strict`` is set and a block would stay at upstream level.
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_model(model)
     parts = _check_options({"qkv": qkv, "o": o, "mlp": mlp, "strict": strict}, unknown)
+    _check_trust(trust)
     planned = [_plan(found, parts) for found in _eligible(model)]
     _check_meta(planned)
+    planned = _trusted(model, planned, trust)
     rows = tuple(
         row for plan in planned for row in describe(plan.found.name, plan.found.module, plan.found.block, plan.patch)
     )
@@ -124,7 +138,14 @@ def revert(model: nn.Module) -> int:
 
 @contextmanager
 def patched(
-    model: nn.Module, *, qkv: bool = True, o: bool = True, mlp: bool = True, strict: bool = False, **unknown: object
+    model: nn.Module,
+    *,
+    qkv: bool = True,
+    o: bool = True,
+    mlp: bool = True,
+    strict: bool = False,
+    trust: Trust = "verify",
+    **unknown: object,
 ) -> Iterator[Report]:
     """``apply`` for the time of a ``with`` block; afterwards every module has the class it had before it.
 
@@ -133,7 +154,7 @@ def patched(
     """
     _check_model(model)
     before = [(name, module, type(module)) for name, module in model.named_modules()]
-    result = apply(model, qkv=qkv, o=o, mlp=mlp, strict=strict, **unknown)
+    result = apply(model, qkv=qkv, o=o, mlp=mlp, strict=strict, trust=trust, **unknown)
     changed = [(name, module, cls, type(module)) for name, module, cls in before if type(module) is not cls]
     try:
         yield result
@@ -153,7 +174,7 @@ def report(model: nn.Module) -> Report:
     rows = tuple(
         row
         for found in _eligible(model)
-        for row in describe(found.name, found.module, found.block, patch_of(found.module))
+        for row in describe(found.name, found.module, found.block, patch_of(found.module) or _refused(found))
     )
     return Report(type(model).__name__, rows, _notes(rows))
 
@@ -179,6 +200,11 @@ def _check_options(options: dict[str, bool], unknown: dict[str, object]) -> froz
     return frozenset(name for name in names if options[name])
 
 
+def _check_trust(trust: object) -> None:
+    if trust not in TRUSTS:
+        raise UnknownOptionError(f"option 'trust' takes one of {', '.join(map(repr, TRUSTS))}, found {trust!r}")
+
+
 def _eligible(model: nn.Module) -> Iterator[Found]:
     """The blocks to patch: those of the text model, and of a vision tower where it carries adapters."""
     for found in find_blocks(model):
@@ -195,11 +221,33 @@ def _plan(found: Found, parts: frozenset[BlockName]) -> _Planned:
     if forward_replaced(found.module):
         # Whoever replaced it keeps the block; swapping the class underneath would do nothing, or worse.
         reason = f"its {interference(found.module)}"
-        return _Planned(found, original, original, tuple(Skip(part, reason) for part in sorted(parts)))
+        return _Planned(found, original, original, _skips(parts, reason))
     target = patched_class(original, found.block, parts)
     if isinstance(target, tuple):
         return _Planned(found, original, original, target)
     return _Planned(found, original, target, vars(target)[PATCH])
+
+
+def _trusted(model: nn.Module, planned: list[_Planned], trust: Trust) -> list[_Planned]:
+    """The plans, without those for classes whose source is neither proven nor equal when verified here."""
+    blocks = [(plan.found, plan.original) for plan in planned if isinstance(plan.patch, Patch)]
+    refused = refusals(model, blocks, trust)
+    return [
+        plan
+        if plan.original not in refused or not isinstance(plan.patch, Patch)
+        else plan._replace(target=plan.original, patch=_skips(plan.patch.parts, refused[plan.original]))
+        for plan in planned
+    ]
+
+
+def _refused(found: Found) -> tuple[Skip, ...] | None:
+    """For an unpatched block: what ``apply`` refused it for, if it did."""
+    reason = refusal_of(type(found.module))
+    return _skips(parts_of(found.block), reason) if reason else None
+
+
+def _skips(parts: Iterable[BlockName], reason: str) -> tuple[Skip, ...]:
+    return tuple(Skip(part, reason) for part in sorted(parts))
 
 
 def _check_meta(planned: list[_Planned]) -> None:
