@@ -49,7 +49,7 @@ NUMERIC_CHECKS = (
     "bfloat16",
     "autocast_bfloat16_base",
 )
-"""What is run, of ``patchkit.testing.CHECKS``: what a class can break. The tests run the rest, which is about patchkit."""
+"""What is run, of ``patchkit.testing.CHECKS``: what a class can break. The tests run the others."""
 
 
 @dataclass(frozen=True)
