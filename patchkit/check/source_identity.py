@@ -96,7 +96,7 @@ def _node(node: ast.AST) -> Iterator[str]:
     for field in sorted(set(node._fields) - _NOT_BEHAVIOUR):
         value = getattr(node, field, None)
         if isinstance(node, ast.JoinedStr):
-            value = list(_joined(value))
+            value = list(_joined(node.values))
         elif field in {"body", "orelse", "finalbody"} and isinstance(value, list):
             value = _statements(value)
         if value is None or value == [] or (field == "format_spec" and not list(_joined(value.values))):
