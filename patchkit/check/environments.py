@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,29 +72,31 @@ class Environment:
         command = ["-W", "ignore", "-m", "patchkit.check.numeric", "--json", "--jobs", str(jobs)]
         for name in architectures:
             command += ["--arch", name]
-        process = subprocess.Popen(
-            [self.python, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=_variables(),
-        )
-        with process:  # which waits for it
-            try:
-                # stderr is small or goes unread until the end: upstream's warnings are switched off.
-                assert process.stdout is not None
-                assert process.stderr is not None
-                yield from (ArchitectureOutcome.from_json(line) for line in process.stdout if line.startswith("{"))
-                said = process.stderr.read()
-            except BaseException:
-                process.terminate()
-                raise
+        # A file, because a pipe that nobody reads stops the process when it is full.
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            process = subprocess.Popen(
+                [self.python, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                encoding="utf-8",
+                env=_variables(),
+            )
+            with process:  # which waits for it
+                try:
+                    assert process.stdout is not None
+                    # Upstream's loggers may write to stdout too.
+                    yield from (ArchitectureOutcome.from_json(line) for line in process.stdout if line[0] == "{")
+                except BaseException:
+                    process.terminate()
+                    raise
+            said.seek(0)
+            last = _last_line(said.read())
         if process.returncode not in (0, 1):
             raise ReleaseEnvironmentError(
                 f"the numeric check under transformers {self.versions['transformers']} stopped with exit code "
-                f"{process.returncode}: {_last_line(said)}"
+                f"{process.returncode}: {last}"
             )
 
 
@@ -241,16 +244,9 @@ def _pip(building: Path, *requirements: str, label: str) -> None:
     constraints = building / "constraints.txt"
     constraints.write_text("".join(f"{pin}\n" for pin in _pins()), encoding="utf-8")
     command = ["-m", "pip", "--python", str(_python(building)), "install", "--quiet", "--no-input"]
-    command += [
-        "--disable-pip-version-check",
-        "--no-compile",
-        "--only-binary",
-        ":all:",
-        "--constraint",
-        str(constraints),
-    ]
-    if os.path.isdir(requirements[0]):
-        command[-4:-2] = []  # a checkout has to be built
+    command += ["--disable-pip-version-check", "--no-compile", "--constraint", str(constraints)]
+    if not os.path.isdir(requirements[0]):  # only a checkout may be built, which runs its code
+        command += ["--only-binary", ":all:"]
     result = subprocess.run(
         [sys.executable, *command, *requirements],
         stdin=subprocess.DEVNULL,
