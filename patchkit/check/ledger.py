@@ -149,7 +149,7 @@ def _load(path: Path) -> dict[Key, Proof]:
         if path in _read and _read[path][0] == mark:
             return _read[path][1]
         text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise CacheError(f"the ledger {path} cannot be read: {error.strerror or error}") from error

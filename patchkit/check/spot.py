@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from patchkit.arch.discovery import Found
@@ -33,8 +36,30 @@ def verify_on_the_spot(
         classes: unpatched classes, each with a block of the model that is of it.
 
     Returns:
-        For each class a verdict that is ``passed`` or ``failed``, or a reason.
+        For each class a verdict that is ``passed`` or ``failed``, or a reason. Random state, and whether gradients are
+        recorded here, stay as they are.
     """
+    with _undisturbed():
+        return _verify(model, classes)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """On the CPU, with gradients, whatever the user has switched on; and without upstream's warnings."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.device("cpu"),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[type[nn.Module], Verdict | str]:
     reasons: dict[type[nn.Module], list[str]] = {cls: [] for cls in classes}
     verdicts: dict[type[nn.Module], Verdict | str] = {}
     for cls, found in classes.items():
