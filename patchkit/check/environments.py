@@ -147,8 +147,8 @@ def _requirement(release: str | Path) -> tuple[str, str, str | None]:
     path = Path(release)
     if path.is_file() and path.suffix == ".whl":
         return str(path.resolve()), path.name.split("-")[1], hashlib.sha256(path.read_bytes()).hexdigest()
-    if (path / "setup.py").is_file() or (path / "pyproject.toml").is_file():
-        sources = sorted((path / "src").rglob("*.py"))
+    if (path / "src" / "transformers").is_dir():
+        sources = sorted((path / "src" / "transformers").rglob("*.py"))
         state = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sources]
         return str(path.resolve()), path.resolve().name, hashlib.sha256(repr(state).encode()).hexdigest()
     try:

@@ -19,6 +19,9 @@ from patchkit.check.ledger import SHIPPED, Proof, add_proofs, find_proof, read_p
 from patchkit.errors import CacheError, PatchkitWarning
 from patchkit.rewrite import REWRITE_VERSION
 
+pytest_plugins = ["proof_fixtures"]
+pytestmark = pytest.mark.usefixtures("cache")
+
 SOURCE = "a" * 64
 
 

@@ -22,6 +22,9 @@ from patchkit.check.tiny_instances import shrunk_config
 from patchkit.errors import NotPatchedError, PatchkitWarning, UnknownOptionError
 from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
 
+pytest_plugins = ["proof_fixtures"]
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 @pytest.fixture
 def verified(monkeypatch):

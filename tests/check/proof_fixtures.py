@@ -1,3 +1,5 @@
+"""Fixtures of the tests of proofs: a test module names this file in ``pytest_plugins`` and uses ``cache``."""
+
 import json
 
 import pytest
@@ -8,11 +10,12 @@ from patchkit.check.ledger import Key, Proof
 VERSIONS = {"transformers": "5.23.0", "torch": "2.13.0", "peft": "0.21.2", "python": "3.11.7"}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of its own for every test, and nothing remembered from another one."""
+@pytest.fixture
+def cache(request, tmp_path, monkeypatch):
+    """A cache of its own, and nothing remembered from another test. Those of real releases share the user's cache."""
     folder = tmp_path / "cache"
-    monkeypatch.setenv("PATCHKIT_CACHE", str(folder))
+    if "wheels" not in request.keywords:
+        monkeypatch.setenv("PATCHKIT_CACHE", str(folder))
     monkeypatch.setattr(trust, "_decided", {})
     return folder
 
