@@ -34,11 +34,20 @@ def pip(monkeypatch):
         (package / "__init__.py").write_text(f"__version__ = {label!r}\n")
 
     monkeypatch.setattr(environments, "_pip", install)
-    # A PEFT that imports the stand-in would fail; the probe is about torch and transformers here.
-    monkeypatch.setattr(
-        environments, "_PROBE", environments._PROBE.replace("import peft, torch,", "import torch as peft, torch,")
-    )
+    # The real probe imports torch and PEFT, which wants more of transformers than this.
+    probe = "import json, sys, transformers; json.dump({'transformers': transformers.__version__}, sys.stdout)"
+    monkeypatch.setattr(environments, "_PROBE", probe)
     return asked
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No process is started: for tests that are about folders."""
+
+    def answer(_, code, *__):
+        return {"transformers": VERSION} if code == environments._PROBE else []
+
+    monkeypatch.setattr(environments, "_python_json", answer)
 
 
 def contents():
@@ -93,7 +102,7 @@ def test_optional_packages_of_the_release_below_are_hidden(pip):
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), OSError(28, "No space left on device"), ReleaseEnvironmentError("no")]
 )
-def test_an_interrupted_build_leaves_nothing(pip, monkeypatch, error):
+def test_an_interrupted_build_leaves_nothing(pip, quick, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
@@ -110,7 +119,7 @@ def test_an_interrupted_build_leaves_nothing(pip, monkeypatch, error):
     assert environment_for(VERSION).versions["transformers"] == VERSION  # the lock is free
 
 
-def test_what_a_killed_build_left_is_built_over(pip):
+def test_what_a_killed_build_left_is_built_over(pip, quick):
     place = environments_directory() / environments._name(VERSION, None)
     left = place.with_name(place.name + ".building")
     for folder in (left, place):  # a folder without its note is no environment
@@ -119,7 +128,7 @@ def test_what_a_killed_build_left_is_built_over(pip):
     assert contents() == [place.name]
 
 
-def test_two_at_once_build_once(pip, monkeypatch):
+def test_two_at_once_build_once(pip, quick, monkeypatch):
     working = environments._pip
 
     def slow(*arguments, **options):
@@ -153,7 +162,7 @@ def test_a_release_that_does_not_run_is_an_error(pip, monkeypatch):
     assert contents() == []
 
 
-def test_the_least_used_go_first(pip, monkeypatch):
+def test_the_least_used_go_first(pip, quick, monkeypatch):
     monkeypatch.setattr(environments, "LIMIT", 2)
     for day, version in enumerate(("4.99.1", "4.99.2", "4.99.3")):
         note = environment_for(version).path / environments._ABOUT
@@ -168,7 +177,7 @@ def test_what_is_no_release(release):
         environment_for(release)
 
 
-def test_a_wheel_and_a_checkout_are_known_by_their_content(tmp_path, pip):
+def test_a_wheel_and_a_checkout_are_known_by_their_content(tmp_path, pip, quick):
     wheel = tmp_path / "transformers-4.99.0-py3-none-any.whl"
     places = set()
     for content in (b"one", b"two"):
