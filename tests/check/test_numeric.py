@@ -63,7 +63,8 @@ def test_a_wrong_rewrite_fails_and_names_the_class_and_the_check(tmp_path, monke
     outcome = check_model("llama", "llama")
     attention, mlp = outcome.blocks
     assert (outcome.status, attention.status, mlp.status) == ("failed", "failed", "passed")
-    assert attention.reason.startswith("forward_backward: ")
+    assert "gradient of" in attention.reason
+    assert attention.checks["forward_backward"].status == "failed"
     assert attention.proof is None
     assert attention.checks["eval"].status == "failed"
     assert mlp.proof is not None
@@ -75,11 +76,15 @@ def test_what_cannot_be_built_is_no_pass(monkeypatch, failure):
     if failure == "no recipe":
         monkeypatch.setattr("patchkit.testing.tiny_models_of", lambda _: ())
     else:
-        monkeypatch.delattr("patchkit.testing.tiny_models.transformers.LlamaForCausalLM")
+
+        def missing(name):
+            raise ValueError(f"transformers 4.0 has no {name}")
+
+        monkeypatch.setattr("patchkit.testing.tiny_models._from_transformers", missing)
     (outcome,) = check_architectures(["llama"])
     assert outcome.status == "inapplicable"
     assert not outcome.proofs
-    expected = "no recipe" if failure == "no recipe" else "has no LlamaForCausalLM"
+    expected = "no recipe" if failure == "no recipe" else "transformers 4.0 has no Llama"
     assert expected in "".join(outcome.problems.values())
     assert ArchitectureOutcome.from_json(outcome.to_json()) == outcome
 
@@ -110,11 +115,10 @@ def process(*arguments):
 def test_as_a_process_in_two_processes(tmp_path):
     """Outcomes are lines of stdout; proofs go into the ledger that is named."""
     path = tmp_path / "ledger.jsonl"
-    result = process("--arch", "qwen2", "--arch", "gemm?", "--jobs", "2", "--json", "--ledger", str(path))
+    result = process("--arch", "qwen2", "--arch", "gem*2", "--jobs", "2", "--json", "--ledger", str(path))
     assert result.returncode == 0, result.stderr
     outcomes = [ArchitectureOutcome.from_json(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    names = {name for name in architectures() if name in ("qwen2", "gemma2", "gemma3")}
-    assert {outcome.architecture for outcome in outcomes} == {*names}
+    assert {outcome.architecture for outcome in outcomes} == {"qwen2", "gemma2"}
     assert {outcome.status for outcome in outcomes} == {"passed"}
     assert set(read_proofs(path)) == {proof.key for outcome in outcomes for proof in outcome.proofs}
 
