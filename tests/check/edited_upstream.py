@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 from transformers.models.llama import modeling_llama
 
 from patchkit.rewrite.rewriter import rewrite
@@ -28,6 +29,8 @@ def edited_llama(folder, monkeypatch, *edits):
     path = folder / "modeling_llama.py"
     path.write_text(source, encoding="utf-8")
     name = modeling_llama.__name__
+    # transformers resolves its names when they are first used, and would keep the edited class for ever.
+    assert transformers.LlamaForCausalLM is modeling_llama.LlamaForCausalLM
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
