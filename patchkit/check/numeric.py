@@ -208,6 +208,7 @@ def check_model(architecture: str, name: str) -> ArchitectureOutcome:
 
     import patchkit
     from patchkit.check.proving import prove, subjects_of, versions
+    from patchkit.testing import tiny_inputs
 
     start = time.perf_counter()
     if not name:
@@ -215,7 +216,7 @@ def check_model(architecture: str, name: str) -> ArchitectureOutcome:
         return ArchitectureOutcome(architecture, versions(), problems={architecture: problem})
     try:
         model = _adapted(name)
-        inputs = _inputs(name, model)
+        inputs = tiny_inputs(name, model)
     except Exception as error:  # a release that lacks the model, or builds it in another way
         problem = f"its tiny model cannot be built: {type(error).__name__}: {error}"
         return ArchitectureOutcome(architecture, versions(), problems={name: problem})
@@ -248,21 +249,6 @@ def _adapted(name: str) -> Any:
         targets += [f"{found.name}.{part}" for part in parts]
     # A scaling that is no power of two, so that leaving it out or applying it twice rounds differently.
     return add_lora(model, target_modules=targets, r=4, lora_alpha=11).train()
-
-
-def _inputs(name: str, model: Any) -> Mapping[str, Any]:
-    """Two rows; one where upstream takes no batch (Pixtral's tower before transformers 4.49)."""
-    import torch
-
-    from patchkit.testing import tiny_inputs
-
-    inputs = tiny_inputs(name, model)
-    try:
-        with torch.no_grad():
-            model(**inputs, use_cache=False)
-    except Exception:
-        return tiny_inputs(name, model, batch=1)
-    return inputs
 
 
 def _outcome(verdict: Verdict, model: str) -> BlockOutcome:
