@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from patchkit.binding import (
     replaced_since,
     swap,
 )
+from patchkit.check.trust import TRUSTS, Trust, refusal_of, refusals
 from patchkit.describe import describe
 from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
 from patchkit.layers import Layer, describe_layer, find_layers, plan_layer
@@ -38,8 +39,9 @@ logger = logging.getLogger("patchkit")
 
 _BLOCKS: tuple[BlockName, ...] = ("qkv", "o", "mlp")
 _PARTS: tuple[PartName, ...] = (*_BLOCKS, "embedding", "head")
-_OPTIONS = (*_PARTS, "strict", "precision")
+_OPTIONS = (*_PARTS, "strict", "precision", "trust")
 _PRECISIONS: tuple[AdapterPrecision, ...] = ("peft", "fast")
+_CHOICES: dict[str, tuple[str, ...]] = {"precision": _PRECISIONS, "trust": TRUSTS}
 
 
 class _Planned(NamedTuple):
@@ -61,6 +63,7 @@ def apply(
     head: bool = True,
     strict: bool = False,
     precision: AdapterPrecision = "peft",
+    trust: Trust = "verify",
     **unknown: object,
 ) -> Report:
     """Patch the attention projections, gated MLPs, adapted embedding and adapted head of a model, in place.
@@ -81,6 +84,11 @@ def apply(
         precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by
             default); ``"fast"`` in that of the activations, as other kernel libraries do, with the rounding that this
             brings. Where both are the same dtype, and under autocast, there is no difference.
+        trust: which source of upstream may be patched. ``"ledger"``: only classes whose source is proven, in the ledger
+            that ships with patchkit or in the user's. ``"verify"``: an unknown one (a new release, remote code, a
+            locally edited file) is verified on a tiny instance first, which takes about a second once and is then
+            remembered. ``"always"``: every one. Embedding and head keep upstream's ``forward`` around them: nothing
+            of theirs is asked.
         **unknown: no other option exists; one that is passed is an error with a hint.
 
     Returns:
@@ -95,10 +103,11 @@ def apply(
     """
     _check_model(model)
     wanted: dict[str, bool] = {"qkv": qkv, "o": o, "mlp": mlp, "embedding": embedding, "head": head}
-    check_options({**wanted, "strict": strict, "precision": precision, **unknown})
+    check_options({**wanted, "strict": strict, "precision": precision, "trust": trust, **unknown})
     parts = frozenset(name for name in _BLOCKS if wanted[name])
     planned = [_plan(found, parts, precision) for found in _eligible(model)]
     _check_meta(model, planned)
+    planned = _trusted(model, planned, trust)
     layers = [plan_layer(layer, precision, wanted=wanted[layer.part]) for layer in find_layers(model)]
     rows = tuple(
         row for plan in planned for row in describe(plan.found.name, plan.found.module, plan.found.block, plan.patch)
@@ -159,6 +168,7 @@ def patched(
     head: bool = True,
     strict: bool = False,
     precision: AdapterPrecision = "peft",
+    trust: Trust = "verify",
     **unknown: object,
 ) -> Iterator[Report]:
     """``apply`` for the time of a ``with`` block; afterwards every module has the class it had before it.
@@ -177,6 +187,7 @@ def patched(
         head=head,
         strict=strict,
         precision=precision,
+        trust=trust,
         **unknown,
     )
     changed = [(name, module, cls, type(module)) for name, module, cls in before if type(module) is not cls]
@@ -198,7 +209,7 @@ def report(model: nn.Module) -> Report:
     rows = tuple(
         row
         for found in _eligible(model)
-        for row in describe(found.name, found.module, found.block, patch_of(found.module))
+        for row in describe(found.name, found.module, found.block, patch_of(found.module) or _refused(found))
     )
     rows += tuple(_displaced_rows(model, frozenset(_BLOCKS)))
     rows += tuple(_describe_layer(layer) for layer in find_layers(model))
@@ -225,9 +236,9 @@ def check_options(options: Mapping[str, object]) -> None:
             near = difflib.get_close_matches(name, _OPTIONS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise UnknownOptionError(f"unknown option {name!r}{hint} The options are {', '.join(_OPTIONS)}.")
-        if name == "precision":
-            if value not in _PRECISIONS:
-                choices = " or ".join(map(repr, _PRECISIONS))
+        if name in _CHOICES:
+            if value not in _CHOICES[name]:
+                choices = " or ".join(map(repr, _CHOICES[name]))
                 raise UnknownOptionError(f"option {name!r} takes {choices}, found {value!r}")
         elif not isinstance(value, bool):
             raise UnknownOptionError(f"option {name!r} takes True or False, found {value!r}")
@@ -276,11 +287,33 @@ def _plan(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision
     original = original_class(found.module, found.name) if patch is not None else cls
     owner = replaced_on_instance(found.module)
     if owner is not None:  # swapping the class underneath would do nothing, or worse
-        return _Planned(found, original, original, tuple(Skip(part, owner) for part in sorted(parts)))
+        return _Planned(found, original, original, _skips(parts, owner))
     target = patched_class(original, found.block, parts, precision)
     if isinstance(target, tuple):
         return _Planned(found, original, original, target)
     return _Planned(found, original, target, vars(target)[PATCH])
+
+
+def _trusted(model: nn.Module, planned: list[_Planned], trust: Trust) -> list[_Planned]:
+    """The plans, without those for classes whose source is neither proven nor equal when verified here."""
+    blocks = [(plan.found, plan.original) for plan in planned if isinstance(plan.patch, Patch)]
+    refused = refusals(model, blocks, trust)
+    return [
+        plan
+        if plan.original not in refused or not isinstance(plan.patch, Patch)
+        else plan._replace(target=plan.original, patch=_skips(plan.patch.parts, refused[plan.original]))
+        for plan in planned
+    ]
+
+
+def _refused(found: Found) -> tuple[Skip, ...] | None:
+    """For an unpatched block: what ``apply`` refused it for, if it did."""
+    reason = refusal_of(type(found.module))
+    return _skips(parts_of(found.block), reason) if reason else None
+
+
+def _skips(parts: Iterable[BlockName], reason: str) -> tuple[Skip, ...]:
+    return tuple(Skip(part, reason) for part in sorted(parts))
 
 
 def _check_meta(model: nn.Module, planned: list[_Planned]) -> None:

@@ -44,5 +44,13 @@ class RewriteError(PatchkitError):
     """
 
 
+class CacheError(PatchkitError, OSError):
+    """A file of the cache, or a ledger, cannot be read, written or locked."""
+
+
+class ReleaseEnvironmentError(PatchkitError):
+    """An environment with another transformers release cannot be made, or does not run."""
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

@@ -198,7 +198,8 @@ def test_defaults_closure_and_private_names():
     x = torch.randn(3, 64, requires_grad=True)
     expected = mlp(x)
     defaults = KeywordMLP.forward.__kwdefaults__
-    assert patchkit.apply(mlp).counts == {"fused": 1}
+    # Not verified on the spot: that calls the class too, and calls are counted here.
+    assert patchkit.apply(mlp, trust="always").counts == {"fused": 1}
     assert torch.allclose(mlp(x), expected, rtol=1e-5, atol=1e-6)
     assert type(mlp).forward.__kwdefaults__ is defaults
     assert defaults["extra"] == [KeywordMLP, KeywordMLP]

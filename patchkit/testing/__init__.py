@@ -23,7 +23,7 @@ from patchkit.testing.parity import (
     run,
 )
 from patchkit.testing.tiny_inputs import Padding, tiny_inputs
-from patchkit.testing.tiny_models import MULTIMODAL_MODELS, TEXT_MODELS, TINY_MODELS, tiny_model
+from patchkit.testing.tiny_models import MULTIMODAL_MODELS, TEXT_MODELS, TINY_MODELS, tiny_model, tiny_models_of
 
 __all__ = [
     "CHECKS",
@@ -63,4 +63,5 @@ __all__ = [
     "scenario",
     "tiny_inputs",
     "tiny_model",
+    "tiny_models_of",
 ]

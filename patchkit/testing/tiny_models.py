@@ -19,6 +19,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from patchkit.arch.registry import architectures
+
 VOCAB_SIZE = 128
 IMAGE_TOKEN = 127
 VISION_END_TOKEN = 126
@@ -185,6 +187,23 @@ tower, and ``gemma3_mm`` the multimodal Gemma 3, because ``gemma3`` is the text-
 
 TINY_MODELS: tuple[str, ...] = TEXT_MODELS + MULTIMODAL_MODELS
 """Every name that :func:`tiny_model` knows."""
+
+
+def tiny_models_of(architecture: str) -> tuple[str, ...]:
+    """The tiny models that hold the blocks of an architecture, as text model or vision tower; none without a recipe.
+
+    Args:
+        architecture: its name in ``patchkit.arch``.
+    """
+    # qwen2_vl is an architecture of its own, not a form of qwen2.
+    others = [f"{name}_" for name in architectures() if name.startswith(f"{architecture}_")]
+
+    def holds(name: str) -> bool:
+        stem, vision = f"{name}_", _RECIPES[name].vision or {}
+        own = stem.startswith(f"{architecture}_") and not stem.startswith(tuple(others))
+        return own or vision.get("model_type") == architecture
+
+    return tuple(filter(holds, TINY_MODELS))
 
 
 def tiny_model(

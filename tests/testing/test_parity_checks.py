@@ -74,7 +74,7 @@ FAULTS = {
         ["forward_backward"], "k_proj",
     ),
     "extra dropout": ("llama", {}, mutants.everywhere(mutants.extra_dropout), ["forward_backward"], "logits"),
-    "shared dropout mask": ("llama", {"lora_dropout": 0.1}, mutants.shares_dropout_mask, ["forward_backward"], ""),
+    "shared dropout mask": ("llama", {"lora_dropout": 0.1}, mutants.shares_dropout_mask, ["forward_backward", "dropout"], ""),
     "wrong in eval": ("llama", {}, mutants.everywhere(mutants.in_eval_only), ["eval"], ""),
     "wrong without grad": (
         "llama", {}, mutants.everywhere(mutants.without_grad_only), ["no_grad", "checkpointing_reentrant"], "",

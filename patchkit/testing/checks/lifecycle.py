@@ -93,8 +93,8 @@ def _loaded_state(case: Case, model: nn.Module) -> Findings:
     inputs = cast_inputs(case.inputs, torch.float32)
     reference = cast_parameters(case.unpatched(), torch.float32).train()
     # On both sides: some upstream models keep positions from call to call (Qwen2-VL of transformers 4.48).
-    for side in (reference, model.train()):
-        run(side, inputs)
+    run_upstream(reference, inputs)
+    run(model.train(), inputs)
     changed = {
         key: value * 1.1 if value.is_floating_point() and value.ndim > 1 else value
         for key, value in reference.state_dict().items()

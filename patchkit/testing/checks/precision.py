@@ -48,7 +48,8 @@ _FLOAT16_LOSS_SCALE = 2.0**8
 
 LOGITS = "logits"
 GRADIENTS = "all gradients"
-_TOTALS = (LOGITS, GRADIENTS)
+TOTALS = (LOGITS, GRADIENTS)
+"""The measurements that are sums over everything; the others are of one kind of gradient."""
 
 
 @dataclass
@@ -86,7 +87,7 @@ class ErrorTally:
         candidate = self.candidate[name]
         allowed = [max(pair) for pair in zip(self.upstream[name], self.floor[name], strict=True)]
         ratio, standard_error = _ratio(candidate, allowed)
-        bound = limit if name in _TOTALS else limit * math.exp(_STANDARD_ERRORS * standard_error)
+        bound = limit if name in TOTALS else limit * math.exp(_STANDARD_ERRORS * standard_error)
         upstream_error = math.sqrt(sum(self.upstream[name]) / len(candidate))
         note = f"times upstream's error of {upstream_error:.2g}, ± {100 * standard_error:.1f} %"
         return Measurement(name, ratio, limit, ratio <= bound, note)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from patchkit.arch.registry import blocks_by_class
@@ -19,12 +20,14 @@ from patchkit.testing.parity import (
     Run,
     clear_gradients,
     collect_gradients,
+    relative_error,
     run,
 )
 
 _STEPS = 50
 _LEARNING_RATE = 1e-3
 _PADDING = 4
+_DROPOUT = (0.1, 0.2, 0.3)
 
 
 @scenario("forward_backward", "logits, loss, parameter and input gradients in train mode, dropout included")
@@ -112,6 +115,23 @@ def weight_updates(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]
         if parameter.is_floating_point() and parameter.ndim > 1:
             parameter.data.mul_(1.05)
     yield "every .data changed in place", run(model, inputs)
+
+
+@scenario("dropout", "lora_dropout with a seed: the same masks, also under recomputation; none in eval mode")
+def dropout(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]]:
+    """Every adapter gets a dropout, each projection another share, so that a mask drawn for another one shows."""
+    layers = [module for module in model.train().modules() if isinstance(module, LoraLayer)]
+    for index, layer in enumerate(layers):
+        for adapter in layer.lora_dropout:
+            layer.lora_dropout[adapter] = nn.Dropout(_DROPOUT[index % len(_DROPOUT)]).train()
+    first, second = (run(model, inputs, input_gradients=True, seed=seed) for seed in (0, 1))
+    if relative_error(second.outputs["logits"], first.outputs["logits"]) == 0:
+        raise InapplicableError("dropout makes no difference: no adapter draws any")
+    yield "seed 0", first
+    yield "seed 1", second
+    yield "eval", run(model.eval(), inputs)
+    if getattr(model, "supports_gradient_checkpointing", False):
+        yield from _checkpointed(model, inputs, use_reentrant=False)
 
 
 def _checkpointed(model: nn.Module, inputs: Inputs, *, use_reentrant: bool) -> Iterator[tuple[str, Run]]:
