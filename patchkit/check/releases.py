@@ -14,6 +14,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +34,7 @@ OLDEST = Version("4.48.0")
 """The first release that patchkit supports."""
 
 _ABOUT = "patchkit.json"
+_FETCHES = 4
 
 
 @dataclass(frozen=True)
@@ -112,29 +114,34 @@ def installed_release() -> Release:
 
 
 def resolve(
-    specs: Iterable[str], *, wheels: Path | None = None, progress: Callable[[str], None] = lambda text: None
+    specs: Iterable[str], *, wheels: Path | None = None, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> list[Release]:
-    """The releases that the user asked for, each once, oldest first; fetched if need be.
+    """The releases that the user asked for, each once, oldest first; fetched if need be, several at a time.
 
     Args:
         specs: each ``installed``, an exact release, a range such as ``>=5.20``, ``latest``, or a path to a wheel or a
             checkout.
         wheels: a folder of wheels to use instead of the index.
-        progress: is told what is being done.
+        progress: is told how many of how many releases are there.
 
     Raises:
         ReleaseError: a release is unknown, or cannot be fetched; nearby ones are named.
         WheelError: a wheel is damaged, unsafe, or not the one that the index describes.
         CacheError: the cache cannot be written.
     """
-    found: dict[str, Release] = {}
-    for version in (item for spec in specs for item in _expand(spec, wheels)):
-        if isinstance(version, Release):
-            release = version
-        else:
-            progress(f"fetching {PACKAGE} {version}")
-            release = fetch(str(version), wheels)
-        found[release.version] = release
+    wanted = [item for spec in specs for item in _expand(spec, wheels)]
+    found = {item.version: item for item in wanted if isinstance(item, Release)}
+    versions = sorted({item for item in wanted if isinstance(item, Version) and str(item) not in found})
+    progress(0, len(versions))
+    # Threads: the work is pip's, in processes of its own, and decompression, which frees the interpreter.
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        try:
+            for release in pool.map(lambda version: fetch(str(version), wheels), versions):
+                found[release.version] = release
+                progress(len(found), len(versions))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return sorted(found.values(), key=lambda release: Version(release.version))
 
 
