@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import patchkit.arch
 from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP
@@ -195,14 +196,19 @@ def _combined(block: Block, roles: list[str], called: list[str]) -> Iterator[Blo
     taken = {getattr(block, role) for role in _roles(block) if role not in roles}
     free = [name for name in called if name not in taken]
     wanted = {role: getattr(block, role) or "gate_up_proj" for role in roles}
-    choices = [sorted(free, key=lambda name, old=old: -_likeness(name, old))[:_NEAR] for old in wanted.values()]
     likeness = {(role, name): _likeness(name, wanted[role]) for role in roles for name in called}
+    choices = [_nearest(free, old) for old in wanted.values()]
     combinations = (names for names in itertools.product(*choices) if len(set(names)) == len(names))
     for names in sorted(
         combinations, key=lambda names: -sum(likeness[pair] for pair in zip(roles, names, strict=True))
     ):
         if names:
-            yield replace(block, **dict(zip(roles, names, strict=True)))
+            changes: dict[str, Any] = dict(zip(roles, names, strict=True))
+            yield replace(block, **changes)
+
+
+def _nearest(names: Iterable[str], old: str) -> list[str]:
+    return sorted(names, key=lambda name: -_likeness(name, old))[:_NEAR]
 
 
 def _roles(block: Block) -> tuple[str, ...]:
@@ -272,9 +278,10 @@ def _is_block(expression: str, block: Block) -> bool:
         assert isinstance(call, ast.Call)
         words = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
         kind = {"Attention": Attention, "GatedMLP": GatedMLP}[getattr(call.func, "id", "")]
-        return kind(*(ast.literal_eval(argument) for argument in call.args), **words) == block
+        described_block: Block = kind(*(ast.literal_eval(argument) for argument in call.args), **words)
     except (KeyError, ValueError, TypeError):
         return False
+    return described_block == block
 
 
 def architecture_file(architecture: Architecture) -> Path | None:

@@ -47,6 +47,7 @@ class Release:
         origin: for people: ``installed``, ``wheel``, or the path that was given.
         hash_note: what the wheel's hash was checked against, or why it was not; empty where there is no wheel.
         requires_python: its range of Python versions; empty if unknown.
+        package: what it is a release of: ``transformers``, or the package of a plugin.
     """
 
     version: str
@@ -54,6 +55,7 @@ class Release:
     origin: str
     hash_note: str = ""
     requires_python: str = ""
+    package: str = PACKAGE
 
     @property
     def is_installed(self) -> bool:
@@ -96,21 +98,22 @@ def module_path(module: str) -> str:
     return module.replace(".", "/") + ".py"
 
 
-def installed_release() -> Release:
-    """The transformers that this Python would import; it is located, not imported.
+def installed_release(package: str = PACKAGE) -> Release:
+    """The transformers (or the package of a plugin) that this Python would import; it is located, not imported.
 
     Raises:
         ReleaseError: there is none.
     """
-    spec = importlib.util.find_spec(PACKAGE)
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ReleaseError(f"{PACKAGE} is not installed; --transformers RELEASE checks one that is not")
+        hint = "; --transformers RELEASE checks one that is not" if package == PACKAGE else ""
+        raise ReleaseError(f"{package} is not installed{hint}")
     folder = Path(spec.submodule_search_locations[0])
     try:
-        version = str(Version(importlib.metadata.version(PACKAGE)))
+        version = str(Version(importlib.metadata.version(package)))
     except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by a package manager
         version = _version_of_checkout(folder)
-    return Release(version, folder.parent, INSTALLED)
+    return Release(version, folder.parent, INSTALLED, package=package)
 
 
 def resolve(
@@ -265,7 +268,7 @@ def release_at(path: Path) -> Release:
 
 
 def _version_of_checkout(package: Path) -> str:
-    """``__version__`` in the text of ``transformers/__init__.py``."""
+    """``__version__`` in the text of a package's ``__init__.py``."""
     try:
         tree = ast.parse((package / "__init__.py").read_text("utf-8"))
     except (OSError, SyntaxError, ValueError) as error:

@@ -11,7 +11,6 @@ from patchkit.arch.spec import Architecture
 from patchkit.check import cache
 from patchkit.check.releases import Release
 from patchkit.check.static import Finding, examine, examine_named
-from patchkit.check.wheels import PACKAGE
 
 _WORTH_PROCESSES = 24
 """Pairs of architecture and release from which processes are faster: starting one takes as long as a few pairs."""
@@ -28,7 +27,7 @@ def sweep(
 
     Args:
         releases: to read.
-        architectures: to look for. One that lives in another package than transformers, or has no blocks, is left out.
+        architectures: to look for.
         processes: how many to use; by default one for each core, if there is enough to do.
         progress: is told how many of how many pairs are done.
 
@@ -36,8 +35,7 @@ def sweep(
         ReleaseError: a file of a release cannot be read.
         CacheError: the cache cannot be written.
     """
-    chosen = [one for one in architectures if one.blocks and one.module.split(".")[0] == PACKAGE]
-    pairs = [(release, architecture) for release in releases for architecture in chosen]
+    pairs = [(release, architecture) for release in releases for architecture in architectures]
     if processes is None:
         processes = (os.cpu_count() or 1) if len(pairs) >= _WORTH_PROCESSES else 1
     progress(0, len(pairs))
