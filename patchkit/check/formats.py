@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
+from patchkit.arch.registry import find
 from patchkit.check.drift import Diagnosis, architecture_file
-from patchkit.check.report import CheckReport, Entry
+from patchkit.check.report import CheckReport, Entry, NumericEntry
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.version import __version__
 
@@ -48,6 +50,10 @@ def as_json(report: CheckReport) -> str:
         "verified": not report.failed,
         "releases": releases,
         "results": [_json_entry(entry) for entry in report.entries],
+        "numeric": [
+            {"release": entry.release.version, "status": entry.outcome.status, **asdict(entry.outcome)}
+            for entry in report.numeric
+        ],
     }
     return json.dumps(data, indent=1, sort_keys=True)
 
@@ -76,32 +82,59 @@ def _json_entry(entry: Entry) -> dict[str, Any]:
     return data
 
 
+def numeric_faults(entry: NumericEntry) -> Iterator[str]:
+    """Why the numeric stage did not pass, in lines."""
+    outcome = entry.outcome
+    for block in outcome.blocks:
+        if block.status != "passed":
+            yield f"{block.class_name} in {block.model}: {block.status}: {block.reason}"
+    for name, reason in {**(outcome.unpatched or {}), **(outcome.problems or {})}.items():
+        yield f"{name}: {reason}"
+
+
 def as_junit(report: CheckReport) -> str:
-    """One test suite for each release, one test case for each part of each class."""
+    """One test suite for each release and stage, one test case for each part of each class (numeric: each class)."""
     root = ElementTree.Element("testsuites", name="patchkit check")
     for release in report.releases:
-        entries = [entry for entry in report.entries if entry.release == release]
-        suite = ElementTree.SubElement(
-            root,
-            "testsuite",
-            name=f"{release.package} {release.version}",
-            tests=str(len(entries)),
-            failures=str(sum(entry.failed for entry in entries)),
-            skipped=str(sum(entry.skipped for entry in entries)),
-        )
-        for entry in entries:
-            name = f"{entry.finding.class_name} {entry.part}"
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=f"patchkit.static.{entry.finding.architecture}", name=name
-            )
-            if entry.failed:
-                failure = ElementTree.SubElement(case, "failure", message=summary(entry), type=entry.verdict)
-                failure.text = "\n".join(explanation(entry.diagnosis)) if entry.diagnosis else ""
-            elif entry.skipped:
-                reasons = "; ".join(entry.outcome.reasons)
-                ElementTree.SubElement(case, "skipped", message=f"{summary(entry)}: {reasons}")
+        suite = ElementTree.SubElement(root, "testsuite", name=f"{release.package} {release.version} static")
+        for entry in report.entries:
+            if entry.release == release:
+                _static_case(suite, entry)
+        if numeric := [entry for entry in report.numeric if entry.release == release]:
+            suite = ElementTree.SubElement(root, "testsuite", name=f"{release.package} {release.version} numeric")
+            for shown in numeric:
+                _numeric_cases(suite, shown)
+    for suite in root:
+        suite.set("tests", str(len(suite)))
+        suite.set("failures", str(len(suite.findall("*/failure"))))
+        suite.set("skipped", str(len(suite.findall("*/skipped"))))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _static_case(suite: ElementTree.Element, entry: Entry) -> None:
+    finding = entry.finding
+    name = f"{finding.class_name} {entry.part}"
+    case = ElementTree.SubElement(suite, "testcase", classname=f"patchkit.static.{finding.architecture}", name=name)
+    if entry.failed:
+        failure = ElementTree.SubElement(case, "failure", message=summary(entry), type=entry.verdict)
+        failure.text = "\n".join(explanation(entry.diagnosis)) if entry.diagnosis else ""
+    elif entry.skipped:
+        reasons = "; ".join(entry.outcome.reasons)
+        ElementTree.SubElement(case, "skipped", message=f"{summary(entry)}: {reasons}")
+
+
+def _numeric_cases(suite: ElementTree.Element, entry: NumericEntry) -> None:
+    outcome = entry.outcome
+    classname = f"patchkit.numeric.{outcome.architecture}"
+    for block in outcome.blocks:
+        name = f"{block.class_name.rpartition('.')[2]} in {block.model}"
+        case = ElementTree.SubElement(suite, "testcase", classname=classname, name=name)
+        if block.status != "passed":
+            ElementTree.SubElement(case, "failure", message=block.reason or block.status, type=block.status)
+    for name, reason in {**(outcome.unpatched or {}), **(outcome.problems or {})}.items():
+        case = ElementTree.SubElement(suite, "testcase", classname=classname, name=name)
+        ElementTree.SubElement(case, "failure", message=reason, type="inapplicable")
 
 
 def as_github(report: CheckReport) -> Iterator[str]:
@@ -113,19 +146,19 @@ def as_github(report: CheckReport) -> Iterator[str]:
         lines = explanation(entry.diagnosis) if entry.diagnosis else entry.outcome.reasons
         text = "\n".join([summary(entry), *lines])
         title = f"{finding.architecture}: {finding.class_name} {entry.part}, {entry.release.package} {finding.release}"
-        options = [f"title={_escaped(title, option=True)}"]
-        file = architecture_file_of(entry)
-        if file:
-            options.insert(0, f"file={_escaped(file, option=True)}")
-        yield f"::{'error' if entry.failed else 'warning'} {','.join(options)}::{_escaped(text)}"
+        yield _command("error" if entry.failed else "warning", finding.architecture, title, text)
+    for shown in report.numeric:
+        if shown.failed:
+            architecture = shown.outcome.architecture
+            title = f"{architecture}: numbers not proven equal, {shown.release.package} {shown.release.version}"
+            yield _command("error", architecture, title, "\n".join(numeric_faults(shown)))
 
 
-def architecture_file_of(entry: Entry) -> str:
-    """Path of the architecture file from the root of the repository; empty for a plugin's."""
-    from patchkit.arch.registry import find
-
-    file = architecture_file(find(entry.finding.architecture))
-    return f"patchkit/arch/{file.name}" if file else ""
+def _command(kind: str, architecture: str, title: str, text: str) -> str:
+    options = [f"title={_escaped(title, option=True)}"]
+    if file := architecture_file(find(architecture)):  # a plugin's file is elsewhere
+        options.insert(0, f"file=patchkit/arch/{_escaped(file.name, option=True)}")
+    return f"::{kind} {','.join(options)}::{_escaped(text)}"
 
 
 def _escaped(text: str, *, option: bool = False) -> str:

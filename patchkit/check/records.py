@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from packaging.version import InvalidVersion, Version
 
-from patchkit.check.ledger import Key, Proof, find_proof
+from patchkit.check.ledger import Key
 from patchkit.check.static import Finding, PartOutcome, Verdict, judge
 from patchkit.check.storage import locked, write_whole
 from patchkit.errors import CacheError
@@ -51,11 +51,9 @@ class Record:
         return Version(finding.release), finding.architecture, finding.block, finding.class_name
 
     @property
-    def proof(self) -> Proof | None:
-        """The numeric proof of the class, if the ledger has one of this very source and rewriter."""
-        if not self.finding.source or self.rewrite != REWRITE_VERSION:
-            return None
-        return find_proof(Key(self.finding.owner, self.finding.source, self.rewrite))
+    def key(self) -> Key:
+        """What a numeric proof of the class would be of."""
+        return Key(self.finding.owner, self.finding.source, self.rewrite)
 
     def to_line(self) -> str:
         """The record as one line, without line end."""

@@ -9,6 +9,7 @@ from patchkit.arch.registry import find
 from patchkit.arch.spec import Architecture
 from patchkit.check.drift import Diagnosis, diagnose
 from patchkit.check.ledger import Key, Proof, find_proof
+from patchkit.check.numeric import ArchitectureOutcome
 from patchkit.check.records import Records
 from patchkit.check.releases import Release, installed_release
 from patchkit.check.static import FAILURES, Finding, PartOutcome, Verdict, block_named
@@ -57,21 +58,47 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class NumericEntry:
+    """The numeric stage of one architecture in one release.
+
+    Attributes:
+        release: the release.
+        outcome: what its tiny models showed.
+    """
+
+    release: Release
+    outcome: ArchitectureOutcome
+
+    @property
+    def failed(self) -> bool:
+        """Whether the numbers are not proven equal. That nothing could be shown is no proof either."""
+        return self.outcome.status != "passed"
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """The entries of one run.
 
     Attributes:
         releases: in the order in which they were checked.
         entries: by release, architecture and class.
+        numeric: of the numeric stage; empty if only the static one was run.
     """
 
     releases: tuple[Release, ...]
     entries: tuple[Entry, ...]
+    numeric: tuple[NumericEntry, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing that was asked for is in any of the releases."""
+        return all(entry.verdict == "absent" for entry in self.entries)
 
     @property
     def failed(self) -> bool:
-        """Whether any entry failed."""
-        return any(entry.failed for entry in self.entries)
+        """Whether any entry of either stage failed, or there was nothing to verify at all."""
+        failed = [entry.failed for entry in self.entries] + [entry.failed for entry in self.numeric]
+        return any(failed) or self.empty
 
 
 def with_text_models(architectures: Iterable[Architecture]) -> list[Architecture]:

@@ -101,10 +101,16 @@ def parts_of(block: Block) -> tuple[BlockName, ...]:
 def examine(release: Release, architecture: Architecture) -> list[Finding]:
     """Rewrite every block of an architecture on the source of a release; also the classes that inherit from one.
 
+    An architecture without blocks gives one finding without parts, which says whether the release has it.
+
     Raises:
         ReleaseError: a file of the release cannot be read.
         CacheError: the cache cannot be written.
     """
+    if not architecture.blocks:
+        path = module_path(architecture.module)
+        line = 0 if release.read(path) is None else 1
+        return [Finding(release.version, architecture.name, "", "", "", path, line, "", {})]
     return [finding for block in architecture.blocks for finding in _examine_block(release, architecture, block)]
 
 
