@@ -117,7 +117,11 @@ def installed_release(package: str = PACKAGE) -> Release:
 
 
 def resolve(
-    specs: Iterable[str], *, wheels: Path | None = None, progress: Callable[[int, int], None] = lambda done, of: None
+    specs: Iterable[str],
+    *,
+    wheels: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    from_wheels: bool = False,
 ) -> list[Release]:
     """The releases that the user asked for, each once, oldest first; fetched if need be, several at a time.
 
@@ -126,6 +130,7 @@ def resolve(
             checkout.
         wheels: a folder of wheels to use instead of the index.
         progress: is told how many of how many releases are there.
+        from_wheels: take the wheel of a release that is installed too: an installed file can have been edited.
 
     Raises:
         ReleaseError: a release is unknown, or cannot be fetched; nearby ones are named.
@@ -133,8 +138,10 @@ def resolve(
         CacheError: the cache cannot be written.
     """
     wanted = [item for spec in specs for item in _expand(spec, wheels)]
+    if not from_wheels:
+        wanted = [_unless_installed(item) for item in wanted]
     found = {item.version: item for item in wanted if isinstance(item, Release)}
-    versions = sorted({item for item in wanted if isinstance(item, Version) and str(item) not in found})
+    versions = sorted({item for item in wanted if isinstance(item, Version)} - set(map(Version, found)))
     progress(0, len(versions))
     # Threads: the work is pip's, in processes of its own, and decompression, which frees the interpreter.
     with ThreadPoolExecutor(_FETCHES) as pool:
@@ -146,6 +153,14 @@ def resolve(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return sorted(found.values(), key=lambda release: Version(release.version))
+
+
+def _unless_installed(item: Version | Release) -> Version | Release:
+    """The installed release for its version: nothing has to be fetched, and it is what will run."""
+    if isinstance(item, Release) or importlib.util.find_spec(PACKAGE) is None:
+        return item
+    installed = installed_release()
+    return installed if Version(installed.version) == item else item
 
 
 def _expand(spec: str, wheels: Path | None) -> list[Version | Release]:

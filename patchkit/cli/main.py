@@ -12,10 +12,13 @@ from typer.core import TyperGroup
 
 from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
+from patchkit.cli.cache import cache
 from patchkit.cli.check import check
 from patchkit.cli.console import error_console
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
+from patchkit.cli.matrix import matrix
+from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
 from patchkit.version import __version__
 
@@ -66,6 +69,9 @@ app.command()(env)
 app.command()(archs)
 app.command()(bench)
 app.command()(check)
+app.command()(matrix)
+app.command()(watch)
+app.command()(cache)
 
 
 def main() -> None:
