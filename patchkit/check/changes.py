@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from patchkit.arch.registry import find
 from patchkit.check.releases import Release, module_path
+from patchkit.check.source_identity import split_lines
 from patchkit.check.static import Definition, Finding, block_named, definition_of_forward
 from patchkit.errors import RewriteError
+from patchkit.rewrite.sites import Rewritten
 
 
 def upstream_change(finding: Finding, release: Release, before: Release) -> Iterator[str]:
@@ -26,33 +28,41 @@ def upstream_change(finding: Finding, release: Release, before: Release) -> Iter
 
 
 def rewrite_change(finding: Finding, release: Release) -> Iterator[str]:
-    """The diff that rewriting makes to the class that defines ``forward``; nothing if it is left as it is.
+    """The diff that rewriting makes to the file; nothing if it is left as it is.
 
     Raises:
         ReleaseError: the release cannot be read.
     """
-    texts = rewritten_class(finding, release)
-    if texts is not None:
-        yield from _diff(*texts, f"{release.package}-{release.version}/{finding.path}", f"patchkit/{finding.path}")
+    found = _rewritten(finding, release)
+    if found is not None:
+        names = (f"{release.package}-{release.version}/{finding.path}", f"patchkit/{finding.path}")
+        yield from _diff(found[0].text, found[1].source, *names)
 
 
-def rewritten_class(finding: Finding, release: Release) -> tuple[str, str] | None:
-    """The text of the class that defines ``forward``, as it is and as it is rewritten; None if it is not there.
+def rewritten_method(finding: Finding, release: Release) -> tuple[str, str] | None:
+    """The text of ``forward``, as it is and as it is rewritten; None if it is not there.
 
     Raises:
         ReleaseError: the release cannot be read.
     """
+    found = _rewritten(finding, release)
+    if found is None:
+        return None
+    definition, rewritten = found
+    start = sum(map(len, split_lines(definition.text)[: rewritten.line - 1]))
+    rest = len(rewritten.source) - start - len(rewritten.method_source)
+    return definition.text[start : len(definition.text) - rest], rewritten.method_source
+
+
+def _rewritten(finding: Finding, release: Release) -> tuple[Definition, Rewritten] | None:
     architecture = find(finding.architecture)
     found = definition_of_forward(release, architecture.module, finding.class_name)
     if not isinstance(found, Definition):
         return None
     try:
-        rewritten = found.rewrite(block_named(architecture, finding.block))
+        return found, found.rewrite(block_named(architecture, finding.block))
     except RewriteError:
-        return found.entry.text, found.entry.text
-    start = sum(map(len, found.text.splitlines(keepends=True)[: found.entry.line - 1]))
-    rest = len(found.text) - start - len(found.entry.text)
-    return found.entry.text, rewritten.source[start : len(rewritten.source) - rest]
+        return None
 
 
 def _path(found: Definition | str, module: str) -> str:

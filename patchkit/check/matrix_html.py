@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.check.changes import rewritten_class
+from patchkit.check.changes import rewritten_method
 from patchkit.check.ledger import Key
 from patchkit.check.matrix import MEANINGS, PARTS, SYMBOLS, Cell, Matrix
 from patchkit.check.records import Record
@@ -67,7 +67,7 @@ def _class(
     finding = record.finding
     name = _source_id(record.key, finding.block)
     if name not in sources and finding.release in releases:
-        texts = rewritten_class(finding, releases[finding.release])
+        texts = rewritten_method(finding, releases[finding.release])
         sources[name] = _lines(*texts) if texts else []
     proof = matrix.proofs.get(record.key)
     made_with = ", ".join(f"{package} {proof.versions[package]}" for package in sorted(proof.versions)) if proof else ""
@@ -87,5 +87,5 @@ def _source_id(key: Key, block: str) -> str:
 
 
 def _lines(before: str, after: str) -> list[list[str]]:
-    """The rewritten class line by line, each with a space, or ``-`` and ``+`` where it was changed."""
+    """The rewritten method line by line, each with a space, or ``-`` and ``+`` where it was changed."""
     return [[line[0], line[2:]] for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] != "?"]
