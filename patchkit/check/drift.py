@@ -22,12 +22,12 @@ from patchkit.check.records import Record
 from patchkit.check.releases import Release, module_path
 from patchkit.check.static import Definition, Finding, definition_of_forward
 from patchkit.errors import RewriteError
-from patchkit.rewrite.sites import BlockName, Rewritten, Rule
+from patchkit.rewrite.sites import BlockName, Rule
 
 _NEAR = 4
 """How many names are tried in place of one that is gone."""
 
-_MOST_TRIALS = 160
+_MOST_TRIALS = 80
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def diagnose(
         wanted = known.finding.parts[part].rules
         expected = f"{_said(wanted)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
     found = "; ".join(outcome.reasons) or _said(outcome.rules)
-    edit = _find_edit(release, architecture, block, finding, part, wanted) if not outcome.rules else None
+    edit = _find_edit(release, architecture, block, finding, part, wanted)
     return Diagnosis(finding.path, line, finding.class_name, part, expected, found, text, edit)
 
 
@@ -148,11 +148,17 @@ def _find_edit(
 
 def _rules(release: Release, module: str, block: Block, part: BlockName) -> tuple[Rule, ...] | None:
     """By which rules a part of a described block is rewritten; None if something of it is left."""
+    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a block that drifted, and not before
+
     definition = definition_of_forward(release, module, block.class_name)
     if not isinstance(definition, Definition):
         return None
+    entry = definition.entry
     try:
-        rewritten: Rewritten = definition.rewrite(block)
+        # The class alone: parsing the whole file would take most of the time of a trial.
+        nested = "." in entry.name
+        named = replace(block, class_name=entry.name)
+        rewritten = definition.rewrite(block) if nested else rewrite(entry.text, named)
     except RewriteError:
         return None
     if rewritten.skips:
