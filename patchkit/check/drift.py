@@ -99,6 +99,8 @@ def diagnose(
         wanted = known.finding.parts[part].rules
         expected = f"{_said(wanted)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
     found = "; ".join(outcome.reasons) or _said(outcome.rules)
+    if outcome.absent and isinstance(definition, Definition):
+        found += f" (it calls {', '.join(_called(definition.entry.text)) or 'nothing of its own'})"
     edit = _find_edit(release, architecture, block, finding, part, wanted)
     return Diagnosis(finding.path, line, finding.class_name, part, expected, found, text, edit)
 

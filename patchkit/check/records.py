@@ -118,12 +118,13 @@ class Records:
     entries: list[Record] = field(default_factory=list)
 
     @classmethod
-    def load(cls, path: Path = SHIPPED) -> Records:
-        """Read a file of records; none if there is no such file.
+    def load(cls, path: Path | None = None) -> Records:
+        """Read a file of records, by default those of the package; none if there is no such file.
 
         Raises:
             CacheError: it cannot be read, or a line is damaged; the line is named.
         """
+        path = path or SHIPPED
         entries = []
         try:
             for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):

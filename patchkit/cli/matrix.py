@@ -25,7 +25,9 @@ def matrix(
     ] = None,
     transformers: Annotated[
         list[str] | None,
-        typer.Option("--transformers", "-t", metavar="RELEASE", help="Add this release or range; repeatable."),
+        typer.Option(
+            "--transformers", "-t", metavar="RELEASE", help="Add or renew only this release or range; repeatable."
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--every", help="Every release since 4.48.0; needs --records.")] = False,
     wheels: Wheels = None,
@@ -39,7 +41,7 @@ def matrix(
     from patchkit.check.ledger import read_proofs
     from patchkit.check.matrix import RELEASES, make_matrix, to_markdown
     from patchkit.check.records import SHIPPED, Records
-    from patchkit.check.releases import OLDEST
+    from patchkit.check.releases import OLDEST, resolve
     from patchkit.check.storage import write_whole
 
     if every and records is None:
@@ -47,13 +49,17 @@ def matrix(
     place = records or SHIPPED
     known = Records.load(place)
     wanted = list(transformers or ())
-    wanted += [f">={OLDEST}"] if every else RELEASES if not transformers else ()
+    if not wanted:  # a release that was added to the list is renewed with it: architectures and rules may be new
+        wanted = [f">={OLDEST}"] if every else [*RELEASES, *map(str, known.releases())]
     known, releases = record(known, wanted, wheels)
     table = make_matrix(known, read_proofs(LEDGER))
     if html:
         from patchkit.check.matrix_html import to_html
 
-        write_whole(html, to_html(table, releases))
+        have = {release.version for release in releases}
+        with progress_of("fetching releases") as fetched:
+            others = resolve([v for v in table.releases if v not in have], wheels=wheels, progress=fetched)
+        write_whole(html, to_html(table, [*releases, *others]))
     known.save(place)
     write_whole(output, to_markdown(table))
     written = [str(path) for path in (output, html, place) if path]
@@ -61,10 +67,7 @@ def matrix(
 
 
 def record(known: Records, wanted: list[str], wheels: Path | None) -> tuple[Records, list[Release]]:
-    """Run the static stage of every architecture of transformers on releases, and add what is found to the records.
-
-    Releases that are recorded already are checked again: architectures and rules may be new.
-    """
+    """Run the static stage of every architecture of transformers on releases, and add what is found to the records."""
     import datetime
 
     from patchkit.arch.registry import architectures
@@ -73,9 +76,8 @@ def record(known: Records, wanted: list[str], wheels: Path | None) -> tuple[Reco
     from patchkit.check.wheels import PACKAGE
 
     upstream = [one for one in architectures().values() if one.module.startswith(f"{PACKAGE}.")]
-    recorded = [str(version) for version in known.releases()]
     with progress_of("fetching releases") as fetched:
-        releases = resolve([*wanted, *recorded], wheels=wheels, progress=fetched, from_wheels=True)
+        releases = resolve(wanted, wheels=wheels, progress=fetched, from_wheels=True)
     with progress_of("rewriting") as rewritten:
         findings = sweep(releases, upstream, progress=rewritten)
     return known.with_findings(findings, datetime.date.today().isoformat()), releases
