@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 import json
 import shutil
 import subprocess
@@ -105,10 +106,11 @@ def test_a_cell_is_proven_only_for_its_very_source_and_rewriter(tmp_path: Path) 
 
 CLICKS = """
 <script>
+{
 const shown = () => [...document.querySelectorAll("#body tr")].filter((row) => row.checkVisibility()).map((row) => row.dataset.name);
 const found = { all: shown() };
 const filter = document.getElementById("filter");
-filter.value = "lla"; filter.dispatchEvent(new Event("input"));
+filter.value = "LLAM"; filter.dispatchEvent(new Event("input"));
 found.filtered = shown(); found.count = document.getElementById("count").textContent;
 filter.value = ""; filter.dispatchEvent(new Event("input"));
 const cells = document.querySelectorAll("#body tr[data-name=llama] button");
@@ -122,6 +124,7 @@ found.closed = !dialog.open;
 found.colours = [...cells[0].children].map((part) => getComputedStyle(part).backgroundColor);
 document.title = "done";
 document.body.replaceChildren(Object.assign(document.createElement("output"), { textContent: JSON.stringify(found) }));
+}
 </script>
 """
 
@@ -132,27 +135,29 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("Chromium is not installed")
-    trap = SMALL_LLAMA.replace("class LlamaMLP", "text = '</script><!--'\n\n\nclass LlamaMLP")
+    forward = "def forward(self, hidden_states):\n"
+    trap = SMALL_LLAMA.replace(forward, f"{forward}        note = '</script><!-- &amp;'\n")
     files = {path_of("llama"): trap, path_of("gemma"): SMALL_LLAMA.replace("Llama", "Gemma")}
     release = folder_release(tmp_path / "release", "5.1.0", files)
     records = records_of(release, "llama", "gemma", "llava")
-    page = to_html(make_matrix(records, proof_of(records.entries[-1])), [release])
+    (mlp,) = (record for record in records.entries if record.finding.class_name == "LlamaMLP")
+    page = to_html(make_matrix(records, proof_of(mlp)), [release])
     place = tmp_path / "matrix.html"
     place.write_text(page.replace("</body>", f"{CLICKS}</body>"))
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     shown = subprocess.run(
         [chromium, *arguments, place.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
-    text = shown.stdout.partition("<output>")[2].partition("</output>")[0]
-    found = json.loads(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    found = json.loads(html.unescape(shown.stdout.partition("<output>")[2].partition("</output>")[0]))
     assert found["all"] == ["gemma", "llama", "llava"]
     assert (found["filtered"], found["count"]) == (["llama"], "1 of 3")
     assert (found["open"], found["closed"], found["title"]) == (True, True, "llama, transformers 5.1.0")
     assert len(found["code"]) == 2
-    assert "        return self.apply_o(attend(query, key, value))" in "\n".join(found["code"])
+    assert "note = '</script><!-- &amp;'" in found["code"][0]
+    assert "        return self.apply_o(attend(query, key, value))" in found["code"][0]
     assert "+         return self.apply_mlp(x)" in found["added"]
-    first, second, mlp = found["colours"]
-    assert first == second != mlp, "what is proven has a colour of its own"
+    query, output, proven = found["colours"]
+    assert query == output != proven, "what is proven has a colour of its own"
 
 
 def test_the_installed_release_is_pinned_to_the_newest_of_the_matrix(records: Records) -> None:
