@@ -20,14 +20,15 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peft lint matrix clean
+.PHONY: help demo test test-peft lint matrix counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
-	@echo "make matrix     measure every architecture again and write compat_matrix.md"
+	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
+	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
 	@echo "make clean      remove what these made in this folder, $(VENV) included"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
@@ -55,7 +56,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 matrix: $(VENV)/.test
-	@$(BIN)/python -W ignore -m patchkit.cli.main bench --markdown compat_matrix.md --json benchmarks/results/counts.json
+	@$(BIN)/python -m patchkit.cli.main matrix
+
+counts: $(VENV)/.test
+	@$(BIN)/python -W ignore -m patchkit.cli.main bench --markdown benchmarks/README.md --json benchmarks/results/counts.json
 
 clean:
 	rm -rf $(VENV) demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

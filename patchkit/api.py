@@ -298,12 +298,15 @@ def _trusted(model: nn.Module, planned: list[_Planned], trust: Trust) -> list[_P
     """The plans, without those for classes whose source is neither proven nor equal when verified here."""
     blocks = [(plan.found, plan.original) for plan in planned if isinstance(plan.patch, Patch)]
     refused = refusals(model, blocks, trust)
-    return [
-        plan
-        if plan.original not in refused or not isinstance(plan.patch, Patch)
-        else plan._replace(target=plan.original, patch=_skips(plan.patch.parts, refused[plan.original]))
-        for plan in planned
-    ]
+    return [_refuse(plan, refused[plan.original]) if plan.original in refused else plan for plan in planned]
+
+
+def _refuse(plan: _Planned, reason: str) -> _Planned:
+    """The plan to leave a block as it is; one that could not be patched anyway keeps its own reason."""
+    if not isinstance(plan.patch, Patch):
+        return plan
+    parts = [part for part in parts_of(plan.found.block) if part in plan.patch.parts]
+    return plan._replace(target=plan.original, patch=_skips(parts, reason))
 
 
 def _refused(found: Found) -> tuple[Skip, ...] | None:

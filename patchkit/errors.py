@@ -52,5 +52,13 @@ class ReleaseEnvironmentError(PatchkitError):
     """An environment with another transformers release cannot be made, or does not run."""
 
 
+class ReleaseError(PatchkitError, LookupError):
+    """A release of transformers is unknown, or cannot be fetched from where pip is configured to look."""
+
+
+class WheelError(PatchkitError, ValueError):
+    """A wheel is damaged, is not the one that the index describes, or holds something that is not safe to unpack."""
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

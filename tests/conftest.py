@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,28 @@ from patchkit.testing import add_lora, tiny_model
 
 # Several workers share few cores: more threads than cores make small products slower, not faster.
 torch.set_num_threads(1)
+
+
+_USERS_CACHE = os.environ.get("PATCHKIT_CACHE")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the user's cache says about source is not read, and nothing is written to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATCHKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _releases_of_the_user(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of real releases share the user's cache: a release is fetched once, not once a run."""
+    if "wheels" not in request.keywords:
+        return
+    if _USERS_CACHE is None:
+        monkeypatch.delenv("PATCHKIT_CACHE")
+    else:
+        monkeypatch.setenv("PATCHKIT_CACHE", _USERS_CACHE)
 
 
 @pytest.fixture

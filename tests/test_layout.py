@@ -71,12 +71,13 @@ def test_the_packages_are_typed():
             "patchkit/adapters",
             ("patchkit.runtime", "patchkit.binding", "patchkit.api", "patchkit.rewrite", "patchkit.arch"),
         ),
+        ("patchkit/check", ("patchkit.cli",)),
         ("patchkit/runtime", ("patchkit.binding", "patchkit.api", "patchkit.rewrite", "patchkit.arch")),
         ("kernels/patchkit_kernels", ("patchkit", "transformers", "peft")),
     ],
 )
 def test_arrows_point_one_way(package, forbidden):
-    """cli → api → binding → (arch, rewrite, runtime) → adapters → kernels; nothing below imports above it."""
+    """cli → check → api → binding → (arch, rewrite, runtime) → adapters → kernels; nothing below imports above it."""
     import ast
 
     for path in (ROOT / package).rglob("*.py"):

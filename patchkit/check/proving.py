@@ -17,7 +17,7 @@ from typing import Literal
 
 from torch import nn
 
-from patchkit.adapters.peft import carries_adapter
+from patchkit.adapters.readers import carries_adapter
 from patchkit.arch.discovery import find_blocks
 from patchkit.arch.spec import Block
 from patchkit.binding import PATCH, patched_class, swap

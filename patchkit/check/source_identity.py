@@ -64,10 +64,18 @@ def class_text(module_source: str, node: ast.ClassDef) -> str:
         module_source: text of the module.
         node: the class in the tree of that text.
     """
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    # newline="" splits where Python's tokenizer does; str.splitlines would also split at form feeds.
-    lines = list(io.StringIO(module_source, newline=""))
-    return "".join(lines[first - 1 : node.end_lineno])
+    return "".join(split_lines(module_source)[first_line(node) - 1 : node.end_lineno])
+
+
+def first_line(node: ast.ClassDef) -> int:
+    """Line of a class's first decorator, or of the class if it has none, 1-based."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def split_lines(source: str) -> list[str]:
+    """The lines of a text with their ends, as Python's tokenizer counts them."""
+    # newline="" splits where the tokenizer does; str.splitlines would also split at form feeds.
+    return list(io.StringIO(source, newline=""))
 
 
 def _parsed(source: str) -> list[ast.stmt]:

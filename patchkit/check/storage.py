@@ -50,8 +50,12 @@ def locked(path: Path, *, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
         lock.release()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file such that a reader sees the old one or the new one: beside it first, then renamed.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file such that a reader sees the old one or the new one: beside it first, then renamed.
+
+    Args:
+        path: the file; its directory is made.
+        content: bytes, or text that is written as UTF-8 with ``\\n`` as line end.
 
     Raises:
         CacheError: it cannot be written; the old file is unchanged.
@@ -60,8 +64,8 @@ def write_whole(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp gives it to this user alone; a shipped ledger is read by all

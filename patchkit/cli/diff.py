@@ -59,7 +59,7 @@ def diff(
     for architecture in selected:
         try:
             for line in describe(architecture, only, context, shown=selected):
-                console.print(Text(line, style=_style(line)))
+                console.print(Text(line, style=style_of(line)))
         except PatchkitError as error:
             error_console().print(f"patchkit: error: {error}")
             failed = True
@@ -200,7 +200,8 @@ def _parts(block: Block) -> frozenset[BlockName]:
     return frozenset({"qkv", "o"}) if isinstance(block, Attention) else frozenset({"mlp"})
 
 
-def _style(line: str) -> str:
+def style_of(line: str) -> str:
+    """How a line of a diff, or a heading between diffs, is shown."""
     if line.startswith(("---", "+++", "#")):
         return "bold"
     return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")

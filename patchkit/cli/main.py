@@ -1,6 +1,6 @@
 """``patchkit``: the entry point, which knows the commands and turns errors into exit codes.
 
-Exit codes: 0 for success, 2 for wrong usage or a wrong environment.
+Exit codes: 0 for success, 1 where ``check`` or ``watch`` found a fault, 2 for wrong usage or a wrong environment.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from typer.core import TyperGroup
 
 from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
+from patchkit.cli.cache import cache
+from patchkit.cli.check import check
 from patchkit.cli.console import error_console
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
+from patchkit.cli.matrix import matrix
+from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
 from patchkit.version import __version__
 
 
 class PatchkitGroup(TyperGroup):
-    """Shows an error of patchkit as one line and exit code 2, without a traceback."""
+    """Shows an error of patchkit, or an interruption, as one line and exit code 2, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -28,6 +32,9 @@ class PatchkitGroup(TyperGroup):
             return super().invoke(ctx)
         except PatchkitError as error:
             error_console().print(f"patchkit: error: {error}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            error_console().print("patchkit: interrupted; files are as they were")
             raise typer.Exit(2) from error
 
 
@@ -61,6 +68,10 @@ app.command()(diff)
 app.command()(env)
 app.command()(archs)
 app.command()(bench)
+app.command()(check)
+app.command()(matrix)
+app.command()(watch)
+app.command()(cache)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def test_version() -> None:
     assert (result.exit_code, result.output) == (0, f"patchkit {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["diff", "env", "archs"])
+@pytest.mark.parametrize("command", ["diff", "env", "archs", "check", "matrix", "watch", "cache"])
 def test_help_names_every_command(command: str) -> None:
     assert command in CliRunner().invoke(app, ["--help"]).output
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
@@ -33,7 +33,17 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["archs"], ["diff", "--help"], ["diff", "--arch", "gemma3"], ["diff", "--arch", "x"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["archs"],
+        ["diff", "--help"],
+        ["diff", "--arch", "gemma3"],
+        ["diff", "--arch", "x"],
+        ["check", "--help"],
+        ["check", "--arch", "gemma3", "--static"],
+        ["cache"],
+    ],
     ids=" ".join,
 )
 def test_imports_nothing_heavy(arguments: list[str]) -> None:

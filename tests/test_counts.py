@@ -1,4 +1,4 @@
-"""``compat_matrix.md`` is generated, complete, and of the versions that are tested."""
+"""``benchmarks/README.md`` is generated, complete, and of the versions that are tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchkit.testing.comparison import Comparison, compare_architecture
 from patchkit.testing.measure import Cost
 
 ROOT = Path(__file__).parents[1]
-STALE = "compat_matrix.md is stale: run make matrix"
+STALE = "benchmarks/README.md is stale: run make counts"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def restored(result):
 
 def test_the_table_is_that_of_the_results(committed):
     results = [restored(result) for result in committed["results"]]
-    assert (ROOT / "compat_matrix.md").read_text() == _markdown(results, committed["settings"]), STALE
+    assert (ROOT / "benchmarks" / "README.md").read_text() == _markdown(results, committed["settings"]), STALE
 
 
 def test_every_architecture_is_in_it_and_fused(committed):
@@ -44,7 +44,7 @@ def test_every_architecture_is_in_it_and_fused(committed):
 
 def test_it_is_of_the_installed_releases(committed):
     if version("transformers") != "5.23.0":
-        pytest.skip("the committed matrix is of the pinned transformers release")
+        pytest.skip("the committed counts are of the pinned transformers release")
     assert {name: committed["settings"][name] for name in ("transformers", "peft")} == {
         name: version(name) for name in ("transformers", "peft")
     }, STALE

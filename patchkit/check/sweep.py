@@ -1,0 +1,60 @@
+"""The static stage over many architectures and releases, in processes where that pays."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from patchkit.arch.spec import Architecture
+from patchkit.check import cache
+from patchkit.check.releases import Release
+from patchkit.check.static import Finding, examine, examine_named
+
+_WORTH_PROCESSES = 24
+"""Pairs of architecture and release from which processes are faster: starting one takes as long as a few pairs."""
+
+
+def sweep(
+    releases: Sequence[Release],
+    architectures: Sequence[Architecture],
+    *,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Finding]:
+    """What the static stage finds of each architecture in each release, by release and architecture.
+
+    Args:
+        releases: to read.
+        architectures: to look for.
+        processes: how many to use; by default one for each core, if there is enough to do.
+        progress: is told how many of how many pairs are done.
+
+    Raises:
+        ReleaseError: a file of a release cannot be read.
+        CacheError: the cache cannot be written.
+    """
+    pairs = [(release, architecture) for release in releases for architecture in architectures]
+    if processes is None:
+        processes = (os.cpu_count() or 1) if len(pairs) >= _WORTH_PROCESSES else 1
+    progress(0, len(pairs))
+    found: dict[int, list[Finding]] = {}
+    if processes <= 1:
+        for index, (release, architecture) in enumerate(pairs):
+            found[index] = examine(release, architecture)
+            progress(len(found), len(pairs))
+    else:
+        # Spawned: a fork would copy the threads that draw progress and fetch wheels.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=context) as pool:
+            try:
+                futures = {pool.submit(examine_named, r, a.name): i for i, (r, a) in enumerate(pairs)}
+                for future in as_completed(futures):
+                    found[futures[future]] = future.result()
+                    progress(len(found), len(pairs))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    cache.trim(cache.OUTCOMES)
+    return [finding for index in range(len(pairs)) for finding in found[index]]

@@ -1,0 +1,152 @@
+"""``patchkit check``: the proof for chosen architectures, on the installed transformers or on any other release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchkit.cli.console import error_console, output_console
+from patchkit.cli.diff import select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from patchkit.check.records import Records
+    from patchkit.check.report import CheckReport
+
+Wheels = Annotated[
+    Path | None, typer.Option("--wheels", metavar="DIR", help="Take wheels from this folder, not from pip's index.")
+]
+
+
+def check(
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", "-a", metavar="NAME", help="An architecture or a glob; repeatable.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every registered architecture.")] = False,
+    transformers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--transformers",
+            "-t",
+            metavar="RELEASE",
+            help="A release, a range such as '>=5.20', 'latest', or the path of a wheel or checkout; repeatable. "
+            "Default: the installed one.",
+        ),
+    ] = None,
+    static: Annotated[bool, typer.Option("--static", help="Read and rewrite only; run no model.")] = False,
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Run no model whose very source the ledger proves already.")
+    ] = False,
+    wheels: Wheels = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show upstream's change and the rewrite of every class.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
+    github: Annotated[bool, typer.Option("--github", help="Print annotations of GitHub Actions.")] = False,
+) -> None:
+    """Prove that the blocks of an architecture are rewritten, and that the numbers are upstream's.
+
+    The static stage rewrites the source of each release, which need not be installed, and compares with the last
+    release that is recorded. The numeric stage runs the parity contract on small random models, for another release in
+    an environment of its own. Exit code 0: all verified; 1: drift or failure; 2: wrong usage or environment.
+    """
+    if not arch and not every:
+        raise typer.BadParameter("say which: --arch NAME, or --all", param_hint="--arch")
+    from patchkit.check.formats import as_github
+    from patchkit.check.formats import as_json as to_json
+    from patchkit.check.records import Records
+    from patchkit.check.storage import write_whole
+    from patchkit.cli.check_table import print_report
+
+    records = Records.load()
+    report = run(["*"] if every else arch or [], transformers or ["installed"], records, wheels, static, unproven)
+    if junit:
+        from patchkit.check.formats import as_junit
+
+        write_whole(junit, as_junit(report))
+    console = output_console()
+    if as_json:
+        console.print(to_json(report))
+    else:
+        print_report(console, report)
+        if diff:
+            print_changes(report, records, wheels)
+    if github:
+        for line in as_github(report):
+            console.print(line)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def run(
+    arch: list[str], transformers: list[str], records: Records, wheels: Path | None, static: bool, unproven: bool
+) -> CheckReport:
+    """Both stages, or the static one alone, with progress on standard error.
+
+    Raises:
+        PatchkitError: an architecture or release is unknown, or cannot be had.
+    """
+    from patchkit.check.releases import resolve
+    from patchkit.check.report import check_static
+
+    chosen = select(arch)
+    with progress_of("fetching releases") as fetched:
+        releases = resolve(transformers, wheels=wheels, progress=fetched)
+    with progress_of("rewriting") as rewritten:
+        report = check_static(releases, chosen, records, rewritten)
+    if static:
+        return report
+    from patchkit.check.numeric_stage import check_numeric
+
+    with progress_of("") as numbers:
+        return check_numeric(report, chosen, unproven=unproven, progress=lambda text, *done: numbers(*done, text=text))
+
+
+@contextmanager
+def progress_of(text: str) -> Iterator[Callable[..., None]]:
+    """A bar on standard error, on a terminal only, which goes away when it is done.
+
+    Yields:
+        A function of how many steps are done and how many there are, and optionally ``text=`` to show.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = error_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+
+        def advance(done: int, total: int, text: str | None = None) -> None:
+            progress.update(task, completed=done, total=total, description=text)
+
+        yield advance
+
+
+def print_changes(report: CheckReport, records: Records, wheels: Path | None) -> None:
+    """For each class: what upstream changed since the release it is compared with, and the rewrite."""
+    from rich.text import Text
+
+    from patchkit.check.changes import rewrite_change, upstream_change
+    from patchkit.check.releases import fetch
+    from patchkit.cli.diff import style_of
+
+    console = output_console()
+    shown = set()
+    for entry in report.entries:
+        finding = entry.finding
+        if (entry.release, finding.owner, finding.class_name) in shown or not finding.line:
+            continue
+        shown.add((entry.release, finding.owner, finding.class_name))
+        lines = [f"# {finding.architecture}: {finding.class_name}, {entry.release.package} {finding.release}"]
+        if entry.since:
+            change = list(upstream_change(finding, entry.release, fetch(entry.since, wheels)))
+            lines += [f"# upstream since {entry.since}:", *change] if change else [f"# unchanged since {entry.since}"]
+        lines += ["# the rewrite:", *rewrite_change(finding, entry.release)]
+        for line in lines:
+            console.print(Text(line, style=style_of(line)))

@@ -1,0 +1,123 @@
+"""A check report for people: a table for each release, then what needs a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from patchkit.check.formats import explanation, numeric_faults
+from patchkit.check.releases import Release
+from patchkit.check.report import CheckReport, Entry, NumericEntry
+from patchkit.check.static import Verdict
+
+STYLES: dict[Verdict, str] = {
+    "rewritten": "green",
+    "partial": "yellow",
+    "absent": "dim",
+    "rewritten differently": "magenta",
+    "drifted": "bold red",
+    "unmatched": "red",
+}
+
+
+_FILE_WIDTH = 160
+"""Columns of a table in a file or a pipe, where nothing says how wide it may be."""
+
+_STATUS_STYLES = {"passed": "green", "failed": "bold red", "inapplicable": "yellow"}
+
+
+def print_report(console: Console, report: CheckReport) -> None:
+    """Print tables, explanations and one line that sums up."""
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    for release in report.releases:
+        entries = [entry for entry in report.entries if entry.release == release]
+        numeric = {e.outcome.architecture: e for e in report.numeric if e.release == release}
+        console.print(_table(release, entries))
+        if release.hash_note:
+            console.print(Text(release.hash_note, style="dim"))
+        if numeric:
+            console.print(_numeric_table(release, numeric.values()))
+    for entry in report.entries:
+        for text in _details(entry):
+            console.print(text)
+    for shown in report.numeric:
+        for line in numeric_faults(shown):
+            console.print(f"{shown.outcome.architecture}, {shown.release.package} {shown.release.version}: {line}")
+    console.print(_sum(report))
+
+
+def _table(release: Release, entries: list[Entry]) -> Table:
+    table = Table(title=f"{release.package} {release.version} ({release.origin}): source", title_justify="left")
+    for heading in ("architecture", "class", "part", "verdict", "rule", "compared with", "proof"):
+        table.add_column(heading, overflow="fold")
+    before = ("", "")
+    for entry in entries:
+        finding = entry.finding
+        place = (finding.architecture, finding.class_name)
+        first = finding.architecture if place[0] != before[0] else ""
+        second = finding.class_name if place != before else ""
+        before = place
+        rules = " + ".join(dict.fromkeys(entry.outcome.rules))
+        verdict = Text(entry.verdict, style=STYLES[entry.verdict])
+        proof = entry.proof.stage if entry.proof else "static" if entry.outcome.rules else ""
+        table.add_row(first, second, entry.part, verdict, rules, entry.since, proof)
+    return table
+
+
+def _numeric_table(release: Release, numeric: Iterable[NumericEntry]) -> Table:
+    table = Table(title=f"{release.package} {release.version}: numbers", title_justify="left")
+    for heading in ("architecture", "class", "model", "levels", "checks", "worst error", "status"):
+        table.add_column(heading, justify="right" if heading in {"checks", "worst error"} else "left")
+    for entry in numeric:
+        first = entry.outcome.architecture
+        for block in entry.outcome.blocks:
+            levels = ", ".join(f"{part} {level}" for part, level in block.levels.items())
+            passed = sum(check.status == "passed" for check in block.checks.values())
+            # Checks of low precision give a ratio to upstream's own error, which is no error.
+            errors = [
+                one.error for name, one in block.checks.items() if one.error is not None and "float16" not in name
+            ]
+            worst = f"{max(errors):.1e}" if errors else ""
+            status = Text(block.status, style=_STATUS_STYLES[block.status])
+            class_name = block.class_name.rpartition(".")[2]
+            table.add_row(first, class_name, block.model, levels, f"{passed}/{len(block.checks)}", worst, status)
+            first = ""
+        if not entry.outcome.blocks:
+            status = Text(entry.outcome.status, style=_STATUS_STYLES[entry.outcome.status])
+            table.add_row(first, "", "", "", "0", "", status)
+    return table
+
+
+def _details(entry: Entry) -> Iterator[Text]:
+    finding = entry.finding
+    where = f"{finding.architecture}, {entry.release.package} {finding.release}"
+    if entry.diagnosis:
+        yield Text(f"{entry.verdict}: {where}", style=STYLES[entry.verdict])
+        for line in explanation(entry.diagnosis):
+            yield Text(f"  {line}", style=_edit_style(line))
+    elif entry.verdict == "partial":
+        yield Text(f"partial: {where}: {finding.class_name} {entry.part}", style=STYLES["partial"])
+        yield from (Text(f"  {reason}") for reason in entry.outcome.reasons)
+
+
+def _edit_style(line: str) -> str:
+    return {"+": "green", "-": "red"}.get(line.strip()[:1], "") if line.startswith("    ") else ""
+
+
+def _sum(report: CheckReport) -> Text:
+    counts = Counter(entry.verdict for entry in report.entries)
+    said = [f"{counts[verdict]} {verdict}" for verdict in STYLES if counts[verdict]]
+    if report.numeric:
+        passed = sum(not entry.failed for entry in report.numeric)
+        said.append(f"numbers equal in {passed} of {len(report.numeric)} architectures")
+    else:
+        said.append("no model was run")
+    verdict = "not verified" if report.failed else "verified"
+    if report.empty:
+        verdict = "nothing to verify"
+    return Text(f"{verdict}: {'; '.join(said)}", style="bold red" if report.failed else "bold green")

@@ -1,0 +1,83 @@
+"""``patchkit matrix``: the compatibility matrix of architectures and releases, written as Markdown and HTML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchkit.cli.check import Wheels, progress_of
+from patchkit.cli.console import output_console
+
+if TYPE_CHECKING:
+    from patchkit.check.records import Records
+    from patchkit.check.releases import Release
+
+
+def matrix(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The Markdown file to write.")] = Path(
+        "compat_matrix.md"
+    ),
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also a self-contained page.")] = None,
+    records: Annotated[
+        Path | None, typer.Option("--records", metavar="FILE", help="Where results are kept. Default: in the package.")
+    ] = None,
+    transformers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--transformers", "-t", metavar="RELEASE", help="Add or renew only this release or range; repeatable."
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--every", help="Every release since 4.48.0; needs --records.")] = False,
+    wheels: Wheels = None,
+) -> None:
+    """Write the matrix of every registered architecture and every release of the list.
+
+    Runs the static stage; the numeric one is `patchkit check`, whose proofs the matrix shows. Nothing is written
+    before everything is done.
+    """
+    from patchkit.check.ledger import SHIPPED as LEDGER
+    from patchkit.check.ledger import read_proofs
+    from patchkit.check.matrix import RELEASES, make_matrix, to_markdown
+    from patchkit.check.records import SHIPPED, Records
+    from patchkit.check.releases import OLDEST, resolve
+    from patchkit.check.storage import write_whole
+
+    if every and records is None:
+        raise typer.BadParameter("--every is not what the package ships: say --records FILE", param_hint="--every")
+    place = records or SHIPPED
+    known = Records.load(place)
+    wanted = list(transformers or ())
+    if not wanted:  # a release that was added to the list is renewed with it: architectures and rules may be new
+        wanted = [f">={OLDEST}"] if every else [*RELEASES, *map(str, known.releases())]
+    known, releases = record(known, wanted, wheels)
+    table = make_matrix(known, read_proofs(LEDGER))
+    if html:
+        from patchkit.check.matrix_html import to_html
+
+        have = {release.version for release in releases}
+        with progress_of("fetching releases") as fetched:
+            others = resolve([v for v in table.releases if v not in have], wheels=wheels, progress=fetched)
+        write_whole(html, to_html(table, [*releases, *others]))
+    known.save(place)
+    write_whole(output, to_markdown(table))
+    written = [str(path) for path in (output, html, place) if path]
+    output_console().print(f"{len(table.rows)} architectures × {len(table.releases)} releases: {', '.join(written)}")
+
+
+def record(known: Records, wanted: list[str], wheels: Path | None) -> tuple[Records, list[Release]]:
+    """Run the static stage of every architecture of transformers on releases, and add what is found to the records."""
+    import datetime
+
+    from patchkit.arch.registry import architectures
+    from patchkit.check.releases import resolve
+    from patchkit.check.sweep import sweep
+    from patchkit.check.wheels import PACKAGE
+
+    upstream = [one for one in architectures().values() if one.module.startswith(f"{PACKAGE}.")]
+    with progress_of("fetching releases") as fetched:
+        releases = resolve(wanted, wheels=wheels, progress=fetched, from_wheels=True)
+    with progress_of("rewriting") as rewritten:
+        findings = sweep(releases, upstream, progress=rewritten)
+    return known.with_findings(findings, datetime.date.today().isoformat()), releases

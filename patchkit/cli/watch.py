@@ -1,0 +1,86 @@
+"""``patchkit watch``: what a scheduled job runs; checks the releases that the index has and the matrix lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patchkit.cli.check import Wheels, run
+from patchkit.cli.console import output_console
+
+
+def watch(
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="RELEASE", help="Look after this release. Default: the newest known."),
+    ] = None,
+    static: Annotated[bool, typer.Option("--static", help="Read and rewrite only; run no model.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Add the releases to the records and write the matrix.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The matrix to write with --write.")] = Path(
+        "compat_matrix.md"
+    ),
+    github: Annotated[bool, typer.Option("--github", help="Print annotations of GitHub Actions.")] = False,
+    wheels: Wheels = None,
+) -> None:
+    """Check the transformers releases that are newer than the matrix, and say what to do.
+
+    Exit code 0: nothing new, or all verified; 1: drift or failure; 2: wrong usage or environment.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    from patchkit.check.formats import as_github
+    from patchkit.check.index import list_versions
+    from patchkit.check.records import SHIPPED, Records
+    from patchkit.cli.check_table import print_report
+
+    console = output_console()
+    records = Records.load()
+    recorded = records.releases()
+    try:
+        after = Version(since) if since else recorded[-1]
+    except InvalidVersion as error:
+        raise typer.BadParameter(f"{since!r} is not a release", param_hint="--since") from error
+    except IndexError as error:
+        raise typer.BadParameter("nothing is recorded: say after which release", param_hint="--since") from error
+    new = [version for version in list_versions(wheels) if version > after and version not in recorded]
+    if not new:
+        console.print(f"nothing new: no release after {after} that the matrix lacks")
+        return
+    names = [str(version) for version in new]
+    console.print(f"new: {', '.join(names)}")
+    report = run(["*"], names, records, wheels, static, unproven=True)
+    print_report(console, report)
+    for line in as_github(report) if github else ():
+        console.print(line)
+    if write:
+        from patchkit.check.ledger import SHIPPED as LEDGER
+        from patchkit.check.ledger import read_proofs
+        from patchkit.check.matrix import make_matrix, to_markdown
+        from patchkit.check.storage import write_whole
+        from patchkit.cli.matrix import record
+
+        records, _ = record(records, names, wheels)
+        text = to_markdown(make_matrix(records, read_proofs(LEDGER)))
+        records.save(SHIPPED)
+        write_whole(output, text)
+        console.print(f"wrote {output}; commit it with {SHIPPED.name} and {LEDGER.name}")
+    console.print(_advice(report.failed, names, static, write))
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _advice(failed: bool, names: list[str], static: bool, write: bool) -> str:
+    """What a person should do now."""
+    options = " ".join(f"-t {name}" for name in names)
+    if failed:
+        return (
+            "to do: make the edits above, or add a rule in patchkit/rewrite; then `patchkit check --all "
+            f"{options} --diff` shows what changed. Until then these blocks run upstream's code, with a warning."
+        )
+    if static:
+        return f"to do: `patchkit check --all {options}` proves the numbers."
+    return "to do: commit the new column." if write else "to do: `patchkit watch --write` adds the new column."
