@@ -185,7 +185,7 @@ def test_patched_takes_it_too(edited, verified):
 
 def test_a_wrong_value_is_an_error(lora_model):
     _, model = lora_model()
-    with pytest.raises(UnknownOptionError, match="'trust' takes one of 'ledger', 'verify', 'always', found 'never'"):
+    with pytest.raises(UnknownOptionError, match="'trust' takes 'ledger' or 'verify' or 'always', found 'never'"):
         patchkit.apply(model, trust="never")
     with pytest.raises(UnknownOptionError, match="did you mean 'trust'"):
         patchkit.apply(model, trusts="ledger")
