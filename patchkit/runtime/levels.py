@@ -48,6 +48,7 @@ class Input(NamedTuple):
         device: its device.
         autocast: the dtype of the surrounding autocast region, or None.
         precision: the option of ``patchkit.apply``.
+        dims: its number of dimensions.
     """
 
     features: int
@@ -55,6 +56,7 @@ class Input(NamedTuple):
     device: torch.device
     autocast: torch.dtype | None
     precision: AdapterPrecision
+    dims: int
 
 
 def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
@@ -63,15 +65,15 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
     autocast = None
     if torch._C._is_any_autocast_enabled() and device.type != "meta" and torch.is_autocast_enabled(device.type):
         autocast = torch.get_autocast_dtype(device.type)
-    return Input(x.shape[-1], x.dtype, device, autocast, precision)
+    return Input(x.shape[-1], x.dtype, device, autocast, precision, x.dim())
 
 
 def call_reason(x: object) -> Reason | None:
     """Why this call as a whole runs upstream, whatever the modules are; None if nothing speaks against it."""
     if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
-    if x.dim() < 2:  # type: ignore[attr-defined]
-        return "the input is a single vector"  # of which PEFT's DoRA makes a matrix
+    if x.dim() == 0:  # type: ignore[attr-defined]
+        return "the input is a scalar"
     if (
         module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
@@ -105,7 +107,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     projection = read_projection(module)
     if isinstance(projection, str):
         return projection
-    features, given_dtype, device, autocast, adapter_precision = given
+    features, given_dtype, device, autocast, adapter_precision, dims = given
     weight, bias, adapters = projection
     kind = type(weight)
     if kind in PLAIN_TENSORS:
@@ -131,6 +133,8 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
         reason = _unfit(adapter, shape, device)
         if reason is not None:
             return reason
+        if dims < 2 and adapter.magnitude is not None:
+            return "DoRA makes a matrix of a single vector"
         if adapter is not adapters[0] and adapter.lora_a.dtype != lora:
             return "its adapters differ in dtype"
         lora = adapter.lora_a.dtype
