@@ -207,6 +207,7 @@ def test_launches_under_a_device_guard_and_only_if_there_is_work(
     rows: int, columns: int, grid: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F15: on the device of the tensors, whichever is current."""
+
     def launch() -> None:
         weight, lora_a, lora_b = (
             torch.empty(shape, device="cuda:1") for shape in ((rows, columns), (2, columns), (rows, 2))
