@@ -31,17 +31,14 @@ from patchkit.adapters.protocol import (
 from patchkit_kernels.projection import Adapter, Projection
 
 
-class LoraReader:
-    """Reads one of PEFT's LoRA layers.
+def lora_reader(bases: dict[type[nn.Module], BaseReader]) -> Reader:
+    """The reader of one of PEFT's LoRA layers.
 
     Args:
         bases: the readers of the base layers that this kind of layer wraps, by exact type.
     """
 
-    def __init__(self, bases: dict[type[nn.Module], BaseReader]) -> None:
-        self._bases = bases
-
-    def __call__(self, module: nn.Module) -> Projection | Reason:
+    def read_lora(module: nn.Module) -> Projection | Reason:
         """The tensors of the layer and of its active adapters, or why it must be called instead."""
         reason = interference(module)
         if reason is not None:
@@ -54,7 +51,7 @@ class LoraReader:
         if state["merged_adapters"]:
             return "its adapters are merged"
         base = modules["base_layer"]
-        read = self._bases.get(type(base))
+        read = bases.get(type(base))
         if read is None:
             return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
         found = read(base)
@@ -73,6 +70,8 @@ class LoraReader:
         except KeyError as error:
             return f"its adapter lacks a part: there is no {error}"
         return quick(Projection, (found[0], found[1], adapters))
+
+    return read_lora
 
 
 def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
@@ -170,10 +169,10 @@ def peft_library(quantised: dict[type[nn.Module], BaseReader]) -> Library:
     from peft.tuners import lora
 
     readers: dict[type[nn.Module], Reader] = {
-        lora.Linear: LoraReader({nn.Linear: weight_and_bias}),
+        lora.Linear: lora_reader({nn.Linear: weight_and_bias}),
         ModulesToSaveWrapper: read_modules_to_save,
     }
     for name in ("Linear4bit", "Linear8bitLt"):
         if quantised and hasattr(lora, name):
-            readers[getattr(lora, name)] = LoraReader(quantised)
+            readers[getattr(lora, name)] = lora_reader(quantised)
     return Library(readers, (BaseTunerLayer,), casts_input=True)

@@ -55,22 +55,12 @@ class Choice(NamedTuple):
 def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
     """The level of projections that read the same input (q, k and v, or one alone)."""
     readings = tuple([examine(module, given) for module in modules])
-    first = readings[0]
-    if type(first) is Ready:  # what most calls find, in one look at each: ready, in one precision, with an adapter
-        wanted, with_adapter = first.precision, False
-        for reading in readings:
-            if type(reading) is not Ready or reading.precision is not wanted:
-                break
-            with_adapter = with_adapter or bool(reading.projection.adapters)
-        else:
-            if with_adapter:
-                return Choice("fused", readings, wanted)
-    if not _any_adapted(readings):
+    precision, with_adapter = _together(readings)
+    if not with_adapter:
         return Choice("upstream", readings, None, NO_ADAPTER)
-    precision = common_precision(readings)
     if isinstance(precision, str):
         return Choice("linear", readings, reason=precision)
-    return Choice("fused", readings, precision)
+    return quick(Choice, ("fused", readings, precision, None, None))
 
 
 def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input) -> Choice:
@@ -86,8 +76,8 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
     features = width if width and same_width else _in_features(down)
     readings.append(examine(down, quick(Input, (features, dtype, *given[2:]))))
     found = tuple(readings)
-    with_adapter = _any_adapted(found)
-    precision, name = common_precision(found), read_activation(activation)
+    precision, with_adapter = _together(found)
+    name = read_activation(activation)
     level: Level = "linear" if with_adapter else "upstream"
     if isinstance(precision, str):
         return Choice(level, found, reason=precision)
@@ -98,7 +88,7 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
         return Choice(level, found, reason=f"activation {type(activation).__qualname__}: {why or 'it is not fused'}")
     if not with_adapter and not _wants_gradient(x, found):
         return Choice("upstream", found, reason=NO_GRADIENT)
-    return Choice("fused", found, precision, activation=name)
+    return quick(Choice, ("fused", found, precision, None, name))
 
 
 def _in_features(module: nn.Module) -> int:
@@ -107,11 +97,25 @@ def _in_features(module: nn.Module) -> int:
     return found
 
 
-def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:
-    for reading in readings:  # noqa: SIM110 -- any() of a generator takes three times as long
-        if isinstance(reading, Ready) and reading.projection.adapters:
-            return True
-    return False
+def _together(readings: Sequence[Ready | Reason]) -> tuple[Precision | Reason, bool]:
+    """The precision of :func:`common_precision`, and whether any projection has an adapter.
+
+    In one look at each where they agree, as they do at most calls.
+    """
+    common: Precision | None = None
+    agreed, with_adapter = True, False
+    for reading in readings:
+        if type(reading) is not Ready:
+            agreed = False
+            continue
+        projection, precision = reading
+        if projection.adapters:
+            with_adapter = True
+        if common is None:
+            common = precision
+        elif precision is not common:
+            agreed = False
+    return common if agreed and common is not None else common_precision(readings), with_adapter
 
 
 def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:

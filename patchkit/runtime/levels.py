@@ -23,7 +23,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from patchkit.adapters.protocol import Reason, quick
 from patchkit.adapters.readers import casts_input, read_projection
-from patchkit.runtime.precision import AdapterPrecision, precision_of
+from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
 
 Level = Literal["fused", "linear", "upstream"]
@@ -49,6 +49,7 @@ class Input(NamedTuple):
         autocast: the dtype of the surrounding autocast region, or None.
         precision: the option of ``patchkit.apply``.
         dims: its number of dimensions.
+        table: of precisions; empty while compiling, since a graph would get a guard for every entry.
     """
 
     features: int
@@ -57,6 +58,7 @@ class Input(NamedTuple):
     autocast: torch.dtype | None
     precision: AdapterPrecision
     dims: int
+    table: Precisions
 
 
 def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
@@ -65,7 +67,8 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
     autocast = None
     if torch._C._is_any_autocast_enabled() and device.type != "meta" and torch.is_autocast_enabled(device.type):
         autocast = torch.get_autocast_dtype(device.type)
-    return quick(Input, (x.shape[-1], x.dtype, device, autocast, precision, x.dim()))
+    table = {} if torch.compiler.is_compiling() else PRECISIONS
+    return quick(Input, (x.shape[-1], x.dtype, device, autocast, precision, x.dim(), table))
 
 
 def call_reason(x: object) -> Reason | None:
@@ -107,7 +110,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     projection = read_projection(module)
     if isinstance(projection, str):
         return projection
-    features, given_dtype, device, autocast, adapter_precision, dims = given
+    features, given_dtype, device, autocast, adapter_precision, dims, table = given
     weight, bias, adapters = projection
     kind = type(weight)
     if kind in PLAIN_TENSORS:
@@ -146,7 +149,9 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
         if adapter is not adapters[0] and adapter_dtype != lora:
             return "its adapters differ in dtype"
         lora = adapter_dtype
-    precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
+    precision = table.get((given_dtype, autocast, dtype, lora, stored, adapter_precision))
+    if precision is None:
+        precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
     if isinstance(precision, str):
         return precision
     if autocast is not None and precision.drawn != given_dtype and _draws(adapters) and not casts_input(module):
