@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from patchkit.runtime.blocks import choose_mlp, choose_shared
+from patchkit.runtime.blocks import choose_mlp, choose_shared, submodule
 from patchkit.runtime.levels import call_reason, input_of
 from patchkit.testing import add_lora, tiny_model
 
@@ -68,14 +68,15 @@ def choices(model: nn.Module) -> dict[str, Callable[[], Any]]:
 
     def shared(*names: str) -> Callable[[], Any]:
         def choose() -> Any:
-            modules = tuple([getattr(attention, name) for name in names])
+            modules = tuple([submodule(attention, name) for name in names])
             return call_reason(x) or choose_shared(modules, input_of(x))
 
         return choose
 
     def gated() -> Any:
-        inputs = (mlp.gate_proj, mlp.up_proj)
-        return call_reason(x) or choose_mlp(inputs, mlp.down_proj, mlp.act_fn, x, input_of(x))
+        inputs = (submodule(mlp, "gate_proj"), submodule(mlp, "up_proj"))
+        down, activation = submodule(mlp, "down_proj"), submodule(mlp, "act_fn")
+        return call_reason(x) or choose_mlp(inputs, down, activation, x, input_of(x))
 
     return {"qkv": shared("q_proj", "k_proj", "v_proj"), "o": shared("o_proj"), "mlp": gated}
 

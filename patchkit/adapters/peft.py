@@ -18,28 +18,27 @@ from torch import nn
 
 from patchkit.adapters.linear import read_linear, weight_and_bias
 from patchkit.adapters.protocol import (
+    LARGEST,
     BaseReader,
     Library,
     Reader,
     Reason,
     drop_probability,
     interference,
+    quick,
     unfit_scaling,
 )
 from patchkit_kernels.projection import Adapter, Projection
 
 
-class LoraReader:
-    """Reads one of PEFT's LoRA layers.
+def lora_reader(bases: dict[type[nn.Module], BaseReader]) -> Reader:
+    """The reader of one of PEFT's LoRA layers.
 
     Args:
         bases: the readers of the base layers that this kind of layer wraps, by exact type.
     """
 
-    def __init__(self, bases: dict[type[nn.Module], BaseReader]) -> None:
-        self._bases = bases
-
-    def __call__(self, module: nn.Module) -> Projection | Reason:
+    def read_lora(module: nn.Module) -> Projection | Reason:
         """The tensors of the layer and of its active adapters, or why it must be called instead."""
         reason = interference(module)
         if reason is not None:
@@ -52,7 +51,7 @@ class LoraReader:
         if state["merged_adapters"]:
             return "its adapters are merged"
         base = modules["base_layer"]
-        read = self._bases.get(type(base))
+        read = bases.get(type(base))
         if read is None:
             return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
         found = read(base)
@@ -60,24 +59,23 @@ class LoraReader:
             return f"base layer: {found}"
         chosen: Any = module._active_adapter  # PEFT keeps one name or a list of names
         available = modules["lora_A"].__dict__["_modules"]
-        adapters = []
-        for name in (chosen,) if isinstance(chosen, str) else chosen:
-            if name in available:
-                adapter = _read_adapter(state, modules, name)
-                if isinstance(adapter, str):
-                    return adapter
-                adapters.append(adapter)
-        return Projection(found[0], found[1], tuple(adapters))
+        adapters: tuple[Adapter, ...] = ()
+        try:
+            for name in (chosen,) if isinstance(chosen, str) else chosen:
+                if name in available:
+                    adapter = _read_adapter(state, modules, name)
+                    if isinstance(adapter, str):
+                        return adapter
+                    adapters += (adapter,)
+        except KeyError as error:
+            return f"its adapter lacks a part: there is no {error}"
+        return quick(Projection, (found[0], found[1], adapters))
+
+    return read_lora
 
 
 def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
-    try:
-        return _read_parts(state, modules, name)
-    except KeyError:
-        return f"adapter {name!r} lacks one of its parts"
-
-
-def _read_parts(state: dict[str, Any], modules: dict[str, Any], name: str) -> Adapter | Reason:
+    """One adapter of a layer. In one piece: it runs for every projection at every call, where helpers' calls count."""
     magnitude: torch.Tensor | None = None
     if name in state["lora_variant"]:
         read = _read_magnitude(state, modules, name)
@@ -89,25 +87,37 @@ def _read_parts(state: dict[str, Any], modules: dict[str, Any], name: str) -> Ad
     lora_b = modules["lora_B"].__dict__["_modules"][name]
     if type(lora_a) is not nn.Linear or type(lora_b) is not nn.Linear:
         return "its adapter is not made of two linear layers"
-    reason = interference(lora_a) or interference(lora_b) or interference(dropout)
-    if reason is not None:
-        return f"A, B or dropout of adapter {name!r}: {reason}"
-    parameters_a, parameters_b = lora_a.__dict__["_parameters"], lora_b.__dict__["_parameters"]
+    own_a, own_b, own = lora_a.__dict__, lora_b.__dict__, dropout.__dict__
+    if (
+        (own_a["_forward_pre_hooks"] or own_a["_forward_hooks"] or own_a["_backward_hooks"])
+        or (own_b["_forward_pre_hooks"] or own_b["_forward_hooks"] or own_b["_backward_hooks"])
+        or (own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_hooks"])
+        or (own_a["_backward_pre_hooks"] or own_b["_backward_pre_hooks"] or own["_backward_pre_hooks"])
+        or ("forward" in own_a or "forward" in own_b or "forward" in own)
+    ):
+        reason = interference(lora_a) or interference(lora_b) or interference(dropout)
+        if reason is not None:
+            return f"A, B or dropout of adapter {name!r}: {reason}"
+    parameters_a, parameters_b = own_a["_parameters"], own_b["_parameters"]
     weight_a, weight_b = parameters_a.get("weight"), parameters_b.get("weight")
     if weight_a is None or weight_b is None or parameters_a.get("bias") is not None:
         return "its A or B is not one matrix"
     if state.get("fan_in_fan_out") or not state["cast_input_dtype_enabled"]:
         return "its input is not cast, or its weight is transposed"
     scaling = state["scaling"][name]
-    reason = unfit_scaling(scaling)
-    if reason is not None:
-        return reason
-    probability = drop_probability(dropout)
-    if isinstance(probability, str):
-        return probability
+    if type(scaling) is not float or not -LARGEST <= scaling <= LARGEST:
+        reason = unfit_scaling(scaling)
+        if reason is not None:
+            return reason
+    probability = 0.0
+    if type(dropout) is not nn.Identity:
+        dropped = drop_probability(dropout)
+        if isinstance(dropped, str):
+            return dropped
+        probability = dropped
     bias = parameters_b.get("bias")
     if magnitude is None:
-        return Adapter(weight_a, weight_b, scaling, bias, None, probability)
+        return quick(Adapter, (weight_a, weight_b, scaling, bias, None, probability))
     if type(dropout) is nn.Identity or not state["training"]:
         probability = 0.0  # PEFT asks the layer, not its dropout, whether it trains
     elif not probability:
@@ -159,10 +169,10 @@ def peft_library(quantised: dict[type[nn.Module], BaseReader]) -> Library:
     from peft.tuners import lora
 
     readers: dict[type[nn.Module], Reader] = {
-        lora.Linear: LoraReader({nn.Linear: weight_and_bias}),
+        lora.Linear: lora_reader({nn.Linear: weight_and_bias}),
         ModulesToSaveWrapper: read_modules_to_save,
     }
     for name in ("Linear4bit", "Linear8bitLt"):
         if quantised and hasattr(lora, name):
-            readers[getattr(lora, name)] = LoraReader(quantised)
+            readers[getattr(lora, name)] = lora_reader(quantised)
     return Library(readers, (BaseTunerLayer,), casts_input=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from patchkit_kernels.embedding import EmbeddingTable
 from patchkit_kernels.projection import Projection, QuantizedWeight
 
-_LARGEST = sys.float_info.max
+LARGEST = sys.float_info.max
 
 Reason: TypeAlias = str
 """Why a projection runs at upstream level, in words for ``patchkit.report``."""
@@ -48,6 +48,10 @@ class Library(NamedTuple):
     layers: tuple[type, ...]
     casts_input: bool
     embeddings: Mapping[type[nn.Module], EmbeddingReader] = MappingProxyType({})
+
+
+quick = tuple.__new__
+"""``quick(Class, values)`` makes a named tuple in half the time of ``Class(*values)``, for what runs at every call."""
 
 
 def interference(module: nn.Module) -> Reason | None:
@@ -105,7 +109,7 @@ def unfit_scaling(scaling: object) -> Reason | None:
     if type(scaling) is not float and type(scaling) is not int:
         return f"its scaling is a {type(scaling).__name__}"
     # The products of some libraries take no notice of a factor that is NaN.
-    return None if -_LARGEST <= scaling <= _LARGEST else f"its scaling is {scaling}"
+    return None if -LARGEST <= scaling <= LARGEST else f"its scaling is {scaling}"
 
 
 def autocasts(device_type: str) -> bool:

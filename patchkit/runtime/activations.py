@@ -30,7 +30,7 @@ def read_activation(module: object) -> Activation | None:
     if interference(module) is not None:
         return None
     if kind in _SILU:
-        return None if getattr(module, "inplace", False) else "silu"
+        return None if module.__dict__.get("inplace") else "silu"
     if kind in _GELU_TANH:
         return "gelu_tanh"
     if kind is upstream.GELUActivation:

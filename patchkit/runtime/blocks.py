@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import Reason, interference
+from patchkit.adapters.protocol import Reason, interference, quick
 from patchkit.runtime.activations import read_activation
 from patchkit.runtime.levels import (
     Input,
@@ -55,37 +55,40 @@ class Choice(NamedTuple):
 def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
     """The level of projections that read the same input (q, k and v, or one alone)."""
     readings = tuple([examine(module, given) for module in modules])
-    if not _any_adapted(readings):
+    precision, with_adapter = _together(readings)
+    if not with_adapter:
         return Choice("upstream", readings, None, NO_ADAPTER)
-    precision = common_precision(readings)
     if isinstance(precision, str):
         return Choice("linear", readings, reason=precision)
-    return Choice("fused", readings, precision)
+    return quick(Choice, ("fused", readings, precision, None, None))
 
 
 def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input) -> Choice:
     """The level of a gated MLP."""
     readings = [examine(module, given) for module in inputs]
     # Down reads what gate and up yield, one joint projection both of them.
-    ready = [reading for reading in readings if isinstance(reading, Ready)]
-    dtype = ready[0].precision.output if ready else given.dtype
-    widths = {reading.projection.weight.shape[0] * len(inputs) // 2 for reading in ready}
-    features = next(iter(widths)) if len(widths) == 1 else _in_features(down)
-    readings.append(examine(down, given._replace(features=features, dtype=dtype)))
+    dtype, width, same_width = given.dtype, 0, True
+    for reading in readings:
+        if isinstance(reading, Ready):
+            own = reading.projection.weight.shape[0] * len(inputs) // 2
+            same_width = same_width and width in (0, own)
+            dtype, width = reading.precision.output, own
+    features = width if width and same_width else _in_features(down)
+    readings.append(examine(down, quick(Input, (features, dtype, *given[2:]))))
     found = tuple(readings)
-    with_adapter = _any_adapted(found)
-    precision, name = common_precision(found), read_activation(activation)
+    precision, with_adapter = _together(found)
+    name = read_activation(activation)
     level: Level = "linear" if with_adapter else "upstream"
     if isinstance(precision, str):
         return Choice(level, found, reason=precision)
-    if len(widths) > 1:
+    if not same_width:
         return Choice(level, found, reason="gate and up differ in width")
     if name is None:
         why = interference(activation) if isinstance(activation, nn.Module) else None
         return Choice(level, found, reason=f"activation {type(activation).__qualname__}: {why or 'it is not fused'}")
     if not with_adapter and not _wants_gradient(x, found):
         return Choice("upstream", found, reason=NO_GRADIENT)
-    return Choice("fused", found, precision, activation=name)
+    return quick(Choice, ("fused", found, precision, None, name))
 
 
 def _in_features(module: nn.Module) -> int:
@@ -94,8 +97,25 @@ def _in_features(module: nn.Module) -> int:
     return found
 
 
-def _any_adapted(readings: Sequence[Ready | Reason]) -> bool:
-    return any(isinstance(reading, Ready) and reading.projection.adapters for reading in readings)
+def _together(readings: Sequence[Ready | Reason]) -> tuple[Precision | Reason, bool]:
+    """The precision of :func:`common_precision`, and whether any projection has an adapter.
+
+    In one look at each where they agree, as they do at most calls.
+    """
+    common: Precision | None = None
+    agreed, with_adapter = True, False
+    for reading in readings:
+        if type(reading) is not Ready:
+            agreed = False
+            continue
+        projection, precision = reading
+        if projection.adapters:
+            with_adapter = True
+        if common is None:
+            common = precision
+        elif precision is not common:
+            agreed = False
+    return common if agreed and common is not None else common_precision(readings), with_adapter
 
 
 def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
@@ -105,7 +125,7 @@ def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
     )
 
 
-def _part(module: nn.Module, name: str) -> nn.Module:
+def submodule(module: nn.Module, name: str) -> nn.Module:
     """``getattr(module, name)``, past the detours of ``nn.Module`` where it is a submodule as usual."""
     found: nn.Module | None = module.__dict__["_modules"].get(name)
     return getattr(module, name) if found is None else found
@@ -139,7 +159,7 @@ def make_apply_o(o: str, precision: AdapterPrecision) -> Callable[[Any, Tensor],
     """The method ``apply_o(x)`` of a class whose output projection is the attribute ``o``."""
 
     def apply_o(self: Any, x: Tensor) -> Tensor:
-        return _apply_alone(_part(self, o), x, precision)
+        return _apply_alone(submodule(self, o), x, precision)
 
     return apply_o
 
@@ -162,7 +182,7 @@ def make_apply_qkv(
     places = tuple(calls.index(i) for i in range(len(names)))
 
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
-        modules = tuple([_part(self, name) for name in names])
+        modules = tuple([submodule(self, name) for name in names])
         called = call_reason(x)
         choice = choose_shared(modules, input_of(x, precision)) if called is None else Choice("upstream", (called,) * 3)
         if choice.precision is not None:
@@ -197,8 +217,8 @@ def make_apply_mlp(
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
     def apply_mlp(self: Any, x: Tensor) -> Tensor:
-        modules = tuple([_part(self, name) for name in inputs])
-        down_module, activation_module = _part(self, down), getattr(self, activation)
+        modules = tuple([submodule(self, name) for name in inputs])
+        down_module, activation_module = submodule(self, down), submodule(self, activation)
         called = call_reason(x)
         if called is not None:
             choice = Choice("upstream", (called,) * (len(inputs) + 1))

@@ -21,9 +21,9 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 from torch.utils.module_tracker import ModuleTracker
 
-from patchkit.adapters.protocol import Reason
+from patchkit.adapters.protocol import Reason, quick
 from patchkit.adapters.readers import casts_input, read_projection
-from patchkit.runtime.precision import AdapterPrecision, precision_of
+from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
 
 Level = Literal["fused", "linear", "upstream"]
@@ -48,6 +48,8 @@ class Input(NamedTuple):
         device: its device.
         autocast: the dtype of the surrounding autocast region, or None.
         precision: the option of ``patchkit.apply``.
+        dims: its number of dimensions.
+        table: of precisions; empty while compiling, since a graph would get a guard for every entry.
     """
 
     features: int
@@ -55,6 +57,8 @@ class Input(NamedTuple):
     device: torch.device
     autocast: torch.dtype | None
     precision: AdapterPrecision
+    dims: int
+    table: Precisions
 
 
 def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
@@ -63,15 +67,16 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
     autocast = None
     if torch._C._is_any_autocast_enabled() and device.type != "meta" and torch.is_autocast_enabled(device.type):
         autocast = torch.get_autocast_dtype(device.type)
-    return Input(x.shape[-1], x.dtype, device, autocast, precision)
+    table = {} if torch.compiler.is_compiling() else PRECISIONS
+    return quick(Input, (x.shape[-1], x.dtype, device, autocast, precision, x.dim(), table))
 
 
 def call_reason(x: object) -> Reason | None:
     """Why this call as a whole runs upstream, whatever the modules are; None if nothing speaks against it."""
     if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
-    if x.dim() < 2:  # type: ignore[attr-defined]
-        return "the input is a single vector"  # of which PEFT's DoRA makes a matrix
+    if x.dim() == 0:  # type: ignore[attr-defined]
+        return "the input is a scalar"
     if (
         module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
@@ -105,7 +110,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     projection = read_projection(module)
     if isinstance(projection, str):
         return projection
-    features, given_dtype, device, autocast, adapter_precision = given
+    features, given_dtype, device, autocast, adapter_precision, dims, table = given
     weight, bias, adapters = projection
     kind = type(weight)
     if kind in PLAIN_TENSORS:
@@ -128,42 +133,46 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
         return "its bias does not fit its weight"
     lora = dtype
     for adapter in adapters:
-        reason = _unfit(adapter, shape, device)
-        if reason is not None:
+        lora_a, lora_b, _, lora_bias, magnitude, _ = adapter
+        if type(lora_a) not in PLAIN_TENSORS or type(lora_b) not in PLAIN_TENSORS:
+            return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
+        if lora_a.device != device or lora_b.device != device:
+            return "its adapter is on another device than its input"
+        rank, inputs = lora_a.shape
+        adapter_dtype = lora_a.dtype
+        if inputs != features or lora_b.shape != (shape[0], rank) or lora_b.dtype != adapter_dtype:
+            return "its A and B do not fit together"
+        if (lora_bias is not None or magnitude is not None) and (
+            reason := _unfit_vectors(lora_bias, magnitude, shape[0], device, dims)
+        ):
             return reason
-        if adapter is not adapters[0] and adapter.lora_a.dtype != lora:
+        if adapter is not adapters[0] and adapter_dtype != lora:
             return "its adapters differ in dtype"
-        lora = adapter.lora_a.dtype
-    precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
+        lora = adapter_dtype
+    precision = table.get((given_dtype, autocast, dtype, lora, stored, adapter_precision))
+    if precision is None:
+        precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
     if isinstance(precision, str):
         return precision
     if autocast is not None and precision.drawn != given_dtype and _draws(adapters) and not casts_input(module):
         precision = precision._replace(drawn=given_dtype)
-    return Ready(projection, precision)
+    return quick(Ready, (projection, precision))
 
 
 def _draws(adapters: Sequence[Adapter]) -> bool:
     return any(adapter.dropout for adapter in adapters)
 
 
-def _unfit(adapter: Adapter, shape: Sequence[int], device: torch.device) -> Reason | None:
-    """Why an adapter cannot be computed together with a weight of this shape; None if it can."""
-    lora_a, lora_b, _, bias, magnitude, _ = adapter
-    if type(lora_a) not in PLAIN_TENSORS or type(lora_b) not in PLAIN_TENSORS:
-        return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
-    if lora_a.device != device or lora_b.device != device:
-        return "its adapter is on another device than its input"
-    rank, inputs = lora_a.shape
-    if inputs != shape[1] or lora_b.shape != (shape[0], rank) or lora_a.dtype != lora_b.dtype:
-        return "its A and B do not fit together"
-    if bias is None and magnitude is None:
-        return None
+def _unfit_vectors(
+    bias: Tensor | None, magnitude: Tensor | None, outputs: int, device: torch.device, dims: int
+) -> Reason | None:
+    """Why the bias of B or DoRA's magnitude cannot be computed with; None if they can."""
     for vector in (bias, magnitude):
         if vector is not None and (
-            type(vector) not in PLAIN_TENSORS or vector.device != device or vector.shape != (shape[0],)
+            type(vector) not in PLAIN_TENSORS or vector.device != device or vector.shape != (outputs,)
         ):
             return "the bias or magnitude of its adapter does not fit"
-    return None
+    return "DoRA makes a matrix of a single vector" if dims < 2 and magnitude is not None else None
 
 
 def adapted(ready: Ready) -> bool:

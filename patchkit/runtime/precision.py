@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -12,6 +12,8 @@ from patchkit_kernels.projection import Precision
 
 AdapterPrecision = Literal["peft", "fast"]
 """The option ``precision`` of ``patchkit.apply``: the adapter's products in PEFT's dtype, or in the activation's."""
+
+Precisions: TypeAlias = "dict[tuple[object, ...], Precision | Reason]"
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float64, torch.float32, *HALVES)
@@ -36,20 +38,6 @@ def precision_of(
         stored: whether the weight is quantised.
         adapter_precision: see :data:`AdapterPrecision`.
     """
-    if torch.compiler.is_compiling():  # a graph does not need the guards that a table of this size would give it
-        return _decide(given, autocast, weight, lora, stored, adapter_precision)
-    found = _TABLE.get((given, autocast, weight, lora, stored, adapter_precision))
-    return f"its weight is {weight}, its adapter {lora}, its input {given}" if found is None else found
-
-
-def _decide(
-    given: torch.dtype,
-    autocast: torch.dtype | None,
-    weight: torch.dtype,
-    lora: torch.dtype,
-    stored: bool,
-    adapter_precision: AdapterPrecision,
-) -> Precision | Reason:
     if weight not in FLOATS or lora not in FLOATS or given not in FLOATS:
         return f"its weight is {weight}, its adapter {lora}, its input {given}"
     decided = (_over_stored if stored else _over_plain)(given, autocast, weight, lora)
@@ -91,4 +79,7 @@ def _over_stored(
 
 
 _CHOICES: tuple[AdapterPrecision, ...] = ("peft", "fast")
-_TABLE = {key: _decide(*key) for key in itertools.product(FLOATS, _AUTOCASTS, FLOATS, FLOATS, (False, True), _CHOICES)}
+PRECISIONS: Precisions = {
+    key: precision_of(*key) for key in itertools.product(FLOATS, _AUTOCASTS, FLOATS, FLOATS, (False, True), _CHOICES)
+}
+"""What :func:`precision_of` says, by its arguments: it is asked for every projection at every call."""
