@@ -57,7 +57,7 @@ def test_exit_status(monkeypatch, source, plain, patched, status, text):
 def test_a_folder_without_tests(tmp_path):
     result = invoke(tmp_path)
     assert result.exit_code == 2
-    assert "has no tests/test_*.py" in result.output
+    assert "has no tests/test_*.py" in " ".join(result.output.split())
     assert "pip download" in result.output
 
 
