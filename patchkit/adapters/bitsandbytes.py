@@ -126,6 +126,8 @@ def weight_and_bias_8bit(module: nn.Module) -> tuple[Weight8bit, Tensor | None] 
     weight, bias = parameters.get("weight"), parameters.get("bias")
     if type(weight) is not Int8Params or state["state"].has_fp16_weights or weight.dtype != torch.int8:
         return "its weight is not stored in 8 bits"
+    if torch.compiler.is_compiling():
+        return "8-bit layers set their own weight at each call, which a compiled autograd function cannot do"
     return Weight8bit(module), bias
 
 

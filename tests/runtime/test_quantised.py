@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import patchkit
-from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
+from patchkit.testing import add_lora, compare_runs, fused_calls, run, tiny_inputs, tiny_model
 from patchkit.testing.checks.precision import ErrorTally
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is Linux only")
@@ -190,6 +190,23 @@ def test_prepared_for_training(saved, stored, autocast):
         assert {k: g.dtype for k, g in expected.gradients.items()} == {k: g.dtype for k, g in found.gradients.items()}
     failed = [str(measurement) for measurement in tally.measurements() if not measurement.passed]
     assert not failed
+
+
+@pytest.mark.parametrize(("stored", "level"), [("nf4", "fused"), ("fp4 double", "fused"), ("int8", "upstream")])
+def test_compiled_in_one_graph(saved, stored, level):
+    """An 8-bit layer sets its own weight at each call: while compiling it runs upstream, which compiles."""
+    torch._dynamo.reset()  # else it generalises over what the case before compiled
+    model = load(saved, STORED[stored], lora_dropout=0.2).train()
+    reference = copy.deepcopy(model)
+    patchkit.apply(model)
+    inputs = tiny_inputs("llama", model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    plain = torch.compile(reference, fullgraph=True, backend="aot_eager")
+    with fused_calls() as calls:
+        found = run(model, inputs, seed=1, forward=compiled)
+    findings = compare_runs(run(reference, inputs, seed=1, forward=plain), found)
+    assert findings.passed, (findings.problems, str(findings.worst))
+    assert bool(calls) == (level == "fused")
 
 
 def test_nothing_dequantised_is_kept(saved):
