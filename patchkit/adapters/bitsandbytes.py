@@ -17,8 +17,8 @@ from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
 from patchkit_kernels.projection import Projection
 
 
-class Weight4bit:
-    """The weight of a ``Linear4bit``: NF4 or FP4, with plain or quantised statistics.
+class _StoredWeight:
+    """What the weights of both layers have in common.
 
     Args:
         layer: the layer.
@@ -30,54 +30,9 @@ class Weight4bit:
         self._layer = layer
 
     def linear(self, x: Tensor) -> Tensor:
-        """The layer's own forward, bias included: ``[..., in]`` to ``[..., out]`` in x's dtype."""
-        return self._layer(x)  # type: ignore[no-any-return]
-
-    def dense(self) -> Tensor:
-        """W ``[out, in]`` in the dtype it was quantised from."""
-        weight = self._layer.weight
-        return dequantize_4bit(weight.data, weight.quant_state)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(out, in)``."""
-        return self._layer.out_features, self._layer.in_features
-
-    @property
-    def device(self) -> torch.device:
-        """Of the packed weight."""
-        return self._layer.weight.device  # type: ignore[no-any-return]
-
-    def compute_dtype(self, given: torch.dtype) -> torch.dtype:
-        """As ``Linear4bit`` chooses it: fixed by the first input if that is float32 or bfloat16."""
-        layer = self._layer
-        if not layer.compute_type_is_set and given in (torch.float32, torch.bfloat16):
-            return given
-        return layer.compute_dtype or given
-
-
-class Weight8bit:
-    """The weight of a ``Linear8bitLt``, one scale for each row.
-
-    Args:
-        layer: the layer.
-    """
-
-    __slots__ = ("_layer",)
-
-    def __init__(self, layer: Any) -> None:
-        self._layer = layer
-
-    def linear(self, x: Tensor) -> Tensor:
-        """The layer's own forward, which may quantise x, bias included: ``[..., in]`` to ``[..., out]``, x's dtype."""
-        return self._layer(x)  # type: ignore[no-any-return]
-
-    def dense(self) -> Tensor:
-        """W ``[out, in]``, float32."""
-        state, weight = self._layer.state, self._layer.weight
-        stored = weight.data if state.CB is None else state.CB
-        scales = weight.SCB if state.SCB is None else state.SCB
-        return int8_vectorwise_dequant(stored, scales)  # type: ignore[no-any-return]
+        """The layer's own forward (which may quantise x), bias included: ``[..., in]`` to ``[..., out]``, x's dtype."""
+        result: Tensor = self._layer(x)
+        return result
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,6 +43,37 @@ class Weight8bit:
     def device(self) -> torch.device:
         """Of the stored weight."""
         return self._layer.weight.device  # type: ignore[no-any-return]
+
+
+class Weight4bit(_StoredWeight):
+    """The weight of a ``Linear4bit``: NF4 or FP4, with plain or quantised statistics."""
+
+    __slots__ = ()
+
+    def dense(self) -> Tensor:
+        """W ``[out, in]`` in the dtype it was quantised from."""
+        weight = self._layer.weight
+        return dequantize_4bit(weight.data, weight.quant_state)
+
+    def compute_dtype(self, given: torch.dtype) -> torch.dtype:
+        """As ``Linear4bit`` chooses it: fixed by the first input if that is float32 or bfloat16."""
+        layer = self._layer
+        if not layer.compute_type_is_set and given in (torch.float32, torch.bfloat16):
+            return given
+        return layer.compute_dtype or given
+
+
+class Weight8bit(_StoredWeight):
+    """The weight of a ``Linear8bitLt``, one scale for each row."""
+
+    __slots__ = ()
+
+    def dense(self) -> Tensor:
+        """W ``[out, in]``, float32."""
+        state, weight = self._layer.state, self._layer.weight
+        stored = weight.data if state.CB is None else state.CB
+        scales = weight.SCB if state.SCB is None else state.SCB
+        return int8_vectorwise_dequant(stored, scales)  # type: ignore[no-any-return]
 
     def compute_dtype(self, given: torch.dtype) -> torch.dtype:
         """The input's: so are its gradients computed, whatever form the forward product takes."""
