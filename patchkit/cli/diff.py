@@ -20,6 +20,7 @@ import typer
 from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture, Attention, Block
 from patchkit.errors import PatchkitError, SourceNotFoundError, UnknownArchitectureError
+from patchkit.escaping import indented, one_line
 
 if TYPE_CHECKING:
     from patchkit.rewrite.sites import BlockName, Rewritten
@@ -48,8 +49,6 @@ def diff(
     Prints a unified diff per class, each against the source as it is installed. A line that starts with '#' tells
     which places were rewritten by which rule, and what was left alone and why.
     """
-    from rich.text import Text
-
     from patchkit.cli.console import error_console, output_console
 
     console = output_console(colour=not no_color)
@@ -59,9 +58,9 @@ def diff(
     for architecture in selected:
         try:
             for line in describe(architecture, only, context, shown=selected):
-                console.print(Text(line, style=style_of(line)))
+                console.print(one_line(line), style=style_of(line))
         except PatchkitError as error:
-            error_console().print(f"patchkit: error: {error}")
+            error_console().print(f"patchkit: error: {indented(str(error))}")
             failed = True
     if failed:
         raise typer.Exit(2)

@@ -20,6 +20,7 @@ from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
+from patchkit.escaping import indented
 from patchkit.version import __version__
 
 
@@ -31,7 +32,7 @@ class PatchkitGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PatchkitError as error:
-            error_console().print(f"patchkit: error: {error}")
+            error_console().print(f"patchkit: error: {indented(str(error))}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             error_console().print("patchkit: interrupted; files are as they were")
