@@ -22,6 +22,7 @@ from patchkit.check.records import Record
 from patchkit.check.releases import Release, module_path
 from patchkit.check.static import Definition, Finding, definition_of_forward
 from patchkit.errors import RewriteError
+from patchkit.escaping import is_name, string_literal
 from patchkit.rewrite.sites import BlockName, Rule
 
 _NEAR = 4
@@ -178,8 +179,9 @@ def _renamed_classes(release: Release, architecture: Architecture, block: Block)
     declaration = re.compile(rf"^class {re.escape(block.class_name)}\b", re.MULTILINE)
     for path in release.model_files():
         text = release.read(path) or ""
-        if declaration.search(text):
-            modules.setdefault(path.removesuffix(".py").replace("/", "."), text)
+        module = path.removesuffix(".py").replace("/", ".")
+        if declaration.search(text) and is_name(module) and module_path(module) == path:
+            modules.setdefault(module, text)
     for module, text in sorted(modules.items(), key=lambda item: (item[0] != own, -_likeness(item[0], own))):
         try:
             table = class_table(text, module_path(module))
@@ -248,17 +250,17 @@ def _edit(architecture: Architecture, block: Block, module: str, candidate: Bloc
     before, after = described(block), described(candidate)
     changes = {before: after} if before != after else {}
     if module != architecture.module:
-        changes[f'module="{architecture.module}"'] = f'module="{module}"'
+        changes[f"module={string_literal(architecture.module)}"] = f"module={string_literal(module)}"
     return Edit("\n".join(changes), "\n".join(changes.values()), _file_diff(architecture, block, candidate, module))
 
 
 def described(block: Block) -> str:
     """A block as an architecture file writes it: only what is not the default."""
-    words = [f'"{block.class_name}"']
+    words = [string_literal(block.class_name)]
     for field in fields(block):
         value = getattr(block, field.name)
         if field.name != "class_name" and value != field.default:
-            words.append(f'{field.name}="{value}"')
+            words.append(f"{field.name}={string_literal(value)}")
     return f"{type(block).__name__}({', '.join(words)})"
 
 
@@ -273,7 +275,7 @@ def _file_diff(architecture: Architecture, block: Block, candidate: Block, modul
         if segment and _is_block(segment, block):
             new = new.replace(segment, described(candidate))
     if module != architecture.module:
-        new = new.replace(f'"{architecture.module}"', f'"{module}"')
+        new = new.replace(string_literal(architecture.module), string_literal(module))
     name = f"patchkit/arch/{file.name}"
     lines = difflib.unified_diff(text.splitlines(), new.splitlines(), f"a/{name}", f"b/{name}", n=1, lineterm="")
     return "\n".join(lines)

@@ -54,7 +54,9 @@ def print_report(console: SafeConsole, report: CheckReport) -> None:
 
 
 def _table(release: Release, entries: list[Entry]) -> Table:
-    table = Table(title=one_line(f"{release.package} {release.version} ({release.origin}): source"), title_justify="left")
+    table = Table(
+        title=one_line(f"{release.package} {release.version} ({release.origin}): source"), title_justify="left"
+    )
     for heading in ("architecture", "class", "part", "verdict", "rule", "compared with", "proof"):
         table.add_column(heading, overflow="fold")
     before = ("", "")
