@@ -87,5 +87,5 @@ def _source_id(key: Key, block: str) -> str:
 
 def _lines(before: str, after: str) -> list[list[str]]:
     """The rewritten method line by line, each with a space, or ``-`` and ``+`` where it was changed."""
-    texts = ([line.rstrip("\r\n") for line in split_lines(text)] for text in (before, after))
-    return [[line[0], line[2:]] for line in difflib.ndiff(*texts) if line[0] != "?"]
+    old, new = ([line.rstrip("\r\n") for line in split_lines(text)] for text in (before, after))
+    return [[line[0], line[2:]] for line in difflib.ndiff(old, new) if line[0] != "?"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -83,11 +82,11 @@ HOSTILE = '''        note = """
 
 
 @pytest.fixture
-def hostile_release(tmp_path: Path) -> Iterator[Path]:
+def hostile_release(tmp_path: Path) -> Path:
     """A checkout of which the folder, a class and the lines around every call are hostile."""
     source = SMALL_LLAMA.replace("        value = self.v_proj(hidden_states)\n", HOSTILE)
     folder = tmp_path / "a\x1b[31m\n::error::b\u202e"
-    yield folder_release(folder, "5.91.0", {path_of("llama"): source}).location
+    return folder_release(folder, "5.91.0", {path_of("llama"): source}).location
 
 
 @pytest.mark.parametrize("options", [[], ["--diff"], ["--json"], ["--github"], ["--diff", "--github"]], ids=" ".join)
