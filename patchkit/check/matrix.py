@@ -198,11 +198,14 @@ def _header(matrix: Matrix) -> Iterator[str]:
     used = {record.key for record in matrix.records.entries}
     proofs = [proof for key, proof in matrix.proofs.items() if key in used]
     if proofs:
-        versions = {name: sorted({Version(p.versions[name]) for p in proofs}) for name in ("torch", "peft")}
+        torch, peft = (
+            ", ".join(map(str, sorted({Version(proof.versions[name]) for proof in proofs})))
+            for name in ("torch", "peft")
+        )
         days = sorted({markdown(proof.date) for proof in proofs})
         yield (
             f"Numeric stage of {' to '.join(dict.fromkeys([days[0], days[-1]]))}: {len(proofs)} classes, with torch "
-            f"{', '.join(map(str, versions['torch']))}, PEFT {', '.join(map(str, versions['peft']))}. A proof is of a class's source, "
+            f"{torch}, PEFT {peft}. A proof is of a class's source, "
             "so it holds in every release that has the same source."
         )
 

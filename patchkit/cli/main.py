@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from patchkit.cli.adopt import adopt
 from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
 from patchkit.cli.cache import cache
@@ -72,6 +73,7 @@ app.command()(bench)
 app.command()(check)
 app.command()(matrix)
 app.command()(watch)
+app.command()(adopt)
 app.command()(cache)
 
 
