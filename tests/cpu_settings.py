@@ -21,13 +21,14 @@ NUMERIC = ("kernels", "parity", "runtime", "adapters", "failure_modes", "trainin
 QUICK = ("tests/kernels/test_lora_functions.py", "tests/kernels/test_gated_activation.py")
 AS_IS = "as-is"
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+DEFAULTS = (f"{AS_IS},default,avx2", f"{AS_IS},AVX2", "1,2")
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make test-cpu-settings", description=__doc__)
-    parser.add_argument("--aten", nargs="+", default=[AS_IS, "default", "avx2"], help="ATEN_CPU_CAPABILITY")
-    parser.add_argument("--onednn", nargs="+", default=[AS_IS, "AVX2"], help="ONEDNN_MAX_CPU_ISA")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="OMP_NUM_THREADS")
+    for option, variable, default in zip(("aten", "onednn", "threads"), VARIABLES, DEFAULTS, strict=True):
+        text = f"values of {variable}, with commas between; default {default}"
+        parser.add_argument(f"--{option}", metavar="VALUES", default=default, help=text)
     parser.add_argument("--quick", action="store_true", help="two files of tests only, seconds for each setting")
     parser.add_argument("paths", nargs="*", metavar="TEST", help="files or folders of tests; default: all numeric ones")
     return parser.parse_args(given)
@@ -60,9 +61,8 @@ def run(paths: list[str], *values: str) -> dict[str, float]:
 def main(given: list[str]) -> int:
     options = arguments(given)
     paths = options.paths or (list(QUICK) if options.quick else [f"tests/{name}" for name in NUMERIC])
-    rows = []
-    for aten, onednn, threads in itertools.product(options.aten, options.onednn, options.threads):
-        rows.append(((aten, onednn, str(threads)), run(paths, aten, onednn, str(threads))))
+    chosen = (getattr(options, name).split(",") for name in ("aten", "onednn", "threads"))
+    rows = [(setting, run(paths, *setting)) for setting in itertools.product(*chosen)]
     line = "{:<12} {:<12} {:>8} {:>8} {:>8} {:>8} {:>8}"
     sys.stdout.write(line.format("aten", "onednn", "threads", "passed", "failed", "skipped", "seconds") + "\n")
     for setting, counts in rows:
