@@ -55,8 +55,8 @@ def indented(text: str) -> str:
 def without_commands(text: str) -> str:
     """Text for the log of GitHub Actions, in which no line is a command to the runner.
 
-    The runner obeys ``::name ...::`` at the start of a line and ``##[name ...]`` anywhere in it, as ``ActionCommand.cs``
-    of https://github.com/actions/runner says; one character of that is shown as an escape.
+    The runner obeys ``::name ...::`` at the start of a line and ``##[name ...]`` anywhere in it; one character of that
+    is shown as an escape. See ``ActionCommand.cs`` of https://github.com/actions/runner.
 
     Args:
         text: as :func:`visible` gives it.

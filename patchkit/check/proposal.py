@@ -1,4 +1,4 @@
-"""What another run found of new releases, as files: read by code of ours, and taken only where it is what we would write.
+"""What another run found of new releases: files that are read as data, and taken where they are what we would write.
 
 A run that executes releases which nobody has reviewed may leave anything behind. So nothing of it is executed, and of
 its records only the findings of releases that are new here are taken, of its ledger only proofs of those findings.

@@ -289,11 +289,14 @@ def _version_of_checkout(package: Path) -> str:
     """``__version__`` in the text of a package's ``__init__.py``."""
     try:
         tree = ast.parse((package / "__init__.py").read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ReleaseError(f"{package / '__init__.py'} cannot be read: {error}") from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if "__version__" in names:
-                return str(Version(str(node.value.value)))
+                try:
+                    return str(Version(str(node.value.value)))
+                except InvalidVersion as error:
+                    raise ReleaseError(f"{package / '__init__.py'}: {error}") from error
     raise ReleaseError(f"{package / '__init__.py'} has no __version__")

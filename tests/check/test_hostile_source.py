@@ -14,11 +14,12 @@ from patchkit.check import sweep as sweep_module
 from patchkit.check.class_table import class_table
 from patchkit.check.formats import explanation
 from patchkit.check.records import Records
+from patchkit.check.releases import release_at
 from patchkit.check.report import CheckReport, check_static
 from patchkit.check.static import Definition, definition_of_forward, examine_named
 from patchkit.check.sweep import sweep
 from patchkit.cli.main import app
-from patchkit.errors import RewriteError
+from patchkit.errors import ReleaseError, RewriteError
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.source import MOST_NESTED, failures_of, find_method
 
@@ -283,3 +284,13 @@ def test_diff_names_the_file_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     errors = result.stderr.splitlines()
     assert [line.split(":")[2].strip() for line in errors] == ["bad/modeling.py", "deep/modeling.py"]
     assert "self.apply_mlp(x)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["__version__ = 'x'\n", f"__version__ = {'-' * 9000}1\n", f"x = {'a.' * 5000}b\n", "\0"]
+)
+def test_a_checkout_whose_version_cannot_be_read(text: str, tmp_path: Path) -> None:
+    folder_release(tmp_path, "5.91.0", {path_of("llama"): SMALL_LLAMA})
+    (tmp_path / "transformers" / "__init__.py").write_text(text)
+    with pytest.raises(ReleaseError, match=r"__init__\.py"):
+        release_at(tmp_path)
