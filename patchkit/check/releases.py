@@ -26,7 +26,7 @@ from patchkit.check import cache
 from patchkit.check.index import download_wheel, list_versions, published
 from patchkit.check.storage import cache_directory, write_whole
 from patchkit.check.wheels import PACKAGE, Wheel, is_model_file, packed, read_wheel
-from patchkit.errors import ReleaseError, WheelError
+from patchkit.errors import ReleaseError, RewriteError, WheelError
 
 INSTALLED = "installed"
 LATEST = "latest"
@@ -66,7 +66,8 @@ class Release:
         """Text of a file such as ``transformers/models/llama/modeling_llama.py``, or None if there is none.
 
         Raises:
-            ReleaseError: the file cannot be read, or is not UTF-8.
+            ReleaseError: the file cannot be read.
+            RewriteError: the file is not UTF-8.
         """
         try:
             if self.location.is_dir():
@@ -74,7 +75,9 @@ class Release:
                 return file.read_text("utf-8") if file.is_file() else None
             archive = _archive(self.location)
             return archive.read(path).decode("utf-8") if path in archive.NameToInfo else None
-        except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        except UnicodeDecodeError as error:
+            raise RewriteError(f"{path}:1: the source is not UTF-8: {error.reason} at byte {error.start}") from error
+        except (OSError, zipfile.BadZipFile) as error:
             raise ReleaseError(f"{PACKAGE} {self.version}: {path} cannot be read: {error}") from error
 
     def model_files(self) -> list[str]:
@@ -286,11 +289,14 @@ def _version_of_checkout(package: Path) -> str:
     """``__version__`` in the text of a package's ``__init__.py``."""
     try:
         tree = ast.parse((package / "__init__.py").read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ReleaseError(f"{package / '__init__.py'} cannot be read: {error}") from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if "__version__" in names:
-                return str(Version(str(node.value.value)))
+                try:
+                    return str(Version(str(node.value.value)))
+                except InvalidVersion as error:
+                    raise ReleaseError(f"{package / '__init__.py'}: {error}") from error
     raise ReleaseError(f"{package / '__init__.py'} has no __version__")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchkit.cli.console import error_console, output_console
+from patchkit.cli.console import SafeConsole, error_console, output_console
 from patchkit.cli.diff import select
+from patchkit.escaping import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,16 +71,16 @@ def check(
         from patchkit.check.formats import as_junit
 
         write_whole(junit, as_junit(report))
-    console = output_console()
+    console = output_console(github=github)
     if as_json:
         console.print(to_json(report))
     else:
         print_report(console, report)
         if diff:
-            print_changes(report, records, wheels)
+            print_changes(console, report, records, wheels)
     if github:
         for line in as_github(report):
-            console.print(line)
+            console.command(line)
     if report.failed:
         raise typer.Exit(1)
 
@@ -128,15 +129,12 @@ def progress_of(text: str) -> Iterator[Callable[..., None]]:
         yield advance
 
 
-def print_changes(report: CheckReport, records: Records, wheels: Path | None) -> None:
+def print_changes(console: SafeConsole, report: CheckReport, records: Records, wheels: Path | None) -> None:
     """For each class: what upstream changed since the release it is compared with, and the rewrite."""
-    from rich.text import Text
-
     from patchkit.check.changes import rewrite_change, upstream_change
     from patchkit.check.releases import fetch
     from patchkit.cli.diff import style_of
 
-    console = output_console()
     shown = set()
     for entry in report.entries:
         finding = entry.finding
@@ -149,4 +147,4 @@ def print_changes(report: CheckReport, records: Records, wheels: Path | None) ->
             lines += [f"# upstream since {entry.since}:", *change] if change else [f"# unchanged since {entry.since}"]
         lines += ["# the rewrite:", *rewrite_change(finding, entry.release)]
         for line in lines:
-            console.print(Text(line, style=style_of(line)))
+            console.print(one_line(line), style=style_of(line))

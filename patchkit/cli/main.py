@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from patchkit.cli.adopt import adopt
 from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
 from patchkit.cli.cache import cache
@@ -20,6 +21,7 @@ from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
+from patchkit.escaping import indented
 from patchkit.version import __version__
 
 
@@ -31,7 +33,7 @@ class PatchkitGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PatchkitError as error:
-            error_console().print(f"patchkit: error: {error}")
+            error_console().print(f"patchkit: error: {indented(str(error))}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             error_console().print("patchkit: interrupted; files are as they were")
@@ -71,6 +73,7 @@ app.command()(bench)
 app.command()(check)
 app.command()(matrix)
 app.command()(watch)
+app.command()(adopt)
 app.command()(cache)
 
 

@@ -37,7 +37,7 @@ def watch(
     from patchkit.check.records import SHIPPED, Records
     from patchkit.cli.check_table import print_report
 
-    console = output_console()
+    console = output_console(github=github)
     records = Records.load()
     recorded = records.releases()
     try:
@@ -55,7 +55,7 @@ def watch(
     report = run(["*"], names, records, wheels, static, unproven=True)
     print_report(console, report)
     for line in as_github(report) if github else ():
-        console.print(line)
+        console.command(line)
     if write:
         from patchkit.check.ledger import SHIPPED as LEDGER
         from patchkit.check.ledger import read_proofs
