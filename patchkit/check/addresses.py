@@ -38,7 +38,11 @@ class Address:
         Raises:
             ValueError: it leads from https to something else, or to no page at all.
         """
-        there = parse_address(urllib.parse.urljoin(self.url, location))
+        try:
+            joined = urllib.parse.urljoin(self.url, location)
+        except ValueError:
+            raise ValueError("it redirects to what is not a valid address") from None
+        there = parse_address(joined)
         scheme, _, _ = there.origin
         if scheme not in _PORTS:
             raise ValueError(f"it redirects to {without_credentials(there.url)!r}, which is neither http nor https")

@@ -176,7 +176,8 @@ def _reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     broken = [line for line in lines if re.search(r"connection broken|Could not fetch URL|Max retries", line)]
     errors = [line.partition("ERROR: ")[2] for line in lines if "ERROR: " in line]
-    reason = errors[-1] if errors else (lines[-1] if lines else "it said nothing")
+    # "ERROR: Exception:" stands before a traceback, which ends with what it was.
+    reason = errors[-1] if errors and errors[-1] != "Exception:" else (lines[-1] if lines else "it said nothing")
     if broken:
         cause = re.search(r">: ([^'\"]+)", broken[0])
         reason += f"; the index cannot be reached: {cause[1] if cause else broken[0]}"
