@@ -120,7 +120,7 @@ def test_while_processes_rewrite(tmp_path: Path) -> None:
     ("command", "within"),
     [
         ("archs", "patchkit.cli.archs.architectures"),
-        ("bench", "patchkit.testing.tiny_models_of"),
+        ("bench", "patchkit.testing.comparison.compare_architecture"),
         ("cache", "patchkit.check.cache.entries"),
         ("check --all", "patchkit.check.releases.resolve"),
         ("diff --arch llama", "patchkit.cli.diff.architectures"),
