@@ -83,10 +83,12 @@ def test_a_kill_at_any_moment_leaves_nothing_half_written(wheels: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
-            for _ in range(chance.randrange(20, 60)):
-                is_whole = place.read_bytes() == whole  # a megabyte is not worth showing
-                assert is_whole
-            process.send_signal(signal.SIGKILL)
+            try:
+                for _ in range(chance.randrange(20, 60)):
+                    is_whole = place.read_bytes() == whole  # a megabyte is not worth showing
+                    assert is_whole
+            finally:
+                process.send_signal(signal.SIGKILL)
         release = fetch("4.90.0", wheels)
         assert release.read(LLAMA) == SMALL_LLAMA
         assert len(release.model_files()) == 5

@@ -190,12 +190,14 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_and_no_lock(tmp_path, make_pro
         process = writer(path, f"Killed{attempt}_", 10_000)
         written = int(process.stdout.readline())  # it is at work
         sizes, wanted = set(), chance.randrange(4, 8)
-        while len(sizes) < wanted:  # each is another file: somebody looks while it is written
-            data = path.read_bytes()
-            assert data[-2:] == b"}\n"
-            assert data.count(b"\n") > before
-            sizes.add(len(data))
-        process.send_signal(signal.SIGKILL)
+        try:
+            while len(sizes) < wanted:  # each is another file: somebody looks while it is written
+                data = path.read_bytes()
+                assert data[-2:] == b"}\n"
+                assert data.count(b"\n") > before
+                sizes.add(len(data))
+        finally:
+            process.send_signal(signal.SIGKILL)
         written += len(process.communicate()[0].split())
         found = [key for key in read_proofs(path) if f"Killed{attempt}_" in key.class_name]
         assert len(found) >= written + 1  # what was said to be written is there

@@ -48,7 +48,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one_through_kills(tmp_path: Path)
         for _ in range(chance.randrange(10, 40)):
             data = path.read_bytes()
             seen.add((len(data), data[:1], data.count(data[:1])))
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)  # nothing is asserted before
         process.communicate()
         data = path.read_bytes()
         seen.add((len(data), data[:1], data.count(data[:1])))
