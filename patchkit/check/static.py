@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from patchkit.arch.registry import find
@@ -18,8 +19,8 @@ from patchkit.check import cache
 from patchkit.check.class_table import ClassEntry, ClassTable, class_table
 from patchkit.check.releases import Release, module_path
 from patchkit.check.source_identity import source_hash
-from patchkit.check.storage import cache_directory, write_whole
-from patchkit.errors import RewriteError
+from patchkit.check.storage import cache_directory, read_ours, warn_once, write_whole
+from patchkit.errors import CacheError, RewriteError
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.rewrite.sites import BlockName, Rewritten, Rule
 from patchkit.rewrite.source import failures_of
@@ -109,7 +110,6 @@ def examine(release: Release, architecture: Architecture) -> list[Finding]:
 
     Raises:
         ReleaseError: a file of the release cannot be read.
-        CacheError: the cache cannot be written.
     """
     if not architecture.blocks:
         path = module_path(architecture.module)
@@ -309,18 +309,35 @@ class _Outcome:
 def _remembered(found: Definition, source: str, block: Block) -> _Outcome:
     """The outcome of rewriting a class, from the cache if its source was seen before."""
     key = hashlib.sha256(f"{source} {block!r} {REWRITE_VERSION}".encode()).hexdigest()
-    place = cache_directory() / cache.OUTCOMES / key[:2] / f"{key[2:]}.json"
     try:
-        data = json.loads(place.read_bytes())
+        place = cache_directory() / cache.OUTCOMES / key[:2] / f"{key[2:]}.json"
+        if (known := _kept_outcome(place)) is not None:
+            return known
+        outcome = _rewrite(found, block)
+        if not outcome.lasting:
+            return outcome
+        kept = {part: [outcome.parts[part].rules, outcome.parts[part].reasons] for part in outcome.parts}
+        write_whole(place, json.dumps({"parts": kept, "rewritten": outcome.rewritten}))
+        return outcome
+    except CacheError as error:
+        warn_once("outcomes", f"the cache is not used, which takes longer: {error}")
+        return _rewrite(found, block)
+
+
+def _kept_outcome(place: Path) -> _Outcome | None:
+    """What a file of the cache says; None if there is none, or it is not what this version keeps.
+
+    Raises:
+        CacheError: it cannot be read, or must not be believed.
+    """
+    try:
+        data = json.loads(read_ours(place))
         parts = {part: PartOutcome(tuple(v[0]), tuple(v[1])) for part, v in data["parts"].items()}
         return _Outcome(parts, data["rewritten"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        outcome = _rewrite(found, block)  # nothing is kept, or not what this version keeps
-    if not outcome.lasting:
-        return outcome
-    kept = {part: [outcome.parts[part].rules, outcome.parts[part].reasons] for part in outcome.parts}
-    write_whole(place, json.dumps({"parts": kept, "rewritten": outcome.rewritten}))
-    return outcome
+    except CacheError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
 
 
 def _rewrite(found: Definition, block: Block) -> _Outcome:

@@ -11,8 +11,11 @@ from contextlib import suppress
 
 from patchkit.arch.spec import Architecture
 from patchkit.check import cache
+from patchkit.check.children import without_interruptions
 from patchkit.check.releases import Release
 from patchkit.check.static import Finding, examine, examine_named, unexaminable
+from patchkit.check.storage import prepare_cache, warn_once
+from patchkit.errors import CacheError
 
 _WORTH_PROCESSES = 24
 """Pairs of architecture and release from which processes are faster: starting one takes as long as a few pairs."""
@@ -35,12 +38,15 @@ def sweep(
 
     Raises:
         ReleaseError: a file of a release cannot be read.
-        CacheError: the cache cannot be written.
     """
     pairs = [(release, architecture) for release in releases for architecture in architectures]
     if processes is None:
         processes = (os.cpu_count() or 1) if len(pairs) >= _WORTH_PROCESSES else 1
     progress(0, len(pairs))
+    try:
+        prepare_cache()
+    except CacheError as error:
+        warn_once("outcomes", f"the cache is not used, which takes longer: {error}")
     found: dict[int, list[Finding]] = {}
     if processes <= 1:
         for index, (release, architecture) in enumerate(pairs):
@@ -51,7 +57,8 @@ def sweep(
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=context) as pool:
             try:
-                futures = {pool.submit(examine_named, r, a.name): i for i, (r, a) in enumerate(pairs)}
+                with without_interruptions():
+                    futures = {pool.submit(examine_named, r, a.name): i for i, (r, a) in enumerate(pairs)}
                 for future in as_completed(futures):
                     with suppress(BrokenProcessPool):
                         found[futures[future]] = future.result()

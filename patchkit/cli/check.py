@@ -23,6 +23,10 @@ Wheels = Annotated[
     Path | None, typer.Option("--wheels", metavar="DIR", help="Take wheels from this folder, not from pip's index.")
 ]
 
+RequireHashes = Annotated[
+    bool, typer.Option("--require-hashes", help="Take no wheel whose hash no index publishes: an error, exit code 2.")
+]
+
 
 def check(
     arch: Annotated[
@@ -44,6 +48,7 @@ def check(
         bool, typer.Option("--unproven", help="Run no model whose very source the ledger proves already.")
     ] = False,
     wheels: Wheels = None,
+    require_hashes: RequireHashes = False,
     diff: Annotated[
         bool, typer.Option("--diff", help="Show upstream's change and the rewrite of every class.")
     ] = False,
@@ -66,7 +71,8 @@ def check(
     from patchkit.cli.check_table import print_report
 
     records = Records.load()
-    report = run(["*"] if every else arch or [], transformers or ["installed"], records, wheels, static, unproven)
+    chosen, wanted = ["*"] if every else arch or [], transformers or ["installed"]
+    report = run(chosen, wanted, records, wheels, static, unproven, require_hashes)
     if junit:
         from patchkit.check.formats import as_junit
 
@@ -86,7 +92,13 @@ def check(
 
 
 def run(
-    arch: list[str], transformers: list[str], records: Records, wheels: Path | None, static: bool, unproven: bool
+    arch: list[str],
+    transformers: list[str],
+    records: Records,
+    wheels: Path | None,
+    static: bool,
+    unproven: bool,
+    require_hashes: bool = False,
 ) -> CheckReport:
     """Both stages, or the static one alone, with progress on standard error.
 
@@ -98,7 +110,7 @@ def run(
 
     chosen = select(arch)
     with progress_of("fetching releases") as fetched:
-        releases = resolve(transformers, wheels=wheels, progress=fetched)
+        releases = resolve(transformers, wheels=wheels, progress=fetched, require_hashes=require_hashes)
     with progress_of("rewriting") as rewritten:
         report = check_static(releases, chosen, records, rewritten)
     if static:
