@@ -46,7 +46,7 @@ class _Match:
 
     Attributes:
         input: the variable that is its input.
-        calls: the calls of its projections, in upstream's order.
+        calls: the calls of its projections and of its activation, in upstream's order.
         drop: positions of the assignments to temporaries, which are no longer needed.
         gate_first: see :class:`patchkit.rewrite.sites.Site`.
     """
@@ -121,6 +121,8 @@ class _Matcher:
         self.temporaries = Temporaries(method, self.place)
         self.sources: list[ProjectionCall] = []
         """The calls that read the input."""
+        self.activations: list[cst.CSTNode] = []
+        """The call of the activation."""
 
     def match(self) -> _Match:
         """The gated MLP.
@@ -139,6 +141,7 @@ class _Matcher:
             # Of more than two factors, show all.
             more = others and isinstance(others[0].expression, cst.BinaryOperation)
             self._fail(others[0] if others and not more else product)
+        self.activations.append(activated[0].expression)
         before = one_positional(cst.ensure_type(activated[0].expression, cst.Call))
         if before is None:
             self._fail(activated[0])
@@ -204,7 +207,7 @@ class _Matcher:
             why = self._why_not_movable(self.place, name, drop)
             if why is not None:
                 raise _NoMatchError(why)
-        nodes = {self.down.node, *(call.node for call in self.sources)}
+        nodes = {self.down.node, *self.activations, *(call.node for call in self.sources)}
         return _Match(name, tuple(call for call in self.method.calls if call.node in nodes), drop, gate_first)
 
     def _why_not_movable(self, place: Place, name: str, drop: frozenset[int]) -> Reason | None:

@@ -14,7 +14,14 @@ from patchkit.arch.spec import Attention
 from patchkit.rewrite.edits import Plan, in_parentheses_of
 from patchkit.rewrite.method import APPLY_LINEAR, APPLY_O, APPLY_QKV, Method, ProjectionCall
 from patchkit.rewrite.sites import BlockName, Site, Skip
-from patchkit.rewrite.straight_line import Reason, place_of, statements, why_not_movable, why_not_private
+from patchkit.rewrite.straight_line import (
+    Reason,
+    place_of,
+    statements,
+    unpacks_late,
+    why_not_movable,
+    why_not_private,
+)
 
 VALID = (
     (
@@ -35,6 +42,7 @@ INVALID = (
     ("a = self.q_proj(x)\nx = x + 1\nb = self.k_proj(x), self.v_proj(x)", "`x` is bound again in between"),
     ("a = self.q_proj(x), self.k_proj(x)\nb = self.dropout(y)\nc = self.v_proj(x)", "may draw random numbers"),
     ("a = self.q_proj(x), self.k_proj(x), (self.v_proj(x) if y else None)", "is evaluated conditionally"),
+    ("a = f(self.q_proj(x), key=self.k_proj(x), *self.v_proj(x))", "is evaluated after what `*` unpacks behind it"),
     ("a = self.q_proj(x), self.k_proj(x)", "`self.v_proj` is not called"),
 )
 """Bodies in which q/k/v cannot be put together, and part of the reason. The calls are rewritten alone."""
@@ -131,8 +139,10 @@ def _why_not_straight(method: Method, calls: tuple[ProjectionCall, ...], value: 
     for call in calls:
         place = place_of(method, call.node)
         if place is None:
-            text = f"{method.quote(call.node)} is evaluated conditionally, or in the header of a statement"
-            return Reason(text, method.line(call.node))
+            how = "conditionally, or in the header of a statement"
+            if any(unpacks_late(outer) for outer in method.ancestors(call.node)):
+                how = "after what `*` unpacks behind it"
+            return Reason(f"{method.quote(call.node)} is evaluated {how}", method.line(call.node))
         if not indices:
             block = place.block
         if place.block is not block:

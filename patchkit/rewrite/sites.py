@@ -23,8 +23,8 @@ class Site:
         block: the part of the model it belongs to.
         rule: which rule matched.
         line: line of the first call it replaced, 1-based, in the text that was passed in.
-        calls: attribute names of the projections it replaced, in the order in which upstream calls them
-            (the order of dropout draws).
+        calls: attribute names of the modules it replaced, in the order in which upstream calls them (the order of
+            random draws, and of hooks): projections, and for ``gated-mlp`` the activation among them.
         gate_first: for ``gated-mlp`` with a ``gate_up`` projection: whether the first half of its output is the gate.
     """
 
