@@ -221,7 +221,7 @@ class DecoratedMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def test_decorators_are_applied_again():
+def test_decorators_stand_around_the_patched_method():
     mlp = block(tiny_model("llama"), LlamaMLP)
     mlp.__class__ = DecoratedMLP
     x = torch.randn(3, 64, requires_grad=True)
@@ -233,7 +233,7 @@ def test_decorators_are_applied_again():
 def test_a_wrapper_that_is_not_in_the_source_is_refused(monkeypatch):
     monkeypatch.setattr(LlamaMLP, "forward", doubled(LlamaMLP.forward))
     found = patched_class(LlamaMLP, GatedMLP("LlamaMLP"), frozenset({"mlp"}))
-    assert "wrapped by something that does not stand in its source" in found[0].reason
+    assert "wrapper: that is not what the decorators in its source make" in found[0].reason
 
 
 def test_source_that_is_not_what_runs_is_refused(monkeypatch):

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from patchkit.check.source_identity import first_line, source_hash, split_lines
+from patchkit.check.source_identity import first_line, source_hash
 from patchkit.errors import RewriteError
+from patchkit.rewrite.source import split_lines
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Iterator
 
 from patchkit.errors import RewriteError
+from patchkit.rewrite.source import split_lines
 
 _NOT_BEHAVIOUR = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields that follow from the rest (``ctx``), or that Python drops when it compiles."""
@@ -70,12 +70,6 @@ def class_text(module_source: str, node: ast.ClassDef) -> str:
 def first_line(node: ast.ClassDef) -> int:
     """Line of a class's first decorator, or of the class if it has none, 1-based."""
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-
-
-def split_lines(source: str) -> list[str]:
-    """The lines of a text with their ends, as Python's tokenizer counts them."""
-    # newline="" splits where the tokenizer does; str.splitlines would also split at form feeds.
-    return list(io.StringIO(source, newline=""))
 
 
 def _parsed(source: str) -> list[ast.stmt]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from patchkit.arch.spec import Attention, GatedMLP
+from patchkit.errors import RewriteError
 from patchkit.rewrite.edits import Plan
 from patchkit.rewrite.gated_mlp import plan_mlp
 from patchkit.rewrite.method import Method
 from patchkit.rewrite.projections import plan_output, plan_qkv
 from patchkit.rewrite.sites import BlockName, Rewritten, Skip
-from patchkit.rewrite.source import find_method
+from patchkit.rewrite.source import MethodText, find_method
 
 ALL_BLOCKS: frozenset[BlockName] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""
@@ -39,18 +40,14 @@ def rewrite(
         and is left as it is.
 
     Raises:
-        RewriteError: the text does not parse, or has no such class or method.
+        RewriteError: the text does not parse, has no such class or method, or the method is nested too deeply.
     """
     text = find_method(source, block.class_name, method, filename)
-    parsed = Method(text, filename)
     plan = Plan()
-    names: tuple[BlockName, ...] = ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
-    wanted = [name for name in names if name in only]
-    if why := _why_untouchable(parsed):
-        plan.skips.extend(Skip(name, why, text.line) for name in wanted)
-    else:
-        _plan(parsed, block, wanted, plan)
-    new = parsed.text_of(plan.applied_to(parsed.module)) if plan.sites else text.text
+    try:
+        new = _rewritten(text, block, only, plan, filename)
+    except RecursionError as error:
+        raise RewriteError(f"{filename}:{text.line}: the method is nested too deeply") from error
     return Rewritten(
         class_name=block.class_name,
         method=method,
@@ -60,6 +57,20 @@ def rewrite(
         sites=tuple(sorted(plan.sites, key=lambda site: site.line)),
         skips=tuple(plan.skips),
     )
+
+
+def _rewritten(
+    text: MethodText, block: Attention | GatedMLP, only: frozenset[BlockName], plan: Plan, filename: str
+) -> str:
+    """The new text of a method. What was done, and what was not, is noted in ``plan``."""
+    method = Method(text, filename)
+    names: tuple[BlockName, ...] = ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
+    wanted = [name for name in names if name in only]
+    if why := _why_untouchable(method):
+        plan.skips.extend(Skip(name, why, text.line) for name in wanted)
+    else:
+        _plan(method, block, wanted, plan)
+    return method.text_of(plan.applied_to(method.module)) if plan.sites else text.text
 
 
 def _plan(method: Method, block: Attention | GatedMLP, wanted: list[BlockName], plan: Plan) -> None:

@@ -74,7 +74,7 @@ def place_of(method: Method, expression: cst.BaseExpression) -> Place | None:
 
 
 def unpacks_late(call: cst.CSTNode) -> bool:
-    """Whether a node is a call with ``*`` behind a keyword, ``f(a=b(), *c())``: Python evaluates what it unpacks first."""
+    """Whether a node is a call with ``*`` behind a keyword, ``f(a=b(), *c())``: what it unpacks is evaluated first."""
     if not isinstance(call, cst.Call):
         return False
     keywords = [index for index, argument in enumerate(call.args) if argument.keyword]
