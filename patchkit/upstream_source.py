@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CellType, CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 
 class Method(NamedTuple):
@@ -122,6 +122,35 @@ def find_code(module: CodeType | None, qualname: str) -> CodeType | None:
         inner = [const for const in code.co_consts if isinstance(const, CodeType) and const.co_name == part]
         code = inner[-1] if inner else None
     return code
+
+
+def definition_of(function: FunctionType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
+    """Where a function stands in its file, nested or not; None if the file does not say, or not what runs."""
+    source, code = source_of(function), function.__code__
+    module = compiled(source, code.co_filename) if source else None
+    if module is None or not any(found == code for found in inner_codes(module)):
+        return None
+    found = [node for node in ast.walk(parsed(source)) if _is_definition(node) and _is_of(code, node)]
+    return found[0] if len(found) == 1 else None
+
+
+def inner_codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and every one in it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from inner_codes(const)
+
+
+def _is_definition(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda]:
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+
+
+def _is_of(code: CodeType, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
+    if isinstance(node, ast.Lambda):
+        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return node.name == code.co_name and first == code.co_firstlineno
 
 
 def with_code(function: FunctionType, code: CodeType) -> FunctionType:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchkit.upstream_source import Method, alike, compiled, definition, parsed, source_of
+from patchkit.upstream_source import Method, alike, definition, definition_of, inner_codes, parsed
 
 _METADATA = frozenset({"__name__", "__qualname__", "__module__", "__doc__"})
 """What a wrapper may read of the function in it: a rewritten function has the same."""
@@ -99,15 +99,11 @@ def _name(function: FunctionType) -> str:
 
 def _why_not_only_called(function: FunctionType, variable: str) -> str | None:
     """Why a wrapper might tell one function in its closure from another, or None if it only calls it."""
-    source, code = source_of(function), function.__code__
-    module = compiled(source, code.co_filename) if source else None
-    if module is None or not any(found == code for found in _codes(module)):
-        return "has no source that could be read"
-    nodes = [node for node in ast.walk(parsed(source)) if _is_definition_of(code, node)]
-    if len(nodes) != 1:
-        return "is not the only function on its line"
+    written = definition_of(function)
+    if written is None:
+        return "has no source that says what runs"
     # Its own decorators and defaults ran when it was made.
-    body = ast.Module(_body(nodes[0]), [])
+    body = ast.Module(_body(written), [])
     parents = {child: node for node in ast.walk(body) for child in ast.iter_child_nodes(node)}
     for node, parent in parents.items():
         if isinstance(node, (ast.Nonlocal, ast.Global)) and variable in node.names:
@@ -125,23 +121,6 @@ def _why_not_only_called(function: FunctionType, variable: str) -> str | None:
 
 def _body(node: ast.AST) -> list[ast.stmt]:
     return [ast.Expr(node.body)] if isinstance(node, ast.Lambda) else getattr(node, "body", [])
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A code object and every one in it."""
-    yield code
-    for const in code.co_consts:
-        if isinstance(const, CodeType):
-            yield from _codes(const)
-
-
-def _is_definition_of(code: CodeType, node: ast.AST) -> bool:
-    if isinstance(node, ast.Lambda):
-        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return False
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return node.name == code.co_name and first == code.co_firstlineno
 
 
 # ---- which decorator made a wrapper
@@ -198,7 +177,7 @@ def _made_by(decorator: object) -> Iterator[CodeType]:
     while isinstance(decorator, FunctionType):
         for const in decorator.__code__.co_consts:
             if isinstance(const, CodeType):
-                yield from _codes(const)
+                yield from inner_codes(const)
         decorator = getattr(decorator, "__wrapped__", None)  # a decorator may be decorated
 
 

@@ -13,6 +13,7 @@ import libcst as cst
 from patchkit.arch.spec import Attention
 from patchkit.rewrite.edits import Plan, in_parentheses_of
 from patchkit.rewrite.method import APPLY_LINEAR, APPLY_O, APPLY_QKV, Method, ProjectionCall
+from patchkit.rewrite.passed_over import passed_over
 from patchkit.rewrite.sites import BlockName, Site, Skip
 from patchkit.rewrite.straight_line import (
     Reason,
@@ -159,15 +160,17 @@ def _why_not_straight(method: Method, calls: tuple[ProjectionCall, ...], value: 
 def _put_together(method: Method, block: Attention, calls: tuple[ProjectionCall, ...], plan: Plan) -> None:
     names = dict(zip((block.q, block.k, block.v), _free_names(method), strict=True))
     argument = cst.ensure_type(calls[0].argument, cst.Name).value
-    place = place_of(method, calls[0].node)
-    assert place is not None
+    places = [place for call in calls if (place := place_of(method, call.node))]
+    place, last = places[0], places[-1]
+    window = statements(place.block)[place.index : last.index + 1]
+    over = passed_over(method, window, {call.node for call in calls})
     code = f"{', '.join(names.values())} = {method.self_name}.{APPLY_QKV}({argument})"
     line = cst.ensure_type(cst.parse_statement(code), cst.SimpleStatementLine)
     plan.insert[place.statement] = line.body[0]
     for call in calls:
         plan.replace[call.node] = partial(in_parentheses_of, cst.Name(names[call.name]))
     order = tuple(call.name for call in calls)
-    plan.sites.append(Site("qkv", "qkv-together", method.line(calls[0].node), order))
+    plan.sites.append(Site("qkv", "qkv-together", method.line(calls[0].node), order, passed_over=over))
 
 
 def _free_names(method: Method) -> tuple[str, str, str]:
