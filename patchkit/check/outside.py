@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from patchkit.check.source_identity import source_hash
@@ -142,7 +143,7 @@ class _Code:
             self._add_class(value)
         elif isinstance(value, FunctionType):
             self._add_function(value, None)
-        elif not (_is_quiet(value) or isinstance(value, BuiltinFunctionType)):
+        elif not isinstance(value, (BuiltinFunctionType, torch._ops.OpOverloadPacket)):
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise RewriteError(f"`{name}` is called between the projections, and is a {kind}, which cannot be read")
 
