@@ -20,6 +20,7 @@ import torch
 from transformers import LlamaConfig
 
 import patchkit
+from patchkit.adapters.scaled_embedding import is_scaled_embedding
 from patchkit.binding import patch_of
 from patchkit.testing import add_lora
 
@@ -261,3 +262,22 @@ def test_copies_are_made_as_upstreams_are(load):
     assert copy.deepcopy(module).loaded is True
     assert pickle.loads(pickle.dumps(module)).loaded is True
     assert type(pickle.loads(pickle.dumps(module))) is loaded.Block
+
+
+SCALED = """from torch import nn
+
+class Scaled(nn.Embedding):
+    def forward(self, input_ids):
+        {note}
+        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
+"""
+
+
+@pytest.mark.parametrize("note", ['"""Text\nat column 0."""', "# a comment\n# at column 0", "\f", '"""a\x0cb"""'])
+def test_a_scaled_embedding_is_read(note, load):
+    assert is_scaled_embedding(load(SCALED.format(note=note)).Scaled)
+
+
+@pytest.mark.parametrize("note", ["input_ids = input_ids + 1\n# at column 0", "if 1:\n            return None"])
+def test_another_embedding_is_not(note, load):
+    assert not is_scaled_embedding(load(SCALED.format(note=note)).Scaled)

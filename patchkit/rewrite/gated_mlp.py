@@ -45,6 +45,12 @@ INVALID = (
     ("h = self.act_fn(self.gate_proj(x)) * self.up_proj(x)\nreturn self.down_proj(h), h", "is used elsewhere, too"),
     ("g = self.gate_proj(x)\nx = y\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "is bound again"),
     ("g = self.gate_proj(x)\ng *= 2\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "`g *= 2`"),
+    ("return self.act_fn(self.gate_proj(x)) * self.up_proj(x)", "`self.down_proj` is not called"),
+    (
+        "return self.down_proj(self.act_fn(self.gate_proj(x + y)) * self.up_proj(x))",
+        "takes something else than a variable",
+    ),
+    ("g, z = self.gate_proj(x), y\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "also computes `z`"),
 )
 """Bodies that compute something else or cannot be proven not to, and part of the reason."""
 

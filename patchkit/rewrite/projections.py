@@ -45,6 +45,9 @@ INVALID = (
     ("a = self.q_proj(x), self.k_proj(x), (self.v_proj(x) if y else None)", "is evaluated conditionally"),
     ("a = f(self.q_proj(x), key=self.k_proj(x), *self.v_proj(x))", "is evaluated after what `*` unpacks behind it"),
     ("a = self.q_proj(x), self.k_proj(x)", "`self.v_proj` is not called"),
+    ("a = self.q_proj(x), self.k_proj(x), self.v_proj(x), self.v_proj(x)", "`self.v_proj` is called 2 times"),
+    ("a = self.q_proj(x + 1), self.k_proj(x), self.v_proj(x)", "the input of `self.q_proj(x + 1)` is not a variable"),
+    ("a = self.q_proj(x, 1), self.k_proj(x), self.v_proj(x)", "does not take exactly one positional argument"),
 )
 """Bodies in which q/k/v cannot be put together, and part of the reason. The calls are rewritten alone."""
 

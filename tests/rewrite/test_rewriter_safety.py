@@ -403,3 +403,27 @@ def test_two_mlps_of_one_class_must_draw_in_the_same_order() -> None:
 def assert_only_the_first(other: Rewritten) -> None:
     assert [site.rule for site in other.sites] == ["gated-mlp", "call-alone", "call-alone", "call-alone"]
     assert "in another order than the MLP above" in reasons(other)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "def forward():",
+        "def forward(*args):",
+        "def forward(*, x):",
+        "@staticmethod\n    def forward(self, x, y):",
+        "@classmethod\n    def forward(self, x, y):",
+    ],
+)
+def test_a_method_without_an_object_is_left_alone(head: str) -> None:
+    rewritten = rewrite(forward("return self.o_proj(x)", head), Attention("Block"))
+    assert not rewritten.sites
+    assert {skip.block for skip in rewritten.skips} == {"qkv", "o"}
+    assert "no first parameter that stands for the object throughout" in reasons(rewritten)
+
+
+@pytest.mark.parametrize("rebound", ["self = y", "global self", "for self in y: pass", "self: int = y"])
+def test_a_method_that_gives_self_another_value_is_left_alone(rebound: str) -> None:
+    rewritten = rewrite(forward(f"{rebound}\nreturn self.o_proj(x)"), Attention("Block"))
+    assert not rewritten.sites
+    assert "no first parameter that stands for the object throughout" in reasons(rewritten)
