@@ -11,7 +11,8 @@ whose text differs between Python versions: the same source has the same hash on
 ``forward``, hash the class that it inherits it from (:attr:`patchkit.upstream_source.Method.owner`).
 
 **What lies outside.** Functions and classes of the module that ``forward`` calls, and its base classes. The rewritten
-method calls them as upstream does, so a change in them changes both sides alike. What differs between the two sides,
+method calls them as upstream does, so a change in them changes both sides alike; those that projections were
+moved past are another part of the key (:mod:`patchkit.check.outside`). What differs between the two sides,
 the projections and the activation, is read from the live module at each call.
 """
 
