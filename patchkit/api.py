@@ -311,7 +311,7 @@ def _refuse(plan: _Planned, reason: str) -> _Planned:
 
 def _refused(found: Found) -> tuple[Skip, ...] | None:
     """For an unpatched block: what ``apply`` refused it for, if it did."""
-    reason = refusal_of(type(found.module))
+    reason = refusal_of(found.module)
     return _skips(parts_of(found.block), reason) if reason else None
 
 

@@ -210,10 +210,12 @@ def make_apply_mlp(
         inputs: attribute names of the gate and up projections, or of the one that yields both.
         down: attribute name of the down projection.
         activation: attribute name of the activation.
-        order: the names of the projections in the order in which upstream calls them.
+        order: the names of these modules in the order in which upstream calls them.
         gate_first: for one joint projection: whether the first half of its output is the gate.
     """
     calls = tuple(inputs.index(name) for name in order if name in inputs)
+    # An activation may draw, and hooks may watch: it runs between the same calls as upstream.
+    before = sum(name in inputs for name in order[: order.index(activation)])
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
     def apply_mlp(self: Any, x: Tensor) -> Tensor:
@@ -234,16 +236,20 @@ def make_apply_mlp(
                 choice.precision,
                 gate_first=called_gate_first,
             )
-        outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls}
-        gate, up = _gate_and_up(outputs, gate_first)
-        hidden = activation_module(gate) * up
+        outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls[:before]}
+        if len(inputs) == 1:
+            gate, outputs[1] = _halves(outputs[0], gate_first)
+        else:
+            gate = outputs[0]
+        activated = activation_module(gate)
+        outputs |= {i: _call(modules[i], x, choice.readings[i]) for i in calls[before:]}
+        hidden = activated * outputs[1]
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp
 
 
-def _gate_and_up(outputs: dict[int, Tensor], gate_first: bool) -> tuple[Tensor, Tensor]:
-    if len(outputs) == 2:
-        return outputs[0], outputs[1]
-    first, second = outputs[0].chunk(2, dim=-1)
+def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
+    """Gate and up of what one joint projection gives."""
+    first, second = output.chunk(2, dim=-1)
     return (first, second) if gate_first else (second, first)
