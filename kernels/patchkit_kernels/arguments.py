@@ -24,12 +24,12 @@ Structure: TypeAlias = "tuple[tuple[QuantizedWeight | None, tuple[tuple[float, f
 
 
 def flatten(projections: Sequence[Projection]) -> list[Tensor | None]:
-    """Every tensor of every projection: W (None if quantised), b, and A, B, c, m of each adapter."""
+    """Every tensor of every projection: W (None if quantised), b, and A, B, c, g of each adapter."""
     tensors: list[Tensor | None] = []
     for weight, bias, adapters in projections:
         tensors += (weight if isinstance(weight, Tensor) else None, bias)
         for adapter in adapters:
-            tensors += (adapter.lora_a, adapter.lora_b, adapter.bias, adapter.magnitude)
+            tensors += (adapter.lora_a, adapter.lora_b, adapter.bias, adapter.factor)
     return tensors
 
 
@@ -60,7 +60,7 @@ def _projection(
         lora_a, lora_b = next(rest), next(rest)
         assert lora_a is not None  # narrows the types: flatten wrote them
         assert lora_b is not None
-        adapters.append(Adapter(lora_a, lora_b, scaling, next(rest), next(rest), dropout))
+        adapters.append(Adapter(lora_a, lora_b, scaling, next(rest), None, dropout, next(rest)))
     return Projection(weight, bias, tuple(adapters))
 
 

@@ -231,7 +231,7 @@ def kept_shapes(function, projections):
 
 
 def test_what_is_kept_for_backward():
-    """x; a bit for each element and mask; for DoRA the norm and, where the magnitude trains, one tensor like the output."""
+    """x; a bit for each element and mask; for DoRA g and, where m trains, the norm and one tensor like the output."""
     x, single = torch.randn(16, 8, requires_grad=True), Precision(*[torch.float32] * 4)
 
     def shapes(*extras, frozen=False):
@@ -241,9 +241,23 @@ def test_what_is_kept_for_backward():
         return kept_shapes(lambda: lora_linear(x, projection, single), [projection])
 
     whole, bits = ("torch.float32", (16, 8)), ("torch.uint8", (16,))
-    norm, direction = ("torch.float32", (6,)), ("torch.float32", (16, 6))
+    factor = norm = ("torch.float32", (6,))
+    direction = ("torch.float32", (16, 6))
     assert shapes(LORA) == [whole]
     assert shapes(DROPPED, DROPPED) == [whole, bits, bits]
-    assert shapes(DORA) == sorted([whole, norm, direction])
-    assert shapes(DORA, frozen=True) == sorted([whole, norm])
-    assert shapes(DORA_DROPPED) == sorted([whole, bits, norm, direction])
+    assert shapes(DORA) == sorted([whole, factor, norm, direction])
+    assert shapes(DORA, frozen=True) == sorted([whole, factor])
+    assert shapes(DORA_DROPPED) == sorted([whole, bits, factor, norm, direction])
+
+
+@pytest.mark.parametrize("trained", ["A", "B", "b"])
+@pytest.mark.parametrize("x_grad", [False, True])
+def test_what_is_kept_where_little_is_trained(trained, x_grad):
+    """Where dB cannot have t from x and A, which upstream would not keep, t itself; where nothing reads x, not x."""
+    x, single = torch.randn(16, 8, requires_grad=x_grad), Precision(*[torch.float32] * 4)
+    projection = make(8, 6, 2, dtype=torch.float32, bias=True)
+    adapter = projection.adapters[0]
+    for name, tensor in (("A", adapter.lora_a), ("B", adapter.lora_b), ("b", projection.bias)):
+        tensor.requires_grad_(name == trained)
+    wanted = {"A": [(16, 8)], "B": [(16, 2)], "b": []}[trained]
+    assert [shape for _, shape in kept_shapes(lambda: lora_linear(x, projection, single), [projection])] == wanted
