@@ -7,6 +7,7 @@ is asked for, they compute forward again with ordinary operations and let autogr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
@@ -27,13 +28,22 @@ def without_autocast(backward: Backward) -> Backward:
     def run(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if torch.compiler.is_compiling():  # a compiled backward runs without autocast
             return backward(ctx, *grads)
-        device = next((grad.device.type for grad in grads if grad is not None), None)
-        if device is None or not torch.is_autocast_enabled(device):
+        if not _any_autocast():
             return backward(ctx, *grads)
-        with torch.autocast(device, enabled=False):
+        with ExitStack() as stack:
+            for device in {grad.device.type for grad in grads if grad is not None}:
+                stack.enter_context(torch.autocast(device, enabled=False))
             return backward(ctx, *grads)
 
     return run
+
+
+def _some_autocast() -> bool:
+    return True
+
+
+# Asked at every backward; where torch does not say, autocast is switched off although it may be off.
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _some_autocast)
 
 
 def wants_ordinary_operations(grads: Sequence[Tensor | None]) -> bool:
@@ -45,12 +55,15 @@ def wants_ordinary_operations(grads: Sequence[Tensor | None]) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() or any(grad is not None and _is_batched(grad) for grad in grads)
-
-
-def _is_batched(tensor: Tensor) -> bool:
-    # torch.autograd batches by an older implementation than torch.func, whose tensors may be wrapped once more.
-    return _functorch.is_legacy_batchedtensor(tensor) or _functorch.is_functorch_wrapped_tensor(tensor)
+    if torch.is_grad_enabled():
+        return True
+    for grad in grads:
+        # torch.autograd batches by an older implementation than torch.func, whose tensors may be wrapped once more.
+        if grad is not None and (
+            _functorch.is_legacy_batchedtensor(grad) or _functorch.is_functorch_wrapped_tensor(grad)
+        ):
+            return True
+    return False
 
 
 def differentiable_backward(

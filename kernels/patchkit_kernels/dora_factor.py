@@ -17,9 +17,11 @@ from patchkit_kernels.projection import Adapter, Precision, Projection, dense_we
 
 def with_factors(projections: Sequence[Projection], precision: Precision) -> Sequence[Projection]:
     """The projections with the factor of every adapter that has a magnitude."""
-    if not any(a.magnitude is not None for projection in projections for a in projection.adapters):
-        return projections
-    return [_with_factors(projection, precision) for projection in projections]
+    for projection in projections:
+        for adapter in projection.adapters:
+            if adapter.magnitude is not None:
+                return [_with_factors(projection, precision) for projection in projections]
+    return projections
 
 
 def _with_factors(projection: Projection, precision: Precision) -> Projection:
@@ -37,4 +39,5 @@ def _with_factors(projection: Projection, precision: Precision) -> Projection:
 def _factor(adapter: Adapter, weight: Tensor, dtype: torch.dtype) -> Tensor:
     assert adapter.magnitude is not None  # narrows the type; the caller has looked
     norm = dora_weight_norm(weight, adapter.lora_a, adapter.lora_b, adapter.scaling, adapter.bias)
-    return adapter.magnitude.to(dtype) / norm.to(dtype)
+    magnitude = adapter.magnitude
+    return magnitude / norm if magnitude.dtype == norm.dtype == dtype else magnitude.to(dtype) / norm.to(dtype)

@@ -14,10 +14,13 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 
 def with_leading(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows ``[tokens, n]`` of our own with the leading shape of ``like``.
+    """Rows ``[tokens, n]`` of our own with the leading shape of ``like``, as ``F.linear`` gives its result a shape.
 
     Not a view to autograd, as which it could not be modified in place by what follows: nobody else holds the rows.
-    ``F.linear`` does the same.
     """
-    result: Tensor = _unsafe_view(rows, [*like.shape[:-1], rows.shape[-1]])
-    return result
+    shape = (*like.shape[:-1], rows.shape[-1])
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        result: Tensor = _unsafe_view(rows, shape)
+        return result
+    # The same without a graph, at a third of the time: a plain tensor of the same memory.
+    return rows.view(shape).data
