@@ -60,7 +60,7 @@ def _projection(
         lora_a, lora_b = next(rest), next(rest)
         assert lora_a is not None  # narrows the types: flatten wrote them
         assert lora_b is not None
-        adapters.append(Adapter(lora_a, lora_b, scaling, next(rest), None, dropout, next(rest)))
+        adapters.append(Adapter(lora_a, lora_b, scaling, next(rest), next(rest), dropout))
     return Projection(weight, bias, tuple(adapters))
 
 

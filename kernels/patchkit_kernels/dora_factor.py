@@ -16,7 +16,7 @@ from patchkit_kernels.projection import Adapter, Precision, Projection, dense_we
 
 
 def with_factors(projections: Sequence[Projection], precision: Precision) -> Sequence[Projection]:
-    """The projections with the factor of every adapter that has a magnitude."""
+    """The projections with g in the place of every magnitude."""
     for projection in projections:
         for adapter in projection.adapters:
             if adapter.magnitude is not None:
@@ -30,7 +30,7 @@ def _with_factors(projection: Projection, precision: Precision) -> Projection:
     weight = dense_weight(projection)
     dtype = sum_dtype(projection, precision)
     adapters = [
-        adapter if adapter.magnitude is None else adapter._replace(factor=_factor(adapter, weight, dtype))
+        adapter if adapter.magnitude is None else adapter._replace(magnitude=_factor(adapter, weight, dtype))
         for adapter in projection.adapters
     ]
     return projection._replace(adapters=tuple(adapters))

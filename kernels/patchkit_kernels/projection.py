@@ -56,7 +56,6 @@ class Adapter(NamedTuple):
         bias: c, ``[out]``, the bias of B, or None.
         magnitude: m, ``[out]``, of DoRA; None for LoRA.
         dropout: probability with which an element of this adapter's input is dropped in this call; 0 draws nothing.
-        factor: g, ``[out]``, of DoRA. The fused functions make it of the magnitude; nobody else needs to.
     """
 
     lora_a: Tensor
@@ -65,7 +64,11 @@ class Adapter(NamedTuple):
     bias: Tensor | None = None
     magnitude: Tensor | None = None
     dropout: float = 0.0
-    factor: Tensor | None = None
+
+    @property
+    def factor(self) -> Tensor | None:
+        """g, ``[out]``: inside the fused functions ``with_factors`` has put it in the place of the magnitude."""
+        return self.magnitude
 
 
 class Projection(NamedTuple):
@@ -178,7 +181,7 @@ def dropout_scale(adapter: Adapter) -> float:
 def sum_dtype(projection: Projection, precision: Precision) -> torch.dtype:
     """The dtype in which the parts of one projection are added up."""
     wide = torch.promote_types(precision.output, precision.lora)
-    if any(adapter.magnitude is not None or adapter.factor is not None for adapter in projection.adapters):
+    if any(adapter.magnitude is not None for adapter in projection.adapters):
         # PEFT's DoRA adds small corrections to a product that is already rounded. Scaling the sum itself must not
         # round it once more.
         wide = torch.promote_types(wide, torch.float32)

@@ -117,7 +117,7 @@ def _read_adapter(state: dict[str, Any], modules: dict[str, Any], name: str) -> 
         probability = dropped
     bias = parameters_b.get("bias")
     if magnitude is None:
-        return quick(Adapter, (weight_a, weight_b, scaling, bias, None, probability, None))
+        return quick(Adapter, (weight_a, weight_b, scaling, bias, None, probability))
     if type(dropout) is nn.Identity or not state["training"]:
         probability = 0.0  # PEFT asks the layer, not its dropout, whether it trains
     elif not probability:

@@ -82,7 +82,7 @@ class RoundingErrors:
         """
         squares = [_squared_errors(result, summed) for result in results]
         if each_relative:
-            squares = [(1.0, *(error / norm for error in errors)) for norm, *errors in squares if norm > 0.0]
+            squares = [(1.0, ours / n, theirs / n, floor / n) for n, ours, theirs, floor in squares if n > 0.0]
         if not squares:
             return
         norm, upstream, candidate, floor = (sum(column) for column in zip(*squares, strict=True))
