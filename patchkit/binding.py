@@ -18,14 +18,16 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import is_own_forward
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.errors import RevertError, RewriteError
-from patchkit.ownership import foreign_forward, may_hold_old_forward, name_of
+from patchkit.ownership import foreign_forward, may_hold_old_forward, projection_names
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import BlockName, PartName, Rewritten, Site, Skip
 from patchkit.rewrite.source import split_lines
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import Method, compiled, find_code, read_method, with_code
 from patchkit.wrappers import rewrapped
@@ -109,7 +111,7 @@ def _build(
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
-        "forward": forward,
+        "forward": PatchedForward(forward, cls, method.attribute, looked_up(block)),
         **methods,
         **copying(cls),
         PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
@@ -174,6 +176,11 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
                 block.inputs, block.down, block.activation, site.calls, precision, gate_first=site.gate_first
             )
     return methods
+
+
+def looked_up(block: Block) -> tuple[str, ...]:
+    """The attributes that the methods take from a block."""
+    return (*projection_names(block), block.activation) if isinstance(block, GatedMLP) else projection_names(block)
 
 
 def copying(cls: type[nn.Module]) -> Methods:
