@@ -21,6 +21,7 @@ from patchkit.adapters.protocol import Reason
 from patchkit.adapters.readers import READERS, carries_adapter
 from patchkit.binding import PATCH, Patch, copying, original_class, patch_of, replaced_since
 from patchkit.describe import NOT_PATCHED, stand_in
+from patchkit.module_tree import named_modules
 from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.runtime.blocks import NO_ADAPTER
@@ -64,7 +65,7 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
     """
     embeddings = set(_asked_for(model, "get_input_embeddings"))
     heads = set(_asked_for(model, "get_output_embeddings"))
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if type(module) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
             yield Layer(name, module, "embedding")
         elif id(module) in heads and _is_adapted(module):
@@ -138,16 +139,16 @@ def _head_reason(module: nn.Module, precision: AdapterPrecision) -> Reason | Non
 
 def _asked_for(model: nn.Module, method: str) -> Iterator[int]:
     """Identities of what the models inside a model name as their input or output embeddings."""
-    for module in model.modules():
+    for _, module in named_modules(model):
         getter = getattr(type(module), method, None)
         if getter is None:
             continue
         try:
             found = getter(module)
-        except (NotImplementedError, AttributeError):  # a backbone has none, and says so in one way or the other
+        except Exception:  # a backbone has none and says so somehow; what is no model may want arguments, or fail
             continue
-        if isinstance(found, nn.Module):
-            yield id(found)
+        # No isinstance, which would ask the answer for its class: it is only compared with the model's modules.
+        yield id(found)
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -77,6 +77,8 @@ def call_reason(x: object) -> Reason | None:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
     if x.dim() == 0:  # type: ignore[attr-defined]
         return "the input is a scalar"
+    if x.layout is not torch.strided or x.is_nested:  # type: ignore[attr-defined]
+        return "the input is a sparse or nested tensor"
     if (
         module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
@@ -115,6 +117,8 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     kind = type(weight)
     if kind in PLAIN_TENSORS:
         dtype, stored = weight.dtype, False  # type: ignore[union-attr]
+        if weight.layout is not torch.strided:  # type: ignore[union-attr]
+            return "its weight is sparse"
     elif isinstance(weight, Tensor):
         return f"its weight is a {kind.__module__}.{kind.__qualname__}"
     else:
