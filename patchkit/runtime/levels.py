@@ -26,6 +26,8 @@ from patchkit.adapters.readers import casts_input, read_projection
 from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
 
+GLOBAL_HOOK: Reason = "a global module hook is registered"
+
 Level = Literal["fused", "linear", "upstream"]
 
 # Exact types: a subclass (DTensor, a quantised or an offloaded weight) has its own rules for every operation.
@@ -85,7 +87,7 @@ def call_reason(x: object) -> Reason | None:
         or module_hooks._global_backward_hooks
         or module_hooks._global_backward_pre_hooks
     ) and any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in _global_hooks()):
-        return "a global module hook is registered"
+        return GLOBAL_HOOK
     if torch.compiler.is_compiling():
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
