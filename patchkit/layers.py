@@ -10,6 +10,7 @@ Hooks on the layer run as ever (above all the one that gradient checkpointing pu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,8 +25,9 @@ from patchkit.describe import NOT_PATCHED, stand_in
 from patchkit.module_tree import named_modules
 from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
-from patchkit.runtime.blocks import NO_ADAPTER
-from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, call_embedding, choose_embedding
+from patchkit.runtime.blocks import NO_ADAPTER, THEN_CALLED, Watched, is_for_hooks
+from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
+from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, ReadyEmbedding, call_embedding, choose_embedding
 from patchkit.runtime.levels import Ready, adapted, call_reason, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import read_method
@@ -155,6 +157,8 @@ def _is_adapted(module: nn.Module) -> bool:
     return isinstance(module, AuxiliaryTrainingWrapper) or carries_adapter(module)
 
 
+ANOTHER_CALL: Reason = "it is called with other arguments, or its forward was replaced"
+
 _cache: dict[tuple[object, ...], type[nn.Module]] = {}
 
 
@@ -172,7 +176,7 @@ def layer_class(cls: type[nn.Module], part: LayerName, precision: AdapterPrecisi
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
-            "forward": _make_forward(cls, _fused_embedding if part == "embedding" else _fused_head, precision),
+            "forward": _make_forward(cls, *_FUNCTIONS[part], precision),
             **copying(cls),
             PATCH: Patch(cls, None, frozenset({part}), precision, method.attribute, (), ()),
         }
@@ -183,7 +187,8 @@ def layer_class(cls: type[nn.Module], part: LayerName, precision: AdapterPrecisi
 
 def _make_forward(
     cls: type[nn.Module],
-    fused: Callable[[nn.Module, Tensor, AdapterPrecision], Tensor | None],
+    choose: Callable[[nn.Module, Tensor, AdapterPrecision], Any],
+    compute: Callable[[Tensor, Any], Tensor],
     precision: AdapterPrecision,
 ) -> Callable[..., Any]:
     """A ``forward`` that tries a fused function, and runs the class's own where that is not equal, or was replaced."""
@@ -191,17 +196,39 @@ def _make_forward(
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         unknown = args or kwargs or cls.forward is not own
-        result = None if unknown else fused(self, x, precision)
-        return cls.forward(self, x, *args, **kwargs) if result is None else result
+        ready = ANOTHER_CALL if unknown else choose(self, x, precision)
+
+        def run(ready: Any) -> Any:
+            if isinstance(ready, Watched):
+                return watched(partial(run, ANOTHER_CALL), partial(run, ready.then), x.device)
+            return cls.forward(self, x, *args, **kwargs) if isinstance(ready, str) else compute(x, ready)
+
+        return as_in_forward(self, ready, run, _merge) if is_saved_by_hooks() else run(ready)
 
     return forward
 
 
-def _fused_embedding(self: nn.Module, ids: Tensor, precision: AdapterPrecision) -> Tensor | None:
-    ready = choose_embedding(self, ids, precision)
-    return None if isinstance(ready, str) else call_embedding(ready, ids)
+def _merge(then: Any, now: Any) -> Any:
+    """What to make of a layer in a recomputation, see :mod:`patchkit.runtime.checkpointing`."""
+    if then is None or isinstance(then, str):
+        return THEN_CALLED
+    return Watched(then) if is_for_hooks(now) else now
 
 
-def _fused_head(self: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor | None:
+def _choose_head(self: nn.Module, x: Tensor, precision: AdapterPrecision) -> Ready | Reason:
     reading = call_reason(x) or examine(self, input_of(x, precision))
-    return lora_linear(x, *reading) if isinstance(reading, Ready) and adapted(reading) else None
+    return NO_ADAPTER if isinstance(reading, Ready) and not adapted(reading) else reading
+
+
+def _compute_embedding(ids: Tensor, ready: ReadyEmbedding) -> Tensor:
+    return call_embedding(ready, ids)
+
+
+def _compute_head(x: Tensor, ready: Ready) -> Tensor:
+    return lora_linear(x, *ready)
+
+
+_FUNCTIONS: dict[LayerName, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
+    "embedding": (choose_embedding, _compute_embedding),
+    "head": (_choose_head, _compute_head),
+}

@@ -32,8 +32,10 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def children_of(module: nn.Module) -> dict[str, nn.Module]:
     """The submodules of a module by name; none if they do not stand in a dictionary."""
     modules = state_of(module).get("_modules")
-    # An exact copy: whoever reads it may change the model, or another thread does.
-    return {key: child for key, child in modules.copy().items() if child is not None} if _is_dict(modules) else {}
+    if not isinstance(modules, dict):
+        return {}
+    # Of a copy: whoever reads it may change the model, or another thread does.
+    return {key: child for key, child in modules.copy().items() if child is not None}
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
@@ -42,8 +44,4 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         state = object.__getattribute__(module, "__dict__")
     except Exception:  # a property of that name may raise anything
         return {}
-    return state if _is_dict(state) else {}
-
-
-def _is_dict(found: object) -> bool:
-    return isinstance(found, dict)
+    return state if isinstance(state, dict) else {}

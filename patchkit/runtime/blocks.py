@@ -144,7 +144,7 @@ def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
         return lora_linear(x, *reading)
     if isinstance(reading, Watched):
         ready: Ready = reading.then
-        return watched(partial(module, x), lambda: lora_linear(x, *ready), x.device)  # type: ignore[no-any-return]
+        return watched(partial(module, x), lambda: lora_linear(x, *ready), x.device)
     return module(x)  # type: ignore[no-any-return]
 
 
@@ -158,7 +158,7 @@ THEN_CALLED: Reason = "it was called when this was run first"
 _FOR_HOOKS = ("a forward hook is registered on it", "a backward hook is registered on it", GLOBAL_HOOK)
 
 
-def _is_for_hooks(reason: object) -> bool:
+def is_for_hooks(reason: object) -> bool:
     """Whether nothing but a hook speaks against computing this. Hooks change nothing in what upstream saves."""
     return isinstance(reason, str) and reason.endswith(_FOR_HOOKS)
 
@@ -167,7 +167,7 @@ def merge_readings(then: Ready | Reason | None, now: Ready | Reason) -> Ready | 
     """What to make of a projection in a recomputation."""
     if not (isinstance(then, Ready) and adapted(then)):
         return THEN_CALLED
-    return Watched(then) if _is_for_hooks(now) else now
+    return Watched(then) if is_for_hooks(now) else now
 
 
 def merge_choices(then: Choice | None, now: Choice) -> Choice | Watched:
@@ -178,8 +178,8 @@ def merge_choices(then: Choice | None, now: Choice) -> Choice | Watched:
         pairs = zip(then.readings, now.readings, strict=True)
         return Choice(then.level, tuple([merge_readings(*pair) for pair in pairs]))  # type: ignore[misc]
     # Where a projection cannot be read, what is said of the block follows from that.
-    reasons = [reading for reading in now.readings if isinstance(reading, str)] or [now.reason]
-    return Watched(then) if now.precision is None and all(map(_is_for_hooks, reasons)) else now
+    reasons: list[object] = [reading for reading in now.readings if isinstance(reading, str)] or [now.reason]
+    return Watched(then) if now.precision is None and all(map(is_for_hooks, reasons)) else now
 
 
 def replay(
@@ -287,7 +287,8 @@ def make_apply_mlp(
             choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
         all_modules = (*modules, down_module, activation_module)
         if is_saved_by_hooks():
-            return as_in_forward(self, choice, partial(replay, run, x, all_modules, choice), merge_choices)
+            again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
+            return as_in_forward(self, choice, again, merge_choices)
         return run(x, all_modules, choice)
 
     def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:

@@ -172,6 +172,27 @@ def test_every_way_to_checkpoint(way, prepare, when):
     assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("when", ["added", "removed"])
+@pytest.mark.parametrize("name", ["embed_tokens.base_layer", "lm_head.base_layer", "lm_head.lora_B.default"])
+def test_hooks_in_embedding_and_head(name, when):
+    """The whole model is one region."""
+    lora = {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "lora_dropout": 0.3}
+    model = add_lora(tiny_model("llama", tie_word_embeddings=False), **lora).train()
+    reference = copy.deepcopy(model)
+    assert {row.block for row in patchkit.apply(model).at("fused")} >= {"embedding", "head"}
+    results = []
+    for copied in (reference, model):
+        copied.base_model.model.forward = partial(checkpoint, copied.base_model.model.forward, use_reentrant=False)
+        watching = Watching(name, backward=False)
+        if when == "removed":
+            watching.add(copied)
+        between = watching.add if when == "added" else watching.remove
+        results.append((step(copied, tiny_inputs("llama", copied), between), watching.seen))
+    assert results[0][1]
+    assert_close(results[1][0], results[0][0])
+    same_as_seen(results[1][1], results[0][1])
+
+
 def test_a_global_hook():
     seen = []
     results = []
