@@ -25,6 +25,7 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from patchkit.check.processes import isolated
 from patchkit.check.wheels import PACKAGE
 from patchkit.errors import ReleaseError
 
@@ -126,8 +127,9 @@ def _wheels_in(folder: Path) -> list[tuple[Version, Path]]:
 
 def _pip(*arguments: str) -> str:
     """Run pip and return what it prints."""
-    command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", "--retries", "2"]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "ignore", "PIP_NO_COLOR": "1"}
+    options = ("--disable-pip-version-check", "--no-input", "--retries", "2")
+    command = isolated(Path(sys.executable), "pip", *arguments, *options, like_this=True)
+    environment = {**os.environ, "PIP_NO_COLOR": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, check=False
     )
@@ -150,10 +152,13 @@ def _reason(text: str) -> str:
     return reason if len(reason) <= 400 else f"{reason[:397]}..."
 
 
-@lru_cache(maxsize=1)
-def _settings() -> dict[str, str]:
-    """pip's configuration by name: from its files, then for ``pip download``, then from the environment."""
-    ranks = {"global": 0, "download": 1, ":env:": 2}
+def pip_settings(command: str) -> dict[str, str]:
+    """pip's configuration by name: from its files, then for one command of pip, then from the environment.
+
+    Raises:
+        ReleaseError: pip does not work; with its own reason.
+    """
+    ranks = {"global": 0, command: 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
     for line in _pip("config", "list").splitlines():
         key, equals, value = line.partition("=")
@@ -162,6 +167,11 @@ def _settings() -> dict[str, str]:
         if equals and rank is not None and rank >= found.get(name, (0, ""))[0]:
             found[name] = (rank, str(ast.literal_eval(value)))
     return {name: value for name, (_, value) in found.items()}
+
+
+@lru_cache(maxsize=1)
+def _settings() -> dict[str, str]:
+    return pip_settings("download")
 
 
 # ---- the pages of an index

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from patchkit.arch.spec import Architecture
 from patchkit.check import cache
 from patchkit.check.releases import Release
 from patchkit.check.static import Finding, examine, examine_named
+from patchkit.check.workers import WorkerKind, ask_all
+from patchkit.errors import PatchkitError, ReleaseError, WorkerLostError
 
 _WORTH_PROCESSES = 24
 """Pairs of architecture and release from which processes are faster: starting one takes as long as a few pairs."""
+
+_SECONDS = 600.0
+"""For one pair in a process, which takes about one second where nothing is known."""
 
 
 def sweep(
@@ -45,16 +51,34 @@ def sweep(
             found[index] = examine(release, architecture)
             progress(len(found), len(pairs))
     else:
-        # Spawned: a fork would copy the threads that draw progress and fetch wheels.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=context) as pool:
-            try:
-                futures = {pool.submit(examine_named, r, a.name): i for i, (r, a) in enumerate(pairs)}
-                for future in as_completed(futures):
-                    found[futures[future]] = future.result()
-                    progress(len(found), len(pairs))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for index, findings in _in_processes(pairs, processes):
+            found[index] = findings
+            progress(len(found), len(pairs))
     cache.trim(cache.OUTCOMES)
     return [finding for index in range(len(pairs)) for finding in found[index]]
+
+
+def _in_processes(pairs: Sequence[tuple[Release, Architecture]], processes: int) -> Iterator[tuple[int, list[Finding]]]:
+    requests = [pickle.dumps((release, architecture.name)) for release, architecture in pairs]
+    function = f"{__name__}:{answer.__name__}"
+    kind = WorkerKind(Path(sys.executable), function, os.environ, Path.cwd(), _SECONDS, like_this=True)
+    for index, said in ask_all(kind, requests, processes):
+        release, architecture = pairs[index]
+        if isinstance(said, WorkerLostError):
+            raise ReleaseError(f"{architecture.name} in {release.package} {release.version}: {said}") from said
+        found = pickle.loads(said)  # of a worker that runs patchkit alone, and nothing of a release
+        if isinstance(found, PatchkitError):
+            raise found
+        yield index, found
+
+
+def answer(request: bytes) -> bytes:
+    """What a worker is asked: a pickled release and the name of an architecture.
+
+    Returns:
+        The pickled findings, or the error that tells why there are none.
+    """
+    try:
+        return pickle.dumps(examine_named(*pickle.loads(request)))
+    except PatchkitError as error:
+        return pickle.dumps(error)
