@@ -1,4 +1,4 @@
-"""The ledger's key of a live class: its name, and the hash of the source that is really running."""
+"""The ledger's key of a live class: its name, the hash of the source that really runs, and how it is described."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 
+from patchkit.arch.discovery import registered
+from patchkit.arch.registry import foreign_description
 from patchkit.check.ledger import Key
 from patchkit.check.source_identity import class_text, source_hash
 from patchkit.errors import RewriteError
@@ -28,7 +30,9 @@ def key_of(cls: type) -> Key | str:
         digest = hash_of_class(method.source, name)
     except RewriteError as error:
         return str(error)
-    return Key(f"{method.owner.__module__}.{name}", digest, REWRITE_VERSION)
+    entry = registered(cls)
+    description = foreign_description(*entry) if entry else ""
+    return Key(f"{method.owner.__module__}.{name}", digest, REWRITE_VERSION, description)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """The ledger: what is proven is recorded, what is not proven is not trusted.
 
-A proof belongs to one class, the hash of its normalised source, and the version of the rewriter. Two files hold proofs:
+A proof belongs to one class, the hash of its normalised source, the version of the rewriter, and, where a plugin
+describes the class otherwise than patchkit does, the names in that description. Two files hold proofs:
 
 * ``patchkit/check/ledger.jsonl``, which ships with the package: what ``patchkit check`` proved, in full;
 * ``ledger.jsonl`` in the user's cache directory: what ``patchkit.apply`` verified on the spot.
@@ -40,11 +41,14 @@ class Key(NamedTuple):
         class_name: qualified name of the class whose body defines ``forward``.
         source: hash of its source, see :mod:`patchkit.check.source_identity`.
         rewrite: ``REWRITE_VERSION`` of the rewriter.
+        description: empty where the class is described by patchkit's own architecture file; else the names that a
+            plugin gives its projections, see :func:`patchkit.arch.registry.foreign_description`.
     """
 
     class_name: str
     source: str
     rewrite: int
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Proof:
         data = asdict(self)
         key = data.pop("key")
         data = {"class": key[0], "source": key[1], "rewrite": key[2], **data}
+        if key[3]:
+            data["description"] = key[3]
         data["checks"] = {name: float(f"{error:.2g}") for name, error in self.checks.items()}
         return json.dumps(data, sort_keys=True)
 
@@ -88,7 +94,7 @@ class Proof:
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")
         try:
-            key = Key(_text(data["class"]), _text(data["source"]), data["rewrite"])
+            key = Key(_text(data["class"]), _text(data["source"]), data["rewrite"], _text(data.get("description", "")))
             proof = cls(
                 key,
                 data["stage"],
