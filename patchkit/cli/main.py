@@ -14,7 +14,7 @@ from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
 from patchkit.cli.cache import cache
 from patchkit.cli.check import check
-from patchkit.cli.console import error_console
+from patchkit.cli.console import error_console, own_output
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
@@ -32,6 +32,9 @@ class PatchkitGroup(TyperGroup):
             return super().invoke(ctx)
         except PatchkitError as error:
             error_console().print(f"patchkit: error: {error}")
+            raise typer.Exit(2) from error
+        except SystemExit as error:  # of code that was loaded: no command ends so, and none is done by it
+            error_console().print(f"patchkit: error: something ended the command ({error!r}) before it was done")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             error_console().print("patchkit: interrupted; files are as they were")
@@ -76,7 +79,8 @@ app.command()(cache)
 
 def main() -> None:
     """Entry point of the ``patchkit`` script."""
-    app()
+    with own_output():
+        app()
 
 
 if __name__ == "__main__":
