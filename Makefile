@@ -47,7 +47,7 @@ test: $(VENV)/.test
 
 # `make test` runs the same search from one seed and for a minute. A failure prints the seed, the steps and how to run it again.
 attack: $(VENV)/.test
-	@OMP_NUM_THREADS=1 ATTACK_SEED=$${ATTACK_SEED:-$$RANDOM} ATTACK_SHARDS=$${ATTACK_SHARDS:-8} \
+	@OMP_NUM_THREADS=1 ATTACK_SEED=$${ATTACK_SEED:-$$(date +%s)} ATTACK_SHARDS=$${ATTACK_SHARDS:-8} \
 	    ATTACK_EXAMPLES=$${ATTACK_EXAMPLES:-60} $(BIN)/python -m pytest -n $(JOBS) tests/attack $(PYTEST_ARGS)
 
 # Whatever PEFT is not given by a path is fetched: the source distribution of the installed version, which has its tests.

@@ -126,7 +126,7 @@ def replace_projection(model: nn.Module, where: int) -> None:
     names = [name for name in PROJECTIONS if name in layer._modules]
     name = names[where % len(names)]
     old = layer._modules[name]
-    new = nn.Linear(old.in_features, old.out_features, dtype=torch.float64)
+    new = nn.Linear(old.in_features, old.out_features, dtype=old.weight.dtype)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(where)
         for parameter in new.parameters():
@@ -273,7 +273,8 @@ def move_bias(model: nn.Module, where: int) -> None:
     layer = pick(model, [f"{name}.base_layer" for name in PROJECTIONS], where)
     if layer.bias is None:
         generator = torch.Generator().manual_seed(where)
-        layer.bias = nn.Parameter(torch.randn(layer.out_features, generator=generator, dtype=torch.float64))
+        bias = torch.randn(layer.out_features, generator=generator)
+        layer.bias = nn.Parameter(bias.to(layer.weight.dtype))
 
 
 ACTIONS = (

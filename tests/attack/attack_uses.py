@@ -86,8 +86,8 @@ def train_on_embeddings(model: nn.Module, inputs: Mapping[str, Any], between: Be
     """Inputs that need a gradient themselves: soft prompts, adversarial training."""
     ids = inputs["input_ids"]
     width = model.get_input_embeddings().weight.shape[1]
-    embeds = torch.randn(*ids.shape, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    embeds.requires_grad_()
+    embeds = torch.randn(*ids.shape, width, generator=torch.Generator().manual_seed(2))
+    embeds = embeds.to(model.get_input_embeddings().weight.dtype).requires_grad_()
     given = {key: value for key, value in inputs.items() if key != "input_ids"} | {"inputs_embeds": embeds}
     outputs = _forward(model, given, between)
     outputs.loss.backward()
