@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tools.mutants.equivalent import Equivalent, Equivalents, read_equivalents
-from tools.mutants.finding import mutants_of
+from tools.mutants.finding import is_fault, mutants_of
+from tools.mutants.known import KnownFaultError, known_mutants
 from tools.mutants.mirror import read_mirror
 from tools.mutants.sample import sample
 
@@ -103,6 +104,25 @@ def test_every_equivalent_still_exists():
     found = [mutant for file in files for mutant in mutants_of(file, (ROOT / file).read_text("utf-8"))]
     assert equivalents.stale(found) == []
     assert all(len(entry.argument) > 20 for entry in equivalents.entries)
+
+
+def test_every_known_fault_can_still_be_made():
+    for mutant in known_mutants(ROOT):
+        assert is_fault(mutant, (ROOT / mutant.file).read_text("utf-8")), mutant.function
+        assert read_mirror(ROOT).tests(mutant.file)
+
+
+def test_a_known_fault_whose_code_is_gone_is_an_error(tmp_path: Path):
+    (tmp_path / "a.py").write_text("x = 1\ny = 2\nz = 2\n")
+    entry = '[[fault]]\nname = "n"\neffect = "e"\nfile = "a.py"\nafter = "4"\nbefore = '
+    listed = tmp_path / "known.toml"
+    listed.write_text(entry + '"1"\n')
+    (mutant,) = known_mutants(tmp_path, listed)
+    assert (mutant.line, mutant.column, mutant.function, mutant.make()) == (1, 4, "n", "x = 4\ny = 2\nz = 2\n")
+    for before in ('"3"', '"2"'):
+        listed.write_text(entry + before + "\n")
+        with pytest.raises(KnownFaultError, match="for the fault 'n': e"):
+            known_mutants(tmp_path, listed)
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [

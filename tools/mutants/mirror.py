@@ -71,6 +71,10 @@ class Mirror:
             raise MirrorError(f"no test mirrors {source}; say in {DECLARED.name} which do")
         return found
 
+    def text(self, source: str) -> str:
+        """What a source file holds."""
+        return (self.root / source).read_text("utf-8")
+
     def _found(self, patterns: list[str] | tuple[str, ...]) -> list[str]:
         files = (file for pattern in patterns for file in sorted(self.root.glob(pattern)))
         return list(dict.fromkeys(file.relative_to(self.root).as_posix() for file in files))
