@@ -41,12 +41,13 @@ class Bench:
 
     Args:
         mirror: the declaration.
-        files: the files of the tree.
+        tree: what is copied.
+        files: the files of it.
         folder: a folder for this bench alone.
     """
 
-    def __init__(self, mirror: Mirror, files: Sequence[str], folder: Path) -> None:
-        self._mirror, self._files, self._folder = mirror, files, folder
+    def __init__(self, mirror: Mirror, tree: Path, files: Sequence[str], folder: Path) -> None:
+        self._mirror, self._tree, self._files, self._folder = mirror, tree, files, folder
         folder.mkdir(parents=True, exist_ok=True)
         self._errors = open(folder / "server.log", "wb")  # noqa: SIM115, held as long as the server
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
@@ -75,7 +76,7 @@ class Bench:
             fault: a file and what it holds in the copy, if something else than in the tree.
         """
         tree, log = self._folder / "tree", self._folder / "log.txt"
-        copy_tree(self._mirror.root, self._files, tree)
+        copy_tree(self._tree, self._files, tree)
         if fault is not None:
             (tree / fault[0]).write_text(fault[1], "utf-8")
         pairs = [(str(_at(self._mirror.root, root)), str(_at(tree, root))) for root in self._mirror.roots]

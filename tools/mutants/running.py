@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tools.mutants.bench import Bench
-from tools.mutants.copies import files_of, state_of
+from tools.mutants.copies import copy_tree, files_of, state_of
 from tools.mutants.mirror import Mirror
 from tools.mutants.mutant import Mutant
 from tools.mutants.results import Baseline, Result, Store, Verdict
@@ -57,7 +57,9 @@ class Runner:
     def __init__(self, mirror: Mirror, store: Store, folder: Path, jobs: int, say: Callable[[str], None]) -> None:
         self._mirror, self._store, self._jobs, self._say = mirror, store, jobs, say
         self._files = files_of(mirror.root)
-        self._folder = folder
+        # As it is now: what is edited while this runs counts the next time.
+        self._tree, self._folder = folder / "tree", folder
+        copy_tree(mirror.root, self._files, self._tree)
         self._benches: queue.Queue[Bench] = queue.Queue()
 
     def run(self, mutants: Sequence[Mutant]) -> dict[str, Result]:
@@ -66,7 +68,7 @@ class Runner:
         Raises:
             FailsUnmutatedError: see there.
         """
-        benches = [Bench(self._mirror, self._files, self._folder / f"job{n}") for n in range(self._jobs)]
+        benches = [Bench(self._mirror, self._tree, self._files, self._folder / f"job{n}") for n in range(self._jobs)]
         for bench in benches:
             self._benches.put(bench)
         try:
@@ -97,11 +99,11 @@ class Runner:
         chosen = set(tests)
         folders = {str(PurePosixPath(test).parent) for test in chosen} | {"tests"}
         helpers = {file for file in self._files if str(PurePosixPath(file).parent) in folders and not _is_test(file)}
-        return state_of(self._mirror.root, chosen | helpers)
+        return state_of(self._tree, chosen | helpers)
 
     def _time(self, test: str) -> float:
         """Seconds that a test file takes where there is no fault."""
-        state = state_of(self._mirror.root, [file for file in self._files if file == test or not _is_test(file)])
+        state = state_of(self._tree, [file for file in self._files if file == test or not _is_test(file)])
         known = self._store.baseline(test, state)
         if known is not None:
             return known.seconds
