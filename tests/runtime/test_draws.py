@@ -54,7 +54,8 @@ def peft_layer(lora, *, adapters=1, dora=False):
 def loralib_layer(lora):
     layer = loralib.Linear(4, 6, 2, lora_dropout=0.3, bias=False)
     layer.lora_A.data, layer.lora_B.data = layer.lora_A.data.to(lora), layer.lora_B.data.to(lora)
-    return layer.train()
+    layer.train()  # loralib's returns nothing
+    return layer
 
 
 def torchtune_layer(lora):
@@ -76,7 +77,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def base_of(layer):
-    return getattr(layer, "base_layer", None) or layer
+    return layer.base_layer if hasattr(layer, "base_layer") else layer
 
 
 @pytest.mark.parametrize("library", LAYERS)
