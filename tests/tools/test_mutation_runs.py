@@ -98,6 +98,7 @@ def mutant(operator: str, after: str, text: str = SOURCE) -> Mutant:
 
 def test_killed_survived_and_timed_out(run, tree, monkeypatch):
     monkeypatch.setattr("tools.mutants.running.START_SECONDS", 5.0)
+    monkeypatch.setattr("tools.mutants.running.PATIENCE", 5.0)
     killed, survived = mutant("boundary", "x <= high"), mutant("boundary", "x >= 3")
     endless = mutant("drop update", "pass")
     before = {name: (tree / name).read_bytes() for name in files_of(tree)}
@@ -153,7 +154,16 @@ def test_a_mutant_that_cannot_be_imported_is_loud(run, tree):
 
 def test_tests_that_fail_without_a_fault_prove_nothing(run, tree):
     (tree / "tests" / "test_thing.py").write_text("def test_thing(): assert False\n")
-    with pytest.raises(FailsUnmutatedError, match=r"tests/test_thing\.py fails without a fault"):
+    with pytest.raises(FailsUnmutatedError, match=r"tests/test_thing\.py::test_thing fails without a fault"):
+        run(mutant("boundary", "x >= 3"))
+
+
+def test_tests_that_fail_only_when_nothing_is_wrong_are_known_by_their_name(run, tree):
+    """One kill by a test that is red anyway is no kill, whatever its id looks like."""
+    (tree / "tests" / "test_thing.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('x', [1], ids=['a - b c'])\ndef test_thing(x): assert False\n"
+    )
+    with pytest.raises(FailsUnmutatedError, match=r"tests/test_thing\.py::test_thing fails without a fault"):
         run(mutant("boundary", "x >= 3"))
 
 

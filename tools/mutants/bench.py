@@ -105,7 +105,7 @@ def _judge(answer: Answer, output: str) -> Outcome:
         return Outcome(None, "", False, answer.seconds)
     if answer.code in (0, NO_TESTS):
         return Outcome(True, "", False, answer.seconds)
-    named = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    named = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
     lines = output.strip().splitlines()
     by = named.group(1) if named else (lines[-1] if lines else f"exit status {answer.code}")
     return Outcome(False, by, answer.code != 1 or "ERROR collecting" in output, answer.seconds)

@@ -35,11 +35,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Baseline:
-    """How long a test file takes where there is no fault.
+    """How long tests take where there is no fault, and that they pass there.
 
     Attributes:
-        test: the file.
-        state: hash of the tree without the other test files.
+        test: the file, or one test of it.
+        state: hash of the file, of its helpers and of all sources.
         seconds: how long it took.
     """
 
@@ -81,6 +81,10 @@ class Store:
     def baseline(self, test: str, state: str) -> Baseline | None:
         """The time of a test file in this state of the tree."""
         return self._baselines.get((test, state))
+
+    def last_seconds(self, test: str) -> float | None:
+        """The time of a test file in whatever state of the tree it ran last."""
+        return next((known.seconds for known in reversed(self._baselines.values()) if known.test == test), None)
 
     def add(self, entry: Result | Baseline) -> None:
         """Write one down, at once."""
