@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 PEFT_ARGS ?=
 MUTANTS_ARGS ?=
+SETTINGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
@@ -21,12 +22,13 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peft mutants lint matrix counts clean
+.PHONY: help demo test test-cpu-settings test-peft mutants lint matrix counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test       run the tests"
-	@echo "make lint       ruff and mypy"
+	@echo "make test-cpu-settings  the numeric tests under each setting of a CPU's kernels; SETTINGS=--help says which"
+	@echo "make lint       ruff, mypy, and zizmor for the workflows"
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
 	@echo "make mutants    put silent faults into the source, one at a time, and count those that the tests find"
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
@@ -47,6 +49,10 @@ demo: $(VENV)/.demo $(VENV)/.weights
 test: $(VENV)/.test
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
+# Which kernels run depends on the CPU; these settings choose, so that one machine stands for several.
+test-cpu-settings: $(VENV)/.test
+	@$(BIN)/python tests/cpu_settings.py $(SETTINGS)
+
 # Whatever PEFT is not given by a path is fetched: the source distribution of the installed version, which has its tests.
 PEFT ?= $(VENV)/peft
 test-peft: $(VENV)/.peft-suite $(if $(filter $(VENV)/peft,$(PEFT)),$(VENV)/.peft-source)
@@ -61,6 +67,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --quiet --offline --persona=pedantic --min-severity=low .github/workflows
 
 matrix: $(VENV)/.test
 	@$(BIN)/python -m patchkit.cli.main matrix
@@ -110,6 +117,6 @@ $(VENV)/.peft-source: $(VENV)/.peft-suite
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	@echo "installing ruff and mypy"
+	@echo "installing ruff, mypy and zizmor"
 	@EXTRAS=demo,test,dev; $(install)
 	@touch $@

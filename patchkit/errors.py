@@ -60,5 +60,9 @@ class WheelError(PatchkitError, ValueError):
     """A wheel is damaged, is not the one that the index describes, or holds something that is not safe to unpack."""
 
 
+class ProposalError(PatchkitError, ValueError):
+    """What another run found is not what patchkit would have written, so none of it is taken."""
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

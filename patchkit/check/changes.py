@@ -70,4 +70,5 @@ def _path(found: Definition | str, module: str) -> str:
 
 
 def _diff(old: str, new: str, old_name: str, new_name: str) -> Iterator[str]:
-    return difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
+    before, after = ([line.rstrip("\r\n") for line in split_lines(text)] for text in (old, new))
+    return difflib.unified_diff(before, after, old_name, new_name, lineterm="")

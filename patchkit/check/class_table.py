@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from patchkit.check.source_identity import first_line, source_hash, split_lines
-from patchkit.errors import RewriteError
+from patchkit.rewrite.source import failures_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ClassEntry:
 
     Attributes:
         name: with the names of the classes around it: ``Outer.Inner``.
-        bases: its bases as they are written, such as ``nn.Module``.
+        bases: its bases as they are written, such as ``nn.Module``, each once; empty for one that is no name.
         line: of its first line, decorators included, 1-based.
         text: its lines.
         has_forward: whether its body defines ``forward``.
@@ -33,7 +33,11 @@ class ClassEntry:
 
     @property
     def source(self) -> str:
-        """Hash of its source, see :mod:`patchkit.check.source_identity`."""
+        """Hash of its source, see :mod:`patchkit.check.source_identity`.
+
+        Raises:
+            RewriteError: the class is nested too deeply.
+        """
         return source_hash(self.text)
 
 
@@ -55,9 +59,10 @@ class ClassTable:
         """The classes of this module that inherit from this one, at any distance, and define ``forward`` anew."""
         found = {name}
         for entry in self.classes.values():  # in the order of the text: a base stands above its heirs
-            if found.intersection(entry.bases):
+            if not found.isdisjoint(entry.bases):
                 found.add(entry.name)
-        return [heir for heir in self.classes if heir in found - {name} and self.classes[heir].has_forward]
+        found.remove(name)
+        return [entry.name for entry in self.classes.values() if entry.name in found and entry.has_forward]
 
 
 @lru_cache(maxsize=64)
@@ -69,16 +74,16 @@ def class_table(source: str, filename: str) -> ClassTable:
         filename: what to call it in an error message.
 
     Raises:
-        RewriteError: the text does not parse.
+        RewriteError: the text does not parse, or is nested too deeply.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # upstream's invalid escapes are not the user's business
-            body = ast.parse(source).body
-    except SyntaxError as error:
-        raise RewriteError(f"{filename}:{error.lineno or 1}: the source does not parse: {error.msg}") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise RewriteError(f"{filename}:1: the source does not parse: {error}") from error
+    with failures_of(filename, "the source does not parse"):
+        return _table(source)
+
+
+def _table(source: str) -> ClassTable:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream's invalid escapes are not the user's business
+        body = ast.parse(source).body
     imports = {}
     for node in body:
         if isinstance(node, ast.ImportFrom):
@@ -97,9 +102,18 @@ def _classes(lines: list[str], body: list[ast.stmt], prefix: str) -> Iterator[Cl
             name = f"{prefix}{node.name}"
             line = first_line(node)
             forward = any(isinstance(item, ast.FunctionDef) and item.name == "forward" for item in node.body)
-            bases = tuple(ast.unparse(base) for base in node.bases)
+            bases = tuple(dict.fromkeys(_named(base) for base in node.bases))
             yield ClassEntry(name, bases, line, "".join(lines[line - 1 : node.end_lineno]), forward)
             yield from _classes(lines, node.body, f"{name}.")
         elif isinstance(node, (ast.If, ast.Try, ast.With)):
             for part in ("body", "orelse", "finalbody"):
                 yield from _classes(lines, getattr(node, part, []), prefix)
+
+
+def _named(base: ast.expr) -> str:
+    """A base as it is written, if that is a name with dots; nothing else is ever looked for."""
+    parts = []
+    while isinstance(base, ast.Attribute):
+        parts.append(base.attr)
+        base = base.value
+    return ".".join([base.id, *reversed(parts)]) if isinstance(base, ast.Name) else ""

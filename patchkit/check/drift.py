@@ -20,14 +20,20 @@ from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP
 from patchkit.check.class_table import class_table
 from patchkit.check.records import Record
 from patchkit.check.releases import Release, module_path
+from patchkit.check.source_identity import split_lines
 from patchkit.check.static import Definition, Finding, definition_of_forward
 from patchkit.errors import RewriteError
+from patchkit.escaping import is_name, string_literal
 from patchkit.rewrite.sites import BlockName, Rule
+from patchkit.rewrite.source import failures_of
 
 _NEAR = 4
 """How many names are tried in place of one that is gone."""
 
 _MOST_TRIALS = 80
+
+_MOST_NAMES, _LONGEST_NAME = 200, 80
+"""How many names of a class are compared, and by how many letters: to compare takes time that grows with both."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def diagnose(
     definition = definition_of_forward(release, architecture.module, finding.class_name)
     if isinstance(definition, Definition):
         line = _line_of(definition, block, part) or finding.line
-        lines = definition.text.splitlines()
+        lines = split_lines(definition.text)
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
     expected = "a block that a rule knows"
     wanted: tuple[Rule, ...] = _WHOLE[part]
@@ -101,7 +107,11 @@ def diagnose(
     found = "; ".join(outcome.reasons) or _said(outcome.rules)
     if outcome.absent and isinstance(definition, Definition):
         found += f" (it calls {', '.join(_called(definition.entry.text)) or 'nothing of its own'})"
-    edit = _find_edit(release, architecture, block, finding, part, wanted)
+    try:
+        with failures_of(finding.path, "no edit can be looked for"):
+            edit = _find_edit(release, architecture, block, finding, part, wanted)
+    except RewriteError:
+        edit = None
     return Diagnosis(finding.path, line, finding.class_name, part, expected, found, text, edit)
 
 
@@ -174,12 +184,13 @@ def _renamed_classes(release: Release, architecture: Architecture, block: Block)
     With its usual names first, then with the attributes that its ``forward`` calls.
     """
     own = architecture.module
-    modules = {own: release.read(module_path(own)) or ""}
+    modules = {own: _text(release, module_path(own))}
     declaration = re.compile(rf"^class {re.escape(block.class_name)}\b", re.MULTILINE)
     for path in release.model_files():
-        text = release.read(path) or ""
-        if declaration.search(text):
-            modules.setdefault(path.removesuffix(".py").replace("/", "."), text)
+        text = _text(release, path)
+        module = path.removesuffix(".py").replace("/", ".")
+        if declaration.search(text) and is_name(module) and module_path(module) == path:
+            modules.setdefault(module, text)
     for module, text in sorted(modules.items(), key=lambda item: (item[0] != own, -_likeness(item[0], own))):
         try:
             table = class_table(text, module_path(module))
@@ -188,6 +199,14 @@ def _renamed_classes(release: Release, architecture: Architecture, block: Block)
         names = [name for name in table.classes if module == own or name == block.class_name]
         for name in sorted(names, key=lambda name: -_likeness(name, block.class_name)):
             yield module, replace(block, class_name=name)
+
+
+def _text(release: Release, path: str) -> str:
+    """Text of a file in which a class is looked for; empty if there is none."""
+    try:
+        return release.read(path) or ""
+    except RewriteError:
+        return ""
 
 
 def _renamed_attributes(definition: Definition, block: Block) -> Iterator[Block]:
@@ -228,15 +247,20 @@ def _roles(block: Block) -> tuple[str, ...]:
 
 def _called(class_source: str) -> list[str]:
     """Attributes of self that a class's methods call, in the order of the text; those of ``forward`` are among them."""
-    tree = ast.parse(f"if 1:\n{class_source}" if class_source[:1].isspace() else class_source)
+    try:
+        with failures_of("", "the class does not parse"):
+            tree = ast.parse(f"if 1:\n{class_source}" if class_source[:1].isspace() else class_source)
+    except RewriteError:
+        return []
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     names = (func for func in calls if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name))
-    return list(dict.fromkeys(func.attr for func in names if func.value.id == "self"))  # type: ignore[attr-defined]
+    called = dict.fromkeys(func.attr for func in names if func.value.id == "self")  # type: ignore[attr-defined]
+    return list(called)[:_MOST_NAMES]
 
 
 def _likeness(name: str, old: str) -> float:
     """How near two names are: 1 for the same. The first letter counts double: q of q_proj is q of query."""
-    ratio = difflib.SequenceMatcher(None, name.lower(), old.lower(), autojunk=False).ratio()
+    ratio = difflib.SequenceMatcher(None, name.lower()[:_LONGEST_NAME], old.lower(), autojunk=False).ratio()
     return ratio + (0.5 if name[:1].lower() == old[:1].lower() else 0.0)
 
 
@@ -248,17 +272,17 @@ def _edit(architecture: Architecture, block: Block, module: str, candidate: Bloc
     before, after = described(block), described(candidate)
     changes = {before: after} if before != after else {}
     if module != architecture.module:
-        changes[f'module="{architecture.module}"'] = f'module="{module}"'
+        changes[f"module={string_literal(architecture.module)}"] = f"module={string_literal(module)}"
     return Edit("\n".join(changes), "\n".join(changes.values()), _file_diff(architecture, block, candidate, module))
 
 
 def described(block: Block) -> str:
     """A block as an architecture file writes it: only what is not the default."""
-    words = [f'"{block.class_name}"']
+    words = [string_literal(block.class_name)]
     for field in fields(block):
         value = getattr(block, field.name)
         if field.name != "class_name" and value != field.default:
-            words.append(f'{field.name}="{value}"')
+            words.append(f"{field.name}={string_literal(value)}")
     return f"{type(block).__name__}({', '.join(words)})"
 
 
@@ -273,7 +297,7 @@ def _file_diff(architecture: Architecture, block: Block, candidate: Block, modul
         if segment and _is_block(segment, block):
             new = new.replace(segment, described(candidate))
     if module != architecture.module:
-        new = new.replace(f'"{architecture.module}"', f'"{module}"')
+        new = new.replace(string_literal(architecture.module), string_literal(module))
     name = f"patchkit/arch/{file.name}"
     lines = difflib.unified_diff(text.splitlines(), new.splitlines(), f"a/{name}", f"b/{name}", n=1, lineterm="")
     return "\n".join(lines)

@@ -29,8 +29,8 @@ from packaging.version import InvalidVersion, Version
 
 import patchkit
 from patchkit.check.numeric import ArchitectureOutcome
-from patchkit.check.storage import cache_directory, locked
-from patchkit.errors import ReleaseEnvironmentError
+from patchkit.check.storage import cache_directory, locked, read_ours
+from patchkit.errors import CacheError, ReleaseEnvironmentError
 
 LIMIT = 30
 """How many environments are kept; that used longest ago goes first. One is 100 to 250 MB."""
@@ -175,8 +175,10 @@ def _below() -> list[str]:
 def _read(place: Path) -> Environment | None:
     """The environment in a folder, if it is a whole one."""
     try:
-        versions: dict[str, str] = json.loads((place / _ABOUT).read_text(encoding="utf-8"))["versions"]
+        versions: dict[str, str] = json.loads(read_ours(place / _ABOUT))["versions"]
         os.utime(place / _ABOUT)
+    except CacheError:  # somebody else may have put it there, and it would be run
+        raise
     except (OSError, ValueError, KeyError):
         return None
     return Environment(_python(place), versions, place)

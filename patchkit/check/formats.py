@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from xml.etree import ElementTree
 from patchkit.arch.registry import find
 from patchkit.check.drift import Diagnosis, architecture_file
 from patchkit.check.report import CheckReport, Entry, NumericEntry
+from patchkit.escaping import indented, json_text, one_line, workflow_command, xml_text
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.version import __version__
 
@@ -25,18 +25,18 @@ def summary(entry: Entry) -> str:
 def explanation(diagnosis: Diagnosis) -> Iterator[str]:
     """What a person needs to know of a part that failed, in lines."""
     place = f"{diagnosis.path}:{diagnosis.line}" if diagnosis.line else diagnosis.path
-    yield f"{place}: class {diagnosis.class_name}, {diagnosis.part}"
-    yield f"  expected: {diagnosis.expected}"
-    yield f"  found: {diagnosis.found}"
+    yield one_line(f"{place}: class {diagnosis.class_name}, {diagnosis.part}")
+    yield one_line(f"  expected: {diagnosis.expected}")
+    yield one_line(f"  found: {diagnosis.found}")
     if diagnosis.text:
-        yield f"    {diagnosis.line} | {diagnosis.text}"
+        yield one_line(f"    {diagnosis.line} | {diagnosis.text}")
     if diagnosis.edit is None:
         yield "  no other name in the architecture file repairs it: the code itself has changed"
         return
     yield "  this edit of the architecture file repairs it:"
     edit = diagnosis.edit
     lines = edit.diff.splitlines() or [f"- {edit.before}", f"+ {edit.after}"]
-    yield from (f"    {line}" for line in lines)
+    yield from (one_line(f"    {line}") for line in lines)
 
 
 def as_json(report: CheckReport) -> str:
@@ -55,7 +55,7 @@ def as_json(report: CheckReport) -> str:
             for entry in report.numeric
         ],
     }
-    return json.dumps(data, indent=1, sort_keys=True)
+    return json_text(data)
 
 
 def _json_entry(entry: Entry) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def numeric_faults(entry: NumericEntry) -> Iterator[str]:
     outcome = entry.outcome
     for block in outcome.blocks:
         if block.status != "passed":
-            yield f"{block.class_name} in {block.model}: {block.status}: {block.reason}"
+            yield indented(f"{block.class_name} in {block.model}: {block.status}: {block.reason}")
     for name, reason in {**(outcome.unpatched or {}), **(outcome.problems or {})}.items():
-        yield f"{name}: {reason}"
+        yield indented(f"{name}: {reason}")
 
 
 def as_junit(report: CheckReport) -> str:
@@ -108,6 +108,9 @@ def as_junit(report: CheckReport) -> str:
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(len(suite.findall("*/failure"))))
         suite.set("skipped", str(len(suite.findall("*/skipped"))))
+    for element in root.iter():
+        element.attrib.update({name: xml_text(value) for name, value in element.attrib.items()})
+        element.text = xml_text(element.text or "")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -155,13 +158,6 @@ def as_github(report: CheckReport) -> Iterator[str]:
 
 
 def _command(kind: str, architecture: str, title: str, text: str) -> str:
-    options = [f"title={_escaped(title, option=True)}"]
-    if file := architecture_file(find(architecture)):  # a plugin's file is elsewhere
-        options.insert(0, f"file=patchkit/arch/{_escaped(file.name, option=True)}")
-    return f"::{kind} {','.join(options)}::{_escaped(text)}"
-
-
-def _escaped(text: str, *, option: bool = False) -> str:
-    """As workflow commands want it: https://github.com/actions/toolkit, ``escapeData`` and ``escapeProperty``."""
-    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return text.replace(":", "%3A").replace(",", "%2C") if option else text
+    file = architecture_file(find(architecture))  # a plugin's file is elsewhere
+    place = {"file": f"patchkit/arch/{file.name}"} if file else {}
+    return workflow_command(kind, text, **place, title=title)

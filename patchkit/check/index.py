@@ -7,30 +7,28 @@ the index (PEP 503 or 691) is read once more for the hash, which pip checks but 
 from __future__ import annotations
 
 import ast
-import base64
-import json
 import os
 import re
-import ssl
-import subprocess
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from functools import lru_cache
-from html.parser import HTMLParser
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from patchkit.check.wheels import PACKAGE
+from patchkit.check.addresses import without_credentials
+from patchkit.check.children import ChildError, run_child
+from patchkit.check.index_page import PageError, hashes_on
+from patchkit.check.wheels import MAX_WHEEL, PACKAGE
 from patchkit.errors import ReleaseError
 
-_PAGE_FORMATS = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-_PAGE_LIMIT = 64 * 2**20
-_SECONDS = 30
+_LIST_SECONDS = 120.0
+_DOWNLOAD_SECONDS = 600.0
+"""How long pip may take to list the releases, or to fetch a wheel of 13 MB, whatever the index does."""
+
+_MEMORY = 4 * 2**30
+_TRUE = {"y", "yes", "t", "true", "on", "1"}  # as in pip
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,18 @@ def list_versions(wheels: Path | None = None) -> list[Version]:
         ReleaseError: pip finds none, or does not work; with pip's own reason.
     """
     if wheels is not None:
-        return sorted({version for version, _ in _wheels_in(wheels) if not version.is_prerelease})
-    output = _pip("index", "versions", PACKAGE, "--ignore-requires-python")
+        versions = {version for version, _ in _wheels_in(wheels) if not version.is_prerelease}
+        if not versions:
+            raise ReleaseError(f"{wheels} has pre-releases of {PACKAGE} only; name one")
+        return sorted(versions)
+    output = _pip("index", "versions", PACKAGE, "--ignore-requires-python", seconds=_LIST_SECONDS)
     listed = re.search(r"^Available versions: (.*)$", output, re.MULTILINE)
-    if listed is None:
-        raise ReleaseError(f"pip lists no releases of {PACKAGE}; it said: {output.strip()[:200]!r}")
-    return sorted(Version(text) for text in listed[1].split(", "))
+    try:
+        if listed is not None:
+            return sorted(map(Version, listed[1].split(", ")))
+    except InvalidVersion:
+        pass
+    raise ReleaseError(f"pip lists no releases of {PACKAGE}; it said: {without_credentials(output.strip()[:200])!r}")
 
 
 def download_wheel(version: str, folder: Path, wheels: Path | None = None) -> Path:
@@ -81,7 +85,8 @@ def download_wheel(version: str, folder: Path, wheels: Path | None = None) -> Pa
                 return path
         raise ReleaseError(f"{wheels} has no wheel of {PACKAGE} {version}")
     arguments = ("--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--progress-bar", "off")
-    _pip("download", *arguments, "--dest", str(folder), f"{PACKAGE}=={version}")
+    place = ("--dest", str(folder))
+    _pip("download", *arguments, *place, f"{PACKAGE}=={version}", seconds=_DOWNLOAD_SECONDS, folder=folder)
     files = list(folder.glob("*.whl"))
     if len(files) != 1:
         raise ReleaseError(f"pip fetched {len(files)} wheels for {PACKAGE} {version}, expected one")
@@ -92,14 +97,16 @@ def published(filename: str) -> Published:
     """The hashes that the configured indexes publish for a file. Never raises: without any, ``where`` says why."""
     hashes: dict[str, str] = {}
     problems = []
-    for page in _pages():
-        try:
-            found = _links(page).get(filename)
-        except (OSError, ValueError, urllib.error.URLError) as error:
-            problems.append(f"{_shown(page)} cannot be read ({getattr(error, 'reason', None) or error})")
-            continue
-        if found:
-            hashes[found] = _shown(page)
+    try:
+        pages = _pages()
+    except ReleaseError as error:
+        return Published(frozenset(), str(error))
+    for page in pages:
+        found = _links(page)
+        if isinstance(found, str):
+            problems.append(f"{without_credentials(page)} cannot be read ({found})")
+        elif filename in found:
+            hashes[found[filename]] = without_credentials(page)
     if hashes:
         return Published(frozenset(hashes), ", ".join(sorted(set(hashes.values()))))
     return Published(frozenset(), "; ".join(problems) or "no index that pip is configured for publishes one")
@@ -124,16 +131,42 @@ def _wheels_in(folder: Path) -> list[tuple[Version, Path]]:
 # ---- pip
 
 
-def _pip(*arguments: str) -> str:
-    """Run pip and return what it prints."""
-    command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", "--retries", "2"]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "ignore", "PIP_NO_COLOR": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, check=False
-    )
-    if done.returncode:
-        raise ReleaseError(f"pip {arguments[0]} failed: {_reason(done.stderr)}")
-    return done.stdout
+# pip keeps all of a page in memory, however long that is.
+_RUN_PIP = """
+import runpy, sys
+memory = int(sys.argv.pop(1))
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+except (ImportError, OSError, ValueError):
+    pass
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def _pip(*arguments: str, seconds: float, folder: Path | None = None) -> str:
+    """Run pip and return what it prints.
+
+    Args:
+        arguments: the command and its arguments.
+        seconds: how long it may take.
+        folder: where it fetches to, and keeps what is not whole yet; up to the size of a wheel.
+    """
+    # Isolated: nothing of the working folder or of PYTHONPATH is run.
+    command = [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", _RUN_PIP, str(_MEMORY), *arguments]
+    command += ["--disable-pip-version-check", "--no-input", "--retries", "2"]
+    environment = {**os.environ, "PIP_NO_COLOR": "1"}
+    if folder is not None:
+        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+    try:
+        done = run_child(command, seconds=seconds, environment=environment, folder=folder, limit=2 * MAX_WHEEL)
+    except ChildError as error:
+        raise ReleaseError(f"pip {arguments[0]} was stopped: {error}") from error
+    except OSError as error:
+        raise ReleaseError(f"{sys.executable} cannot be run: {error.strerror or error}") from error
+    if done.code:
+        raise ReleaseError(f"pip {arguments[0]} failed: {without_credentials(_reason(done.said))}")
+    return done.output
 
 
 def _reason(text: str) -> str:
@@ -143,7 +176,8 @@ def _reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     broken = [line for line in lines if re.search(r"connection broken|Could not fetch URL|Max retries", line)]
     errors = [line.partition("ERROR: ")[2] for line in lines if "ERROR: " in line]
-    reason = errors[-1] if errors else (lines[-1] if lines else "it said nothing")
+    # "ERROR: Exception:" stands before a traceback, which ends with what it was.
+    reason = errors[-1] if errors and errors[-1] != "Exception:" else (lines[-1] if lines else "it said nothing")
     if broken:
         cause = re.search(r">: ([^'\"]+)", broken[0])
         reason += f"; the index cannot be reached: {cause[1] if cause else broken[0]}"
@@ -152,96 +186,37 @@ def _reason(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _settings() -> dict[str, str]:
-    """pip's configuration by name: from its files, then for ``pip download``, then from the environment."""
+    """pip's configuration by name, with pip's precedence: its files, then for ``pip download``, then the environment.
+
+    An empty value is none, so that ``PIP_INDEX_URL=""`` leaves what a file says.
+    """
     ranks = {"global": 0, "download": 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
-    for line in _pip("config", "list").splitlines():
-        key, equals, value = line.partition("=")
+    for line in _pip("config", "list", seconds=_LIST_SECONDS).splitlines():
+        key, equals, text = line.partition("=")
         section, _, name = key.partition(".")
         rank = ranks.get(section)
-        if equals and rank is not None and rank >= found.get(name, (0, ""))[0]:
-            found[name] = (rank, str(ast.literal_eval(value)))
+        try:
+            value = str(ast.literal_eval(text)) if equals else ""
+        except (ValueError, SyntaxError):
+            continue
+        if value and rank is not None and rank >= found.get(name, (0, ""))[0]:
+            found[name] = (rank, value)
     return {name: value for name, (_, value) in found.items()}
-
-
-# ---- the pages of an index
 
 
 def _pages() -> list[str]:
     settings = _settings()
-    if settings.get("no-index", "").lower() in {"1", "true", "yes", "on"}:
+    if settings.get("no-index", "").lower() in _TRUE:
         return []
     indexes = [settings.get("index-url", "https://pypi.org/simple"), *settings.get("extra-index-url", "").split()]
-    return [f"{index.rstrip('/')}/{PACKAGE}/" for index in indexes]
+    return [f"{index.rstrip('/')}/{PACKAGE}/" for index in dict.fromkeys(indexes)]
 
 
 @lru_cache(maxsize=16)
-def _links(page: str) -> dict[str, str]:
-    """SHA-256 by file name, of the files for which a page gives one.
-
-    Raises:
-        OSError: it cannot be read; a :class:`urllib.error.URLError` is one.
-        ValueError: it is not a page of an index.
-    """
-    parts = urllib.parse.urlsplit(page)
-    if parts.scheme == "file":
-        folder = Path(urllib.request.url2pathname(parts.path))
-        return {} if not folder.exists() else _html_links((folder / "index.html").read_text("utf-8"))
-    if parts.scheme not in {"http", "https"}:
-        raise ValueError(f"{parts.scheme!r} is not a scheme that is read")
-    request = urllib.request.Request(_shown(page), headers={"Accept": _PAGE_FORMATS, "User-Agent": "patchkit"})
-    if parts.username:
-        user, password = (urllib.parse.unquote(text or "") for text in (parts.username, parts.password))
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+def _links(page: str) -> dict[str, str] | str:
+    """SHA-256 by file name on a page, or why it cannot be read. Each page is asked for once a run."""
     try:
-        with _opener().open(request, timeout=_SECONDS) as answer:
-            content, kind = answer.read(_PAGE_LIMIT), answer.headers.get_content_type()
-    except urllib.error.HTTPError as error:
-        if error.code == 404:  # an extra index that does not have the package
-            return {}
-        raise
-    return (
-        _json_links(json.loads(content)) if kind.endswith("json") else _html_links(content.decode("utf-8", "replace"))
-    )
-
-
-def _shown(page: str) -> str:
-    """The address without a user name or password."""
-    parts = urllib.parse.urlsplit(page)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    settings = _settings()
-    context = ssl.create_default_context(cafile=settings.get("cert") or None)
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
-    if proxy := settings.get("proxy"):
-        handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
-    return urllib.request.build_opener(*handlers)
-
-
-def _json_links(page: object) -> dict[str, str]:
-    """PEP 691."""
-    if not isinstance(page, dict) or not isinstance(page.get("files"), list):
-        raise ValueError("it is not a page of an index")
-    return {file["filename"]: file["hashes"]["sha256"] for file in page["files"] if "sha256" in file.get("hashes", {})}
-
-
-def _html_links(page: str) -> dict[str, str]:
-    """PEP 503: each anchor is a file, and its fragment may be the hash."""
-    reader = _AnchorReader()
-    reader.feed(page)
-    return reader.hashes
-
-
-class _AnchorReader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.hashes: dict[str, str] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the file and hash of an anchor."""
-        link = urllib.parse.urlsplit(dict(attrs).get("href") or "")
-        digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", link.fragment)
-        if tag == "a" and digest:
-            self.hashes[urllib.parse.unquote(link.path.rpartition("/")[2])] = digest[1].lower()
+        return hashes_on(page, _settings())
+    except PageError as error:
+        return str(error)

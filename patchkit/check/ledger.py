@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from patchkit.check.storage import cache_directory, locked, write_whole
+from patchkit.check.storage import LEDGER, cache_directory, locked, read_ours, warn_once, write_whole
 from patchkit.errors import CacheError, PatchkitWarning
 
 Stage = Literal["numeric", "spot"]
@@ -123,7 +123,7 @@ def _mapping(value: Any, kind: type) -> dict[str, Any]:
 
 def user_ledger() -> Path:
     """The ledger in the user's cache directory. It need not exist."""
-    return cache_directory() / "ledger.jsonl"
+    return cache_directory() / LEDGER
 
 
 _read: dict[Path, tuple[tuple[int, int, int], dict[Key, Proof]]] = {}
@@ -138,7 +138,7 @@ def read_proofs(path: Path) -> Mapping[Key, Proof]:
     try:
         return _load(path)
     except CacheError as error:
-        _warn(f"{error}; what it proves has to be verified again")
+        warn_once(str(path), f"{error}; what it proves has to be verified again")
         return {}
 
 
@@ -148,7 +148,11 @@ def _load(path: Path) -> dict[Key, Proof]:
         mark = (state.st_mtime_ns, state.st_size, state.st_ino)
         if path in _read and _read[path][0] == mark:
             return _read[path][1]
-        text = path.read_text(encoding="utf-8", errors="replace")
+        # The shipped ledger is as trusted as the code beside it, whoever installed them; the user's is the user's own.
+        data = path.read_bytes() if path == SHIPPED else read_ours(path)
+        text = data.decode("utf-8", errors="replace")
+    except CacheError as error:
+        raise CacheError(f"the ledger cannot be believed or read: {error}") from error
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -178,7 +182,12 @@ def _parse(text: str, path: Path) -> dict[Key, Proof]:
 
 def find_proof(key: Key) -> Proof | None:
     """The proof of a class in the shipped ledger or in the user's, or None."""
-    return read_proofs(SHIPPED).get(key) or read_proofs(user_ledger()).get(key)
+    if shipped := read_proofs(SHIPPED).get(key):
+        return shipped
+    try:
+        return read_proofs(user_ledger()).get(key)
+    except CacheError:  # a user without a home has no ledger
+        return None
 
 
 def add_proofs(path: Path, proofs: Iterable[Proof], *, limit: int | None = None) -> None:

@@ -12,6 +12,7 @@ from patchkit.arch.registry import architectures
 from patchkit.check.ledger import Key, Proof
 from patchkit.check.records import Record, Records
 from patchkit.check.static import Verdict
+from patchkit.escaping import markdown
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.rewrite.sites import BlockName
 
@@ -169,9 +170,9 @@ def to_markdown(matrix: Matrix) -> str:
         "",
         *_legend(),
         "",
-        f"| architecture | {' | '.join(matrix.releases)} |",
+        f"| architecture | {' | '.join(map(markdown, matrix.releases))} |",
         f"|---|{':-:|' * len(matrix.releases)}",
-        *(f"| {name} | {' | '.join(map(str, cells))} |" for name, cells in matrix.rows.items()),
+        *(f"| {markdown(name)} | {' | '.join(map(str, cells))} |" for name, cells in matrix.rows.items()),
         "",
         "## Totals",
         "",
@@ -185,23 +186,26 @@ def to_markdown(matrix: Matrix) -> str:
 
 
 def _header(matrix: Matrix) -> Iterator[str]:
-    dates = sorted({record.date for record in matrix.records.entries})
+    dates = sorted({markdown(record.date) for record in matrix.records.entries})
     span = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
-    makers = sorted({record.patchkit for record in matrix.records.entries})
+    makers = sorted({markdown(record.patchkit) for record in matrix.records.entries})
     yield (
-        f"transformers {matrix.releases[0]} to {matrix.releases[-1]}, each read as its wheel; static stage of {span}, "
-        f"patchkit {', '.join(makers)}, rewriter {REWRITE_VERSION}."
+        f"transformers {markdown(matrix.releases[0])} to {markdown(matrix.releases[-1])}, each read as its wheel; "
+        f"static stage of {span}, patchkit {', '.join(makers)}, rewriter {REWRITE_VERSION}."
         if matrix.releases
         else "Nothing is recorded."
     )
     used = {record.key for record in matrix.records.entries}
     proofs = [proof for key, proof in matrix.proofs.items() if key in used]
     if proofs:
-        versions = {name: sorted({p.versions[name] for p in proofs}, key=Version) for name in ("torch", "peft")}
-        days = sorted({proof.date for proof in proofs})
+        torch, peft = (
+            ", ".join(map(str, sorted({Version(proof.versions[name]) for proof in proofs})))
+            for name in ("torch", "peft")
+        )
+        days = sorted({markdown(proof.date) for proof in proofs})
         yield (
             f"Numeric stage of {' to '.join(dict.fromkeys([days[0], days[-1]]))}: {len(proofs)} classes, with torch "
-            f"{', '.join(versions['torch'])}, PEFT {', '.join(versions['peft'])}. A proof is of a class's source, "
+            f"{torch}, PEFT {peft}. A proof is of a class's source, "
             "so it holds in every release that has the same source."
         )
 
@@ -214,7 +218,8 @@ def _legend() -> Iterator[str]:
     for verdict, (proven, static) in SYMBOLS.items():
         yield f"| {proven if proven != static else ''} | {static} | **{verdict}**, {MEANINGS[verdict]} |"
     yield ""
-    towers = [f"{one.name} ({', '.join(one.text_models)})" for one in architectures().values() if not one.blocks]
+    without = [one for one in architectures().values() if not one.blocks]
+    towers = [markdown(f"{one.name} ({', '.join(one.text_models)})") for one in without]
     if towers:
         yield f"These have no blocks of their own; a cell shows the text models they may have: {'; '.join(towers)}."
 
@@ -232,7 +237,8 @@ def _totals(matrix: Matrix) -> Iterator[str]:
         fused, linear = counts["rewritten"] + counts["rewritten differently"], counts["partial"]
         proven = sum(part.proven and part.verdict in {"rewritten", "rewritten differently"} for part in parts)
         present = sum(bool(cell.parts) for cell in cells)
-        yield f"| {label} | {present} | {len(parts)} | {fused} | {proven} | {linear} | {len(parts) - fused - linear} |"
+        counted = (present, len(parts), fused, proven, linear, len(parts) - fused - linear)
+        yield f"| {markdown(label)} | {' | '.join(map(str, counted))} |"
 
 
 def changes(matrix: Matrix) -> Iterator[str]:
@@ -249,7 +255,8 @@ def changes(matrix: Matrix) -> Iterator[str]:
                 said.setdefault("; ".join(sorted(verdicts)) or "changed, same rule", []).append(_label(name))
         said.update({"gone": [_label(name) for name in before if name not in now]} if before.keys() - now else {})
         text = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in sorted(said.items()))
-        yield f"* **{release}** {text or 'nothing'}" if before else f"* **{release}** the first recorded"
+        heading = f"* **{markdown(release)}**"
+        yield f"{heading} {text or 'nothing'}" if before else f"{heading} the first recorded"
         before = now
 
 
@@ -258,4 +265,5 @@ def _name(record: Record) -> tuple[str, str]:
 
 
 def _label(name: tuple[str, str]) -> str:
-    return f"{name[1]} ({name[0]})" if name[0].replace("_", "") not in name[1].lower().replace("_", "") else name[1]
+    own = name[0].replace("_", "") in name[1].lower().replace("_", "")
+    return markdown(name[1] if own else f"{name[1]} ({name[0]})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from patchkit.check.ledger import Key
 from patchkit.check.matrix import MEANINGS, PARTS, SYMBOLS, Cell, Matrix
 from patchkit.check.records import Record
 from patchkit.check.releases import Release
+from patchkit.check.source_identity import split_lines
+from patchkit.escaping import json_in_html
 
 _TEMPLATE = Path(__file__).with_name("matrix.html")
 _DATA = "{{DATA}}"
@@ -44,9 +45,7 @@ def to_html(matrix: Matrix, releases: Sequence[Release]) -> str:
         "legend": [[verdict, *SYMBOLS[verdict], MEANINGS[verdict]] for verdict in SYMBOLS],
         "dates": sorted({record.date for record in matrix.records.entries}),
     }
-    # "</script>" or "<!--" in a string of upstream's would end the element that holds the data.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return _TEMPLATE.read_text("utf-8").replace(_DATA, text)
+    return _TEMPLATE.read_text("utf-8").replace(_DATA, json_in_html(data))
 
 
 def _cell(
@@ -88,4 +87,5 @@ def _source_id(key: Key, block: str) -> str:
 
 def _lines(before: str, after: str) -> list[list[str]]:
     """The rewritten method line by line, each with a space, or ``-`` and ``+`` where it was changed."""
-    return [[line[0], line[2:]] for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] != "?"]
+    old, new = ([line.rstrip("\r\n") for line in split_lines(text)] for text in (before, after))
+    return [[line[0], line[2:]] for line in difflib.ndiff(old, new) if line[0] != "?"]

@@ -7,15 +7,19 @@ its model files, written beside its place and renamed, so that it is there whole
 from __future__ import annotations
 
 import ast
-import hashlib
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,17 +27,22 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from patchkit.check import cache
+from patchkit.check.children import all_stopped
 from patchkit.check.index import download_wheel, list_versions, published
-from patchkit.check.storage import cache_directory, write_whole
-from patchkit.check.wheels import PACKAGE, Wheel, is_model_file, packed, read_wheel
-from patchkit.errors import ReleaseError, WheelError
+from patchkit.check.storage import FETCHING, cache_directory, prepare_cache, read_ours, why_not_patchkits, write_whole
+from patchkit.check.wheels import DAMAGED, PACKAGE, Wheel, is_model_file, opened, packed, read_wheel, wheel_digest
+from patchkit.errors import CacheError, ReleaseError, RewriteError, WheelError
 
 INSTALLED = "installed"
 LATEST = "latest"
 OLDEST = Version("4.48.0")
 """The first release that patchkit supports."""
 
+FETCH_SECONDS = 3600.0
+"""How long a command may fetch releases, however many they are."""
+
 _ABOUT = "patchkit.json"
+_CHECKED = "SHA-256 checked against"
 _FETCHES = 4
 
 
@@ -66,7 +75,8 @@ class Release:
         """Text of a file such as ``transformers/models/llama/modeling_llama.py``, or None if there is none.
 
         Raises:
-            ReleaseError: the file cannot be read, or is not UTF-8.
+            ReleaseError: the file cannot be read.
+            RewriteError: the file is not UTF-8.
         """
         try:
             if self.location.is_dir():
@@ -74,23 +84,38 @@ class Release:
                 return file.read_text("utf-8") if file.is_file() else None
             archive = _archive(self.location)
             return archive.read(path).decode("utf-8") if path in archive.NameToInfo else None
-        except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        except UnicodeDecodeError as error:
+            raise RewriteError(f"{path}:1: the source is not UTF-8: {error.reason} at byte {error.start}") from error
+        except (OSError, WheelError, *DAMAGED) as error:
             raise ReleaseError(f"{PACKAGE} {self.version}: {path} cannot be read: {error}") from error
 
     def model_files(self) -> list[str]:
-        """Paths of its model files, sorted."""
+        """Paths of its model files, sorted.
+
+        Raises:
+            ReleaseError: it cannot be read.
+        """
         if self.location.is_dir():
             files = (self.location / PACKAGE / "models").rglob("modeling_*.py")
             names: Iterable[str] = (file.relative_to(self.location).as_posix() for file in files)
         else:
-            names = _archive(self.location).namelist()
+            try:
+                names = _archive(self.location).namelist()
+            except (WheelError, *DAMAGED) as error:
+                raise ReleaseError(f"{PACKAGE} {self.version} cannot be read: {error}") from error
         return sorted(name for name in names if is_model_file(name))
 
 
 @lru_cache(maxsize=4)
 def _archive(location: Path) -> zipfile.ZipFile:
-    """An archive of the cache, kept open: a sweep reads many files of one release."""
-    return zipfile.ZipFile(location)
+    """An archive of the cache, kept in memory: a sweep reads many files of one release.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CacheError: it cannot be read, or must not be believed.
+        WheelError: it has changed since it was written.
+    """
+    return opened(read_ours(location))
 
 
 def module_path(module: str) -> str:
@@ -122,6 +147,7 @@ def resolve(
     wheels: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
     from_wheels: bool = False,
+    require_hashes: bool = False,
 ) -> list[Release]:
     """The releases that the user asked for, each once, oldest first; fetched if need be, several at a time.
 
@@ -131,12 +157,15 @@ def resolve(
         wheels: a folder of wheels to use instead of the index.
         progress: is told how many of how many releases are there.
         from_wheels: take the wheel of a release that is installed too: an installed file can have been edited.
+        require_hashes: take no wheel whose hash no index publishes. What is installed, or a checkout, is no wheel.
 
     Raises:
-        ReleaseError: a release is unknown, or cannot be fetched; nearby ones are named.
-        WheelError: a wheel is damaged, unsafe, or not the one that the index describes.
+        ReleaseError: a release is unknown, or cannot be fetched; nearby ones are named. Or all of it takes longer than
+            :data:`FETCH_SECONDS`.
+        WheelError: a wheel is damaged, unsafe, not the one that the index describes, or not described by any.
         CacheError: the cache cannot be written.
     """
+    end = time.monotonic() + FETCH_SECONDS
     wanted = [item for spec in specs for item in _expand(spec, wheels)]
     if not from_wheels:
         wanted = [_unless_installed(item) for item in wanted]
@@ -146,13 +175,34 @@ def resolve(
     # Threads: the work is pip's, in processes of its own, and decompression, which frees the interpreter.
     with ThreadPoolExecutor(_FETCHES) as pool:
         try:
-            for release in pool.map(lambda version: fetch(str(version), wheels), versions):
+            fetches = pool.map(lambda version: fetch(str(version), wheels), versions, timeout=end - time.monotonic())
+            for release in fetches:
                 found[release.version] = release
                 progress(len(found), len(versions))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            with all_stopped():
+                pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, FutureTimeoutError):
+                missing = ", ".join(str(version) for version in versions if str(version) not in found)
+                raise ReleaseError(f"not fetched within {FETCH_SECONDS:.0f} s: {PACKAGE} {missing}") from None
             raise
-    return sorted(found.values(), key=lambda release: Version(release.version))
+    releases = sorted(found.values(), key=lambda release: Version(release.version))
+    if require_hashes:
+        for release in releases:
+            _require_hash(release)
+    return releases
+
+
+def _require_hash(release: Release) -> None:
+    """Refuse a release from a wheel whose hash was not checked.
+
+    Raises:
+        WheelError: saying why it was not.
+    """
+    if release.location.is_dir() or release.hash_note.startswith(_CHECKED):
+        return
+    why = release.hash_note or f"{release.origin} was given as a file; name its release to have it checked"
+    raise WheelError(f"{PACKAGE} {release.version}: the hash of its wheel is required, but {why}")
 
 
 def _unless_installed(item: Version | Release) -> Version | Release:
@@ -196,28 +246,70 @@ def fetch(version: str, wheels: Path | None = None) -> Release:
     place = cache_directory() / cache.SOURCES / f"{PACKAGE}-{Version(version)}.zip"
     if (kept := _from_cache(place)) is not None:
         cache.touch(place)
-        return kept
-    with tempfile.TemporaryDirectory(prefix="patchkit-") as folder:
+        return kept if kept.hash_note.startswith(_CHECKED) else _checked_later(kept)
+    prepare_cache()
+    with _fetching_folder(place.parent) as folder:
         try:
-            path = download_wheel(version, Path(folder), wheels)
+            path = download_wheel(version, folder, wheels)
         except ReleaseError as error:
             raise _with_near_misses(version, error, wheels) from error
-        wheel, note = _verified(path)
+        wheel = read_wheel(path)
+        note = _hash_note(path.name, wheel.sha256)
     if Version(wheel.version) != Version(version):
         raise WheelError(f"{path.name} says that it is {PACKAGE} {wheel.version}, not {version}")
-    return _keep(place, wheel, note, "wheel")
+    return _keep(place, wheel, note, "wheel", path.name)
 
 
-def _verified(path: Path) -> tuple[Wheel, str]:
-    """A wheel that has the hash that the index publishes, and what that was checked against."""
-    told = published(path.name)
-    wheel = read_wheel(path)
-    if told.hashes and wheel.sha256 not in told.hashes:
+@contextmanager
+def _fetching_folder(beside: Path) -> Iterator[Path]:
+    """A folder in the cache, where what a killed process leaves is found and deleted."""
+    try:
+        beside.mkdir(mode=0o700, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=FETCHING, dir=beside))
+    except OSError as error:
+        raise CacheError(f"{beside} cannot be written to: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash_note(filename: str, sha256: str) -> str:
+    """What the hash of a wheel was checked against, or why it was not.
+
+    Raises:
+        WheelError: the index publishes another hash.
+    """
+    told = published(filename)
+    if told.hashes and sha256 not in told.hashes:
         expected = " or ".join(sorted(told.hashes))
-        raise WheelError(f"{path.name} has the SHA-256 {wheel.sha256}, but {told.where} says {expected}")
-    if told.hashes:
-        return wheel, f"SHA-256 checked against {told.where}"
-    return wheel, f"SHA-256 {wheel.sha256} not checked: {told.where}"
+        raise WheelError(f"{filename} has the SHA-256 {sha256}, but {told.where} says {expected}")
+    return f"{_CHECKED} {told.where}" if told.hashes else f"SHA-256 {sha256} not checked: {told.where}"
+
+
+def _checked_later(release: Release) -> Release:
+    """A release of the cache whose hash could not be checked when it was fetched: the index may publish it by now.
+
+    Raises:
+        WheelError: it publishes another one. The release is fetched anew next time.
+    """
+    place = release.location
+    archive = _archive(place)
+    about = json.loads(archive.read(_ABOUT))
+    filename = about.get("filename") or f"{PACKAGE}-{release.version}-py3-none-any.whl"
+    try:
+        note = _hash_note(filename, about["sha256"])
+    except WheelError:
+        _forget(place)
+        raise
+    if not note.startswith(_CHECKED):
+        return replace(release, hash_note=note)
+    files = {name: archive.read(name) for name in archive.namelist() if name != _ABOUT}
+    wheel = Wheel(release.version, release.requires_python, about["sha256"], files)
+    try:
+        return _keep(place, wheel, note, release.origin, filename)
+    except CacheError:  # one that may only be read: it is asked for again next time
+        return replace(release, hash_note=note)
 
 
 def _with_near_misses(version: str, error: ReleaseError, wheels: Path | None) -> ReleaseError:
@@ -234,23 +326,40 @@ def _with_near_misses(version: str, error: ReleaseError, wheels: Path | None) ->
 
 
 def _from_cache(place: Path) -> Release | None:
-    """What the cache keeps of a release; None if nothing, or if it was damaged, which deletes it."""
+    """What the cache keeps of a release; None if nothing, or if it is damaged: then it is fetched anew.
+
+    Raises:
+        CacheError: it must not be believed.
+    """
     try:
         about = json.loads(_archive(place).read(_ABOUT))
-        return Release(about["version"], place, about["origin"], about["hash_note"], about["requires_python"])
+        texts = [about[name] for name in ("version", "origin", "hash_note", "requires_python", "sha256")]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{_ABOUT} is not what this version writes")
+        version, origin, note, requires_python, _ = texts
+        return Release(version, place, origin, note, requires_python)
+    except CacheError:
+        raise
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        _archive.cache_clear()
-        place.unlink(missing_ok=True)
+    except (WheelError, RecursionError, TypeError, *DAMAGED):
+        _forget(place)
         return None
 
 
-def _keep(place: Path, wheel: Wheel, note: str, origin: str) -> Release:
+def _forget(place: Path) -> None:
+    _archive.cache_clear()
+    with contextlib.suppress(OSError):  # a cache that may only be read, or is none: what is fetched says so
+        if not why_not_patchkits(cache_directory()):
+            place.unlink()
+
+
+def _keep(place: Path, wheel: Wheel, note: str, origin: str, filename: str) -> Release:
     release = Release(wheel.version, place, origin, note, wheel.requires_python)
     about = {
         "version": wheel.version,
         "origin": origin,
+        "filename": filename,
         "hash_note": note,
         "requires_python": wheel.requires_python,
         "sha256": wheel.sha256,
@@ -269,12 +378,12 @@ def release_at(path: Path) -> Release:
         WheelError: the wheel is damaged or unsafe.
     """
     if path.is_file() and path.suffix == ".whl":
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = wheel_digest(path)
         place = cache_directory() / cache.SOURCES / f"{PACKAGE}-file-{digest[:32]}.zip"
         if (kept := _from_cache(place)) is not None:
             cache.touch(place)
-            return kept
-        return _keep(place, read_wheel(path), "", str(path))
+            return replace(kept, origin=str(path))  # the same wheel may lie elsewhere now
+        return _keep(place, read_wheel(path), "", str(path), path.name)
     for folder in (path / "src", path, path.parent):
         if (folder / PACKAGE / "models").is_dir() and (folder != path.parent or path.name == PACKAGE):
             return Release(_version_of_checkout(folder / PACKAGE), folder.resolve(), str(path))
@@ -286,11 +395,14 @@ def _version_of_checkout(package: Path) -> str:
     """``__version__`` in the text of a package's ``__init__.py``."""
     try:
         tree = ast.parse((package / "__init__.py").read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ReleaseError(f"{package / '__init__.py'} cannot be read: {error}") from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if "__version__" in names:
-                return str(Version(str(node.value.value)))
+                try:
+                    return str(Version(str(node.value.value)))
+                except InvalidVersion as error:
+                    raise ReleaseError(f"{package / '__init__.py'}: {error}") from error
     raise ReleaseError(f"{package / '__init__.py'} has no __version__")

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from patchkit.arch.registry import find
@@ -18,10 +19,11 @@ from patchkit.check import cache
 from patchkit.check.class_table import ClassEntry, ClassTable, class_table
 from patchkit.check.releases import Release, module_path
 from patchkit.check.source_identity import source_hash
-from patchkit.check.storage import cache_directory, write_whole
-from patchkit.errors import RewriteError
+from patchkit.check.storage import cache_directory, read_ours, warn_once, write_whole
+from patchkit.errors import CacheError, RewriteError
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.rewrite.sites import BlockName, Rewritten, Rule
+from patchkit.rewrite.source import failures_of
 
 Verdict = Literal["rewritten", "partial", "absent", "rewritten differently", "drifted", "unmatched"]
 """What a part of a class is in a release, against the last earlier release in which it was rewritten at all.
@@ -36,6 +38,9 @@ Verdict = Literal["rewritten", "partial", "absent", "rewritten differently", "dr
 
 FAILURES: frozenset[Verdict] = frozenset({"rewritten differently", "drifted", "unmatched"})
 """Verdicts that need a person, unless the numeric stage proves them."""
+
+_MOST_HEIRS = 64
+"""How many classes that inherit from a block are rewritten; in transformers there are three at most."""
 
 ABSENT = "absent: "
 """How the reason of the rewriter begins where there is nothing to rewrite."""
@@ -105,11 +110,13 @@ def examine(release: Release, architecture: Architecture) -> list[Finding]:
 
     Raises:
         ReleaseError: a file of the release cannot be read.
-        CacheError: the cache cannot be written.
     """
     if not architecture.blocks:
         path = module_path(architecture.module)
-        line = 0 if release.read(path) is None else 1
+        try:
+            line = 0 if release.read(path) is None else 1
+        except RewriteError:  # it is there, and nothing is looked for in it
+            line = 1
         return [Finding(release.version, architecture.name, "", "", "", path, line, "", {})]
     return [finding for block in architecture.blocks for finding in _examine_block(release, architecture, block)]
 
@@ -124,13 +131,20 @@ def block_named(architecture: Architecture, class_name: str) -> Block:
     return next(block for block in architecture.blocks if block.class_name == class_name)
 
 
+def unexaminable(release: Release, architecture: str, why: str) -> list[Finding]:
+    """The findings where something ended the process that examined an architecture: its blocks are there, unmatched."""
+    described = find(architecture)
+    path = module_path(described.module)
+    return [_missing(release, described, block, path, f"{path}:1: {why}", absent=False) for block in described.blocks]
+
+
 def _examine_block(release: Release, architecture: Architecture, block: Block) -> Iterator[Finding]:
     path = module_path(architecture.module)
-    source = release.read(path)
-    if source is None:
-        yield _missing(release, architecture, block, path, f"the release has no {path}")
-        return
     try:
+        source = release.read(path)
+        if source is None:
+            yield _missing(release, architecture, block, path, f"the release has no {path}")
+            return
         table = class_table(source, path)
     except RewriteError as error:
         yield _missing(release, architecture, block, path, str(error), absent=False)
@@ -138,8 +152,12 @@ def _examine_block(release: Release, architecture: Architecture, block: Block) -
     if block.class_name not in table.classes:
         yield _missing(release, architecture, block, path, f"{path} has no class {block.class_name}")
         return
-    for name in [block.class_name, *table.heirs(block.class_name)]:
+    heirs = table.heirs(block.class_name)
+    for name in [block.class_name, *heirs[:_MOST_HEIRS]]:
         yield _examine_class(release, architecture, block, name)
+    for name in heirs[_MOST_HEIRS:]:
+        why = f"{path}:{table.classes[name].line}: only {_MOST_HEIRS} classes that inherit from one are rewritten"
+        yield replace(_missing(release, architecture, block, path, why, absent=False), class_name=name)
 
 
 def _missing(
@@ -150,20 +168,31 @@ def _missing(
     return Finding(release.version, architecture.name, block.class_name, block.class_name, "", path, 0, "", outcomes)
 
 
+def _naming(name: str, path: str, error: str) -> str:
+    """An error with its place, which those of one class's text lack."""
+    return error if error.startswith(path) else f"{path}: class {name}: {error}"
+
+
 def _examine_class(release: Release, architecture: Architecture, block: Block, name: str) -> Finding:
     found = definition_of_forward(release, architecture.module, name)
     if isinstance(found, str):
         missing = _missing(release, architecture, block, module_path(architecture.module), found, absent=False)
         return replace(missing, class_name=name)
-    source = found.entry.source
-    outcome = _remembered(found, source, replace(block, class_name=found.entry.name))
+    path = module_path(found.module)
+    try:
+        with failures_of(path, f"class {name} cannot be examined", found.entry.line):
+            source = found.entry.source
+            outcome = _remembered(found, source, replace(block, class_name=found.entry.name))
+    except RewriteError as error:
+        missing = _missing(release, architecture, block, path, _naming(name, path, str(error)), absent=False)
+        return replace(missing, class_name=name, line=found.entry.line)
     return Finding(
         release.version,
         architecture.name,
         block.class_name,
         name,
         f"{found.module}.{found.entry.name}",
-        module_path(found.module),
+        path,
         found.entry.line,
         source,
         outcome.parts,
@@ -202,34 +231,61 @@ class Definition:
         return rewrite(self.text, named, filename=module_path(self.module))
 
 
-def definition_of_forward(release: Release, module: str, name: str, depth: int = 8) -> Definition | str:
+def definition_of_forward(release: Release, module: str, name: str) -> Definition | str:
     """Follow the bases of a class, also into other modules of the release, to the one that defines ``forward``.
+
+    Depth first, from left to right, and each class once: bases may be repeated, and may even go round in a circle.
 
     Returns:
         The definition, or why it cannot be found.
+
+    Raises:
+        ReleaseError: a file of the release cannot be read.
     """
-    text = release.read(module_path(module))
-    if text is None:
-        return f"the release has no {module_path(module)}"
+    why = ""
+    modules: dict[str, tuple[str, ClassTable] | str] = {}
+    waiting, seen = [(module, name)], set()
+    while waiting:
+        there, inner = place = waiting.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        if there not in modules:
+            modules[there] = _module(release, there)
+        known = modules[there]
+        if isinstance(known, str):
+            why = why or known
+            continue
+        text, table = known
+        entry = table.classes.get(inner)
+        if entry is None:
+            why = why or f"{module_path(there)} has no class {inner}"
+        elif entry.has_forward:
+            return Definition(there, text, table, entry)
+        else:
+            why = (
+                why or f"{module_path(there)}:{entry.line}: class {inner} has no forward, and no base with one is found"
+            )
+            waiting.extend(reversed([place for base in entry.bases if (place := _place(base, there, table))[0]]))
+    return why
+
+
+def _module(release: Release, module: str) -> tuple[str, ClassTable] | str:
+    """Text and classes of a module, or why they cannot be had."""
+    path = module_path(module)
     try:
-        table = class_table(text, module_path(module))
+        text = release.read(path)
+        return f"the release has no {path}" if text is None else (text, class_table(text, path))
     except RewriteError as error:
         return str(error)
-    entry = table.classes.get(name)
-    if entry is None:
-        return f"{module_path(module)} has no class {name}"
-    if entry.has_forward:
-        return Definition(module, text, table, entry)
-    for base in entry.bases if depth else ():
-        inner, there = base, module
-        if base not in table.classes:
-            imported, inner = table.imports.get(base, ("", base))
-            there = _absolute(imported, module)
-        if there:
-            found = definition_of_forward(release, there, inner, depth - 1)
-            if isinstance(found, Definition):
-                return found
-    return f"{module_path(module)}:{entry.line}: class {name} has no forward, and no base with one is found"
+
+
+def _place(base: str, module: str, table: ClassTable) -> tuple[str, str]:
+    """The module of a base, as it is written in ``module``, and its name there; no module if it lies elsewhere."""
+    if base in table.classes:
+        return module, base
+    imported, name = table.imports.get(base, ("", base))
+    return _absolute(imported, module), name
 
 
 def _absolute(imported: str, module: str) -> str:
@@ -247,28 +303,50 @@ def _absolute(imported: str, module: str) -> str:
 class _Outcome:
     parts: Mapping[BlockName, PartOutcome]
     rewritten: str
+    lasting: bool = True
 
 
 def _remembered(found: Definition, source: str, block: Block) -> _Outcome:
     """The outcome of rewriting a class, from the cache if its source was seen before."""
     key = hashlib.sha256(f"{source} {block!r} {REWRITE_VERSION}".encode()).hexdigest()
-    place = cache_directory() / cache.OUTCOMES / key[:2] / f"{key[2:]}.json"
     try:
-        data = json.loads(place.read_bytes())
+        place = cache_directory() / cache.OUTCOMES / key[:2] / f"{key[2:]}.json"
+        if (known := _kept_outcome(place)) is not None:
+            return known
+        outcome = _rewrite(found, block)
+        if not outcome.lasting:
+            return outcome
+        kept = {part: [outcome.parts[part].rules, outcome.parts[part].reasons] for part in outcome.parts}
+        write_whole(place, json.dumps({"parts": kept, "rewritten": outcome.rewritten}))
+        return outcome
+    except CacheError as error:
+        warn_once("outcomes", f"the cache is not used, which takes longer: {error}")
+        return _rewrite(found, block)
+
+
+def _kept_outcome(place: Path) -> _Outcome | None:
+    """What a file of the cache says; None if there is none, or it is not what this version keeps.
+
+    Raises:
+        CacheError: it cannot be read, or must not be believed.
+    """
+    try:
+        data = json.loads(read_ours(place))
         parts = {part: PartOutcome(tuple(v[0]), tuple(v[1])) for part, v in data["parts"].items()}
         return _Outcome(parts, data["rewritten"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        outcome = _rewrite(found, block)  # nothing is kept, or not what this version keeps
-    kept = {part: [outcome.parts[part].rules, outcome.parts[part].reasons] for part in outcome.parts}
-    write_whole(place, json.dumps({"parts": kept, "rewritten": outcome.rewritten}))
-    return outcome
+    except CacheError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
 
 
 def _rewrite(found: Definition, block: Block) -> _Outcome:
     try:
         rewritten = found.rewrite(block)
     except RewriteError as error:
-        return _Outcome({part: PartOutcome(reasons=(str(error),)) for part in parts_of(block)}, "")
+        # How deep a recursion may go, and how much memory there is, differs from process to process.
+        lasting = not isinstance(error.__cause__, (RecursionError, MemoryError))
+        return _Outcome({part: PartOutcome(reasons=(str(error),)) for part in parts_of(block)}, "", lasting)
     parts = {
         part: PartOutcome(
             tuple(site.rule for site in rewritten.sites if site.block == part),

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from pathlib import Path, PurePosixPath
@@ -18,14 +17,31 @@ from pathlib import Path, PurePosixPath
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from patchkit.check.zip_members import checked_members, read_member
 from patchkit.errors import WheelError
 
 PACKAGE = "transformers"
 
-MAX_MEMBERS = 50_000
+MAX_WHEEL = 256 * 2**20
 MAX_FILE = 16 * 2**20
-MAX_TOTAL = 512 * 2**20
-"""Limits on what a wheel says it holds, in files and bytes. transformers 5 has 2,500 files, none over 1 MB."""
+"""Limits on a wheel and on a file that is read. transformers 5 has 13 MB, and no file of model code over 1 MB."""
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    OSError,
+)
+"""What the standard library's reader raises for an archive that is damaged. ``OSError``: a seek to nowhere."""
+
+_SEAL = 64
 
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -65,63 +81,41 @@ def read_wheel(path: Path) -> Wheel:
     Raises:
         WheelError: it is no wheel of transformers, is damaged, or holds something unsafe; with the member's name.
     """
+    content = _content(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = list(_checked(archive, path.name))
-            metadata = _metadata(archive, members, path.name)
-            files = {info.filename: _read(archive, info) for info in members if is_model_file(info.filename)}
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise WheelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, WheelError):
-            raise
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = checked_members(archive, content, path.name)
+            version, requires_python = _metadata(archive, members, path.name)
+            found = [info for info in members if is_model_file(info.filename)]
+            files = {info.filename: read_member(archive, info, MAX_FILE) for info in found}
+    except WheelError:
+        raise
+    except DAMAGED as error:
         raise WheelError(f"{path.name} is damaged or cut short: {error}") from error
     if not files:
         raise WheelError(f"{path.name} holds no {PACKAGE}/models/**/modeling_*.py")
-    return Wheel(metadata[0], metadata[1], digest, files)
+    return Wheel(version, requires_python, hashlib.sha256(content).hexdigest(), files)
 
 
-def _checked(archive: zipfile.ZipFile, name: str) -> Iterator[zipfile.ZipInfo]:
-    """The members of an archive, none of which lies outside of it, is a link, or is too large."""
-    members = archive.infolist()
-    if len(members) > MAX_MEMBERS:
-        raise WheelError(f"{name} holds {len(members)} files, more than {MAX_MEMBERS}")
-    if (total := sum(info.file_size for info in members)) > MAX_TOTAL:
-        raise WheelError(f"{name} would unpack to {total / 2**20:.0f} MiB, more than {MAX_TOTAL >> 20}")
-    seen: set[str] = set()
-    for info in members:
-        # ZipInfo cuts a name at a null byte and turns backslashes on Windows alone; the original says what was meant.
-        if why := _why_unsafe(info, info.orig_filename, seen):
-            raise WheelError(f"{name} is not safe to unpack: {info.orig_filename!r} {why}")
-        seen.add(info.filename)
-        yield info
+def wheel_digest(path: Path) -> str:
+    """The SHA-256 of a wheel.
+
+    Raises:
+        WheelError: it cannot be read, or is too large.
+    """
+    return hashlib.sha256(_content(path)).hexdigest()
 
 
-def _why_unsafe(info: zipfile.ZipInfo, path: str, seen: set[str]) -> str | None:
-    if path.startswith("/") or ":" in path.split("/")[0]:
-        return "is an absolute path"
-    if "\\" in path or "\0" in path:
-        return "has a backslash or a null byte in its name"
-    if ".." in path.split("/"):
-        return "leads out of the archive"
-    if stat.S_ISLNK(info.external_attr >> 16):
-        return "is a symbolic link"
-    if info.flag_bits & 0x1:
-        return "is encrypted"
-    if path in seen:
-        return "is there twice"
-    if is_model_file(path) and info.file_size > MAX_FILE:
-        return f"would unpack to {info.file_size / 2**20:.0f} MiB, more than {MAX_FILE >> 20}"
-    return None
-
-
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member's bytes: never more than its header says, and checked against its checksum."""
-    if info.file_size > MAX_FILE:
-        raise WheelError(f"{info.filename!r} would unpack to {info.file_size / 2**20:.0f} MiB")
-    with archive.open(info) as file:
-        return file.read(info.file_size + 1)
+def _content(path: Path) -> bytes:
+    """All of a wheel: what is hashed is what is read, whatever happens to the file meanwhile."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_WHEEL + 1)
+    except OSError as error:
+        raise WheelError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(content) > MAX_WHEEL:
+        raise WheelError(f"{path.name} is larger than {MAX_WHEEL >> 20} MiB")
+    return content
 
 
 def _metadata(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> tuple[str, str]:
@@ -131,7 +125,7 @@ def _metadata(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: st
     ]
     if len(found) != 1:
         raise WheelError(f"{name} is not a wheel: it has {len(found)} METADATA files")
-    header = BytesHeaderParser().parsebytes(_read(archive, found[0]))
+    header = BytesHeaderParser().parsebytes(read_member(archive, found[0], MAX_FILE))
     package, version = str(header["Name"]), str(header["Version"])
     if canonicalize_name(package) != PACKAGE:
         raise WheelError(f"{name} is a wheel of {package}, not of {PACKAGE}")
@@ -142,7 +136,10 @@ def _metadata(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: st
 
 
 def packed(files: dict[str, bytes], about: bytes, about_name: str) -> bytes:
-    """The files as a zip archive, the same bytes for the same files, with one more file about them."""
+    """The files as a zip archive, the same bytes for the same files, with one more file about them.
+
+    The archive ends with its own SHA-256, as its comment: see :func:`opened`.
+    """
     buffer = io.BytesIO()
     # Level 1: a release is packed once and read a few times; level 6 takes three times as long for a tenth in size.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -150,4 +147,30 @@ def packed(files: dict[str, bytes], about: bytes, about_name: str) -> bytes:
             info = zipfile.ZipInfo(path, _FIXED_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, content)
-    return buffer.getvalue()
+    # The last two bytes of an archive without a comment are the length of its comment.
+    sealed = buffer.getvalue()[:-2] + _SEAL.to_bytes(2, "little")
+    return sealed + hashlib.sha256(sealed).hexdigest().encode()
+
+
+def opened(content: bytes) -> zipfile.ZipFile:
+    """An archive that :func:`packed` made, of which not a bit has changed since.
+
+    One from before archives had a digest is taken if the checksum of every file in it is right.
+
+    Raises:
+        WheelError: it has changed.
+    """
+    sealed, digest = content[:-_SEAL], content[-_SEAL:]
+    try:
+        if hashlib.sha256(sealed).hexdigest().encode() == digest:
+            return zipfile.ZipFile(io.BytesIO(content))
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        if not archive.comment:
+            for info in checked_members(archive, content, "the archive"):
+                read_member(archive, info, MAX_FILE)
+            return archive
+    except WheelError:
+        raise
+    except DAMAGED as error:
+        raise WheelError(f"the archive is damaged: {error}") from error
+    raise WheelError("the archive is damaged: it has not the digest that it should have")

@@ -11,7 +11,8 @@ from patchkit.cli.console import output_console
 
 def cache(
     clear: Annotated[
-        str | None, typer.Option("--clear", metavar="ENTRY", help="Delete this entry; 'all' deletes every one.")
+        str | None,
+        typer.Option("--clear", metavar="ENTRY", help="Delete what patchkit wrote there; 'all': all of it."),
     ] = None,
 ) -> None:
     """Show what the cache directory holds: releases, outcomes, environments, proofs. All of it can be made again.
@@ -28,8 +29,10 @@ def cache(
 
     console = output_console()
     if clear:
-        freed = clear_cache(None if clear == "all" else clear)
-        console.print(f"deleted {freed / 2**20:.1f} MiB from {cache_directory()}")
+        cleared = clear_cache(None if clear == "all" else clear)
+        console.print(f"deleted {cleared.size / 2**20:.1f} MiB from {cache_directory()}")
+        for path in cleared.left:
+            console.print(f"left alone, because patchkit did not make it or is making it: {path}")
         return
     table = Table(title=str(cache_directory()), title_justify="left")
     for heading, justify in (

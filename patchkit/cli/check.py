@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchkit.cli.console import error_console, output_console
+from patchkit.cli.console import SafeConsole, error_console, output_console
 from patchkit.cli.diff import select
+from patchkit.escaping import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 Wheels = Annotated[
     Path | None, typer.Option("--wheels", metavar="DIR", help="Take wheels from this folder, not from pip's index.")
+]
+
+RequireHashes = Annotated[
+    bool, typer.Option("--require-hashes", help="Take no wheel whose hash no index publishes: an error, exit code 2.")
 ]
 
 
@@ -43,6 +48,7 @@ def check(
         bool, typer.Option("--unproven", help="Run no model whose very source the ledger proves already.")
     ] = False,
     wheels: Wheels = None,
+    require_hashes: RequireHashes = False,
     diff: Annotated[
         bool, typer.Option("--diff", help="Show upstream's change and the rewrite of every class.")
     ] = False,
@@ -65,27 +71,34 @@ def check(
     from patchkit.cli.check_table import print_report
 
     records = Records.load()
-    report = run(["*"] if every else arch or [], transformers or ["installed"], records, wheels, static, unproven)
+    chosen, wanted = ["*"] if every else arch or [], transformers or ["installed"]
+    report = run(chosen, wanted, records, wheels, static, unproven, require_hashes)
     if junit:
         from patchkit.check.formats import as_junit
 
         write_whole(junit, as_junit(report))
-    console = output_console()
+    console = output_console(github=github)
     if as_json:
         console.print(to_json(report))
     else:
         print_report(console, report)
         if diff:
-            print_changes(report, records, wheels)
+            print_changes(console, report, records, wheels)
     if github:
         for line in as_github(report):
-            console.print(line)
+            console.command(line)
     if report.failed:
         raise typer.Exit(1)
 
 
 def run(
-    arch: list[str], transformers: list[str], records: Records, wheels: Path | None, static: bool, unproven: bool
+    arch: list[str],
+    transformers: list[str],
+    records: Records,
+    wheels: Path | None,
+    static: bool,
+    unproven: bool,
+    require_hashes: bool = False,
 ) -> CheckReport:
     """Both stages, or the static one alone, with progress on standard error.
 
@@ -97,7 +110,7 @@ def run(
 
     chosen = select(arch)
     with progress_of("fetching releases") as fetched:
-        releases = resolve(transformers, wheels=wheels, progress=fetched)
+        releases = resolve(transformers, wheels=wheels, progress=fetched, require_hashes=require_hashes)
     with progress_of("rewriting") as rewritten:
         report = check_static(releases, chosen, records, rewritten)
     if static:
@@ -128,15 +141,12 @@ def progress_of(text: str) -> Iterator[Callable[..., None]]:
         yield advance
 
 
-def print_changes(report: CheckReport, records: Records, wheels: Path | None) -> None:
+def print_changes(console: SafeConsole, report: CheckReport, records: Records, wheels: Path | None) -> None:
     """For each class: what upstream changed since the release it is compared with, and the rewrite."""
-    from rich.text import Text
-
     from patchkit.check.changes import rewrite_change, upstream_change
     from patchkit.check.releases import fetch
     from patchkit.cli.diff import style_of
 
-    console = output_console()
     shown = set()
     for entry in report.entries:
         finding = entry.finding
@@ -149,4 +159,4 @@ def print_changes(report: CheckReport, records: Records, wheels: Path | None) ->
             lines += [f"# upstream since {entry.since}:", *change] if change else [f"# unchanged since {entry.since}"]
         lines += ["# the rewrite:", *rewrite_change(finding, entry.release)]
         for line in lines:
-            console.print(Text(line, style=style_of(line)))
+            console.print(one_line(line), style=style_of(line))

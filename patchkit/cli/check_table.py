@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,8 @@ from patchkit.check.formats import explanation, numeric_faults
 from patchkit.check.releases import Release
 from patchkit.check.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static import Verdict
+from patchkit.cli.console import SafeConsole
+from patchkit.escaping import indented, one_line
 
 STYLES: dict[Verdict, str] = {
     "rewritten": "green",
@@ -30,7 +31,7 @@ _FILE_WIDTH = 160
 _STATUS_STYLES = {"passed": "green", "failed": "bold red", "inapplicable": "yellow"}
 
 
-def print_report(console: Console, report: CheckReport) -> None:
+def print_report(console: SafeConsole, report: CheckReport) -> None:
     """Print tables, explanations and one line that sums up."""
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -39,20 +40,23 @@ def print_report(console: Console, report: CheckReport) -> None:
         numeric = {e.outcome.architecture: e for e in report.numeric if e.release == release}
         console.print(_table(release, entries))
         if release.hash_note:
-            console.print(Text(release.hash_note, style="dim"))
+            console.print(one_line(release.hash_note), style="dim")
         if numeric:
             console.print(_numeric_table(release, numeric.values()))
     for entry in report.entries:
-        for text in _details(entry):
-            console.print(text)
+        for line, style in _details(entry):
+            console.print(line, style=style)
     for shown in report.numeric:
         for line in numeric_faults(shown):
-            console.print(f"{shown.outcome.architecture}, {shown.release.package} {shown.release.version}: {line}")
+            where = f"{shown.outcome.architecture}, {shown.release.package} {shown.release.version}"
+            console.print(f"{one_line(where)}: {line}")
     console.print(_sum(report))
 
 
 def _table(release: Release, entries: list[Entry]) -> Table:
-    table = Table(title=f"{release.package} {release.version} ({release.origin}): source", title_justify="left")
+    table = Table(
+        title=one_line(f"{release.package} {release.version} ({release.origin}): source"), title_justify="left"
+    )
     for heading in ("architecture", "class", "part", "verdict", "rule", "compared with", "proof"):
         table.add_column(heading, overflow="fold")
     before = ("", "")
@@ -70,7 +74,7 @@ def _table(release: Release, entries: list[Entry]) -> Table:
 
 
 def _numeric_table(release: Release, numeric: Iterable[NumericEntry]) -> Table:
-    table = Table(title=f"{release.package} {release.version}: numbers", title_justify="left")
+    table = Table(title=one_line(f"{release.package} {release.version}: numbers"), title_justify="left")
     for heading in ("architecture", "class", "model", "levels", "checks", "worst error", "status"):
         table.add_column(heading, justify="right" if heading in {"checks", "worst error"} else "left")
     for entry in numeric:
@@ -93,16 +97,17 @@ def _numeric_table(release: Release, numeric: Iterable[NumericEntry]) -> Table:
     return table
 
 
-def _details(entry: Entry) -> Iterator[Text]:
+def _details(entry: Entry) -> Iterator[tuple[str, str]]:
+    """Lines, each with its style."""
     finding = entry.finding
-    where = f"{finding.architecture}, {entry.release.package} {finding.release}"
+    where = one_line(f"{finding.architecture}, {entry.release.package} {finding.release}")
     if entry.diagnosis:
-        yield Text(f"{entry.verdict}: {where}", style=STYLES[entry.verdict])
+        yield f"{entry.verdict}: {where}", STYLES[entry.verdict]
         for line in explanation(entry.diagnosis):
-            yield Text(f"  {line}", style=_edit_style(line))
+            yield f"  {line}", _edit_style(line)
     elif entry.verdict == "partial":
-        yield Text(f"partial: {where}: {finding.class_name} {entry.part}", style=STYLES["partial"])
-        yield from (Text(f"  {reason}") for reason in entry.outcome.reasons)
+        yield f"partial: {where}: {one_line(finding.class_name)} {entry.part}", STYLES["partial"]
+        yield from ((f"  {indented(reason)}", "") for reason in entry.outcome.reasons)
 
 
 def _edit_style(line: str) -> str:

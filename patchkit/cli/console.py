@@ -1,15 +1,63 @@
-"""The consoles that commands write to: text goes out as it is, without wrapping, markup or guessed colours."""
+"""The consoles that commands write to: text goes out as it is, without wrapping, markup or guessed colours.
+
+Much of it was written by others (see :mod:`patchkit.escaping`), so every string that is printed, also as the cell of a
+table, is made visible here: print strings, with ``style=`` where they have one, and no ``Text`` of what others wrote.
+"""
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from rich.console import Console
+from rich.text import Text
+
+from patchkit.escaping import visible, without_commands
 
 
-def output_console(*, colour: bool = True) -> Console:
-    """Standard output; coloured only on a terminal, unless ``NO_COLOR`` is set or ``colour`` is false."""
-    return Console(color_system="auto" if colour else None, highlight=False, markup=False, emoji=False, soft_wrap=True)
+class SafeConsole(Console):
+    """A console on which no text is obeyed: not by the terminal, and in a workflow of GitHub not by its runner.
+
+    Attributes:
+        in_workflow: whether what is printed is the log of a workflow.
+    """
+
+    def __init__(self, *, in_workflow: bool, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+        self.in_workflow = in_workflow
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Whatever is printed as a string passes here before it is measured; also what the encoding lacks is shown."""
+        shown = visible(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return super().render_str(shown, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; in a workflow, the lines that come of it are no commands."""
+        if not self.in_workflow:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write(without_commands(captured.get()))
+        self.file.flush()
+
+    def command(self, line: str) -> None:
+        """Send a command to GitHub's runner, see :func:`patchkit.escaping.workflow_command`."""
+        self.file.write(f"{line}\n")
+        self.file.flush()
 
 
-def error_console() -> Console:
-    """Standard error, where a message stays on one line."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+def output_console(*, colour: bool = True, github: bool = False) -> SafeConsole:
+    """Standard output; coloured only on a terminal, unless ``NO_COLOR`` is set or ``colour`` is false.
+
+    Args:
+        colour: whether there may be colours.
+        github: whether it is the log of a workflow; so it is where ``GITHUB_ACTIONS`` is set.
+    """
+    in_workflow = github or bool(os.environ.get("GITHUB_ACTIONS"))
+    return SafeConsole(in_workflow=in_workflow, color_system="auto" if colour else None)
+
+
+def error_console() -> SafeConsole:
+    """Standard error, where a message stays on one line. It is always taken for the log of a workflow."""
+    return SafeConsole(in_workflow=True, stderr=True)

@@ -19,7 +19,10 @@ import typer
 
 from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture, Attention, Block
+from patchkit.check.source_identity import split_lines
 from patchkit.errors import PatchkitError, SourceNotFoundError, UnknownArchitectureError
+from patchkit.escaping import indented, one_line
+from patchkit.rewrite.source import failures_of
 
 if TYPE_CHECKING:
     from patchkit.rewrite.sites import BlockName, Rewritten
@@ -48,8 +51,6 @@ def diff(
     Prints a unified diff per class, each against the source as it is installed. A line that starts with '#' tells
     which places were rewritten by which rule, and what was left alone and why.
     """
-    from rich.text import Text
-
     from patchkit.cli.console import error_console, output_console
 
     console = output_console(colour=not no_color)
@@ -59,9 +60,9 @@ def diff(
     for architecture in selected:
         try:
             for line in describe(architecture, only, context, shown=selected):
-                console.print(Text(line, style=style_of(line)))
+                console.print(one_line(line), style=style_of(line))
         except PatchkitError as error:
-            error_console().print(f"patchkit: error: {error}")
+            error_console().print(f"patchkit: error: {indented(str(error))}")
             failed = True
     if failed:
         raise typer.Exit(2)
@@ -105,6 +106,7 @@ def read_source(module: str) -> InstalledSource:
 
     Raises:
         SourceNotFoundError: if its package is not installed, or the installed release has no such file.
+        RewriteError: if the file is not UTF-8.
     """
     package, *parts = module.split(".")
     spec = importlib.util.find_spec(package)  # of a top-level package: locates it and runs none of it
@@ -115,9 +117,11 @@ def read_source(module: str) -> InstalledSource:
     except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by a package manager
         distribution = package
     relative = Path(*parts).with_suffix(".py")
+    path = Path(package, relative).as_posix()
     for location in spec.submodule_search_locations:
         if (file := Path(location, relative)).is_file():
-            return InstalledSource(distribution, Path(package, relative).as_posix(), file.read_text("utf-8"))
+            with failures_of(path, "the source cannot be read"):
+                return InstalledSource(distribution, path, file.read_text("utf-8"))
     raise SourceNotFoundError(f"{distribution} has no {relative.as_posix()}: this release does not have that model")
 
 
@@ -175,8 +179,8 @@ def _describe_block(source: InstalledSource, block: Block, only: frozenset[Block
     yield f"# {source.path}: {rewritten.class_name}.{rewritten.method}"
     yield from _outcome(rewritten)
     lines = difflib.unified_diff(
-        source.text.splitlines(),
-        rewritten.source.splitlines(),
+        [line.rstrip("\r\n") for line in split_lines(source.text)],
+        [line.rstrip("\r\n") for line in split_lines(rewritten.source)],
         fromfile=f"{source.distribution}/{source.path}",
         tofile=f"patchkit/{source.path}",
         n=context,

@@ -1,15 +1,19 @@
 """``patchkit``: the entry point, which knows the commands and turns errors into exit codes.
 
-Exit codes: 0 for success, 1 where ``check`` or ``watch`` found a fault, 2 for wrong usage or a wrong environment.
+Exit codes: 0 for success, 1 where ``check`` or ``watch`` found a fault, 2 for wrong usage, a wrong environment or a
+fault of patchkit itself, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from patchkit.cli.adopt import adopt
 from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
 from patchkit.cli.cache import cache
@@ -20,22 +24,26 @@ from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
+from patchkit.escaping import indented
 from patchkit.version import __version__
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells count."""
 
 
 class PatchkitGroup(TyperGroup):
-    """Shows an error of patchkit, or an interruption, as one line and exit code 2, without a traceback."""
+    """Shows an error of patchkit, or an interruption, as one line and an exit code, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
         except PatchkitError as error:
-            error_console().print(f"patchkit: error: {error}")
+            error_console().print(f"patchkit: error: {indented(str(error))}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             error_console().print("patchkit: interrupted; files are as they were")
-            raise typer.Exit(2) from error
+            raise typer.Exit(INTERRUPTED) from error
 
 
 app = typer.Typer(
@@ -71,12 +79,22 @@ app.command()(bench)
 app.command()(check)
 app.command()(matrix)
 app.command()(watch)
+app.command()(adopt)
 app.command()(cache)
 
 
 def main() -> None:
-    """Entry point of the ``patchkit`` script."""
-    app()
+    """Entry point of the ``patchkit`` script.
+
+    Python's own exit code for an unexpected exception is 1, which would read as a fault that ``check`` found.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command began, or after it
+        sys.exit(INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

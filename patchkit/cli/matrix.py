@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchkit.cli.check import Wheels, progress_of
+from patchkit.cli.check import RequireHashes, Wheels, progress_of
 from patchkit.cli.console import output_console
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def matrix(
     ] = None,
     every: Annotated[bool, typer.Option("--every", help="Every release since 4.48.0; needs --records.")] = False,
     wheels: Wheels = None,
+    require_hashes: RequireHashes = False,
 ) -> None:
     """Write the matrix of every registered architecture and every release of the list.
 
@@ -51,14 +52,15 @@ def matrix(
     wanted = list(transformers or ())
     if not wanted:  # a release that was added to the list is renewed with it: architectures and rules may be new
         wanted = [f">={OLDEST}"] if every else [*RELEASES, *map(str, known.releases())]
-    known, releases = record(known, wanted, wheels)
+    known, releases = record(known, wanted, wheels, require_hashes)
     table = make_matrix(known, read_proofs(LEDGER))
     if html:
         from patchkit.check.matrix_html import to_html
 
         have = {release.version for release in releases}
         with progress_of("fetching releases") as fetched:
-            others = resolve([v for v in table.releases if v not in have], wheels=wheels, progress=fetched)
+            missing = [version for version in table.releases if version not in have]
+            others = resolve(missing, wheels=wheels, progress=fetched, require_hashes=require_hashes)
         write_whole(html, to_html(table, [*releases, *others]))
     known.save(place)
     write_whole(output, to_markdown(table))
@@ -66,7 +68,9 @@ def matrix(
     output_console().print(f"{len(table.rows)} architectures × {len(table.releases)} releases: {', '.join(written)}")
 
 
-def record(known: Records, wanted: list[str], wheels: Path | None) -> tuple[Records, list[Release]]:
+def record(
+    known: Records, wanted: list[str], wheels: Path | None, require_hashes: bool = False
+) -> tuple[Records, list[Release]]:
     """Run the static stage of every architecture of transformers on releases, and add what is found to the records."""
     import datetime
 
@@ -77,7 +81,7 @@ def record(known: Records, wanted: list[str], wheels: Path | None) -> tuple[Reco
 
     upstream = [one for one in architectures().values() if one.module.startswith(f"{PACKAGE}.")]
     with progress_of("fetching releases") as fetched:
-        releases = resolve(wanted, wheels=wheels, progress=fetched, from_wheels=True)
+        releases = resolve(wanted, wheels=wheels, progress=fetched, from_wheels=True, require_hashes=require_hashes)
     with progress_of("rewriting") as rewritten:
         findings = sweep(releases, upstream, progress=rewritten)
     return known.with_findings(findings, datetime.date.today().isoformat()), releases

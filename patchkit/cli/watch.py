@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from patchkit.cli.check import Wheels, run
+from patchkit.cli.check import RequireHashes, Wheels, run
 from patchkit.cli.console import output_console
 
 
@@ -25,6 +25,7 @@ def watch(
     ),
     github: Annotated[bool, typer.Option("--github", help="Print annotations of GitHub Actions.")] = False,
     wheels: Wheels = None,
+    require_hashes: RequireHashes = False,
 ) -> None:
     """Check the transformers releases that are newer than the matrix, and say what to do.
 
@@ -37,7 +38,7 @@ def watch(
     from patchkit.check.records import SHIPPED, Records
     from patchkit.cli.check_table import print_report
 
-    console = output_console()
+    console = output_console(github=github)
     records = Records.load()
     recorded = records.releases()
     try:
@@ -52,10 +53,10 @@ def watch(
         return
     names = [str(version) for version in new]
     console.print(f"new: {', '.join(names)}")
-    report = run(["*"], names, records, wheels, static, unproven=True)
+    report = run(["*"], names, records, wheels, static, unproven=True, require_hashes=require_hashes)
     print_report(console, report)
     for line in as_github(report) if github else ():
-        console.print(line)
+        console.command(line)
     if write:
         from patchkit.check.ledger import SHIPPED as LEDGER
         from patchkit.check.ledger import read_proofs
@@ -63,7 +64,7 @@ def watch(
         from patchkit.check.storage import write_whole
         from patchkit.cli.matrix import record
 
-        records, _ = record(records, names, wheels)
+        records, _ = record(records, names, wheels, require_hashes)
         text = to_markdown(make_matrix(records, read_proofs(LEDGER)))
         records.save(SHIPPED)
         write_whole(output, text)

@@ -8,7 +8,7 @@ from patchkit.rewrite.gated_mlp import plan_mlp
 from patchkit.rewrite.method import Method
 from patchkit.rewrite.projections import plan_output, plan_qkv
 from patchkit.rewrite.sites import BlockName, Rewritten, Skip
-from patchkit.rewrite.source import find_method
+from patchkit.rewrite.source import failures_of, find_method
 
 ALL_BLOCKS: frozenset[BlockName] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""
@@ -39,8 +39,15 @@ def rewrite(
         and is left as it is.
 
     Raises:
-        RewriteError: the text does not parse, or has no such class or method.
+        RewriteError: the text does not parse, is nested too deeply, or has no such class or method.
     """
+    with failures_of(filename, f"{block.class_name}.{method} cannot be rewritten"):
+        return _rewritten(source, block, only, method, filename)
+
+
+def _rewritten(
+    source: str, block: Attention | GatedMLP, only: frozenset[BlockName], method: str, filename: str
+) -> Rewritten:
     text = find_method(source, block.class_name, method, filename)
     parsed = Method(text, filename)
     plan = Plan()

@@ -11,10 +11,18 @@ import difflib
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from patchkit.errors import RewriteError
+from patchkit.errors import PatchkitError, RewriteError
+
+MOST_NESTED = 100
+"""Levels of the syntax tree of a method beyond which it is not rewritten.
+
+The methods of transformers have up to 30. libcst and the rules go down by recursion: far below this they stay within
+Python's limit, and far above it libcst's parser, which is native code, would end the process.
+"""
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Definition = TypeVar("_Definition", ast.ClassDef, _Function)
@@ -50,6 +58,11 @@ def find_method(source: str, class_name: str, method: str, filename: str) -> Met
         RewriteError: the text does not parse, or has no such class or method, or has several and a condition decides
             which of them Python keeps.
     """
+    with failures_of(filename, f"{class_name}.{method} cannot be found"):
+        return _cut(source, class_name, method, filename)
+
+
+def _cut(source: str, class_name: str, method: str, filename: str) -> MethodText:
     body: Sequence[ast.stmt] = _parse(source, filename).body
     line = 1
     for part in class_name.split("."):
@@ -58,6 +71,10 @@ def find_method(source: str, class_name: str, method: str, filename: str) -> Met
         body, line = found.body, found.lineno
     functions = [node for node in _definitions(body) if isinstance(node, _Function)]
     function = _the_one(functions, method, body, f"{filename}:{line}: class {class_name}: method")
+    if _depth(function) > MOST_NESTED:
+        raise RewriteError(
+            f"{filename}:{function.lineno}: class {class_name}: {method} is nested too deeply to rewrite"
+        )
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     # newline="" splits where Python's tokenizer does; str.splitlines would also split at form feeds.
     lines = list(io.StringIO(source, newline=""))
@@ -65,16 +82,47 @@ def find_method(source: str, class_name: str, method: str, filename: str) -> Met
     return MethodText("".join(lines[: first - 1]), "".join(lines[first - 1 : end]), "".join(lines[end:]), first)
 
 
-def _parse(source: str, filename: str) -> ast.Module:
+@contextmanager
+def failures_of(filename: str, what: str, line: int = 1) -> Iterator[None]:
+    """Turn every failure of work on text that somebody else wrote into a RewriteError; errors of patchkit pass.
+
+    Such text can exceed each limit there is, in any function that reads it, and must not end more than its own class.
+
+    Args:
+        filename: where the text is from.
+        what: what failed: ``the source does not parse``.
+        line: where, unless the failure says it.
+
+    Raises:
+        RewriteError: something failed.
+    """
     try:
-        with warnings.catch_warnings():
-            # Upstream's invalid escapes are not the user's business, and under -W error they would be syntax errors.
-            warnings.simplefilter("ignore")
-            return ast.parse(source, filename)
+        yield
+    except PatchkitError:
+        raise
     except SyntaxError as error:
-        raise RewriteError(f"{filename}:{error.lineno or 1}: the source does not parse: {error.msg}") from error
-    except (ValueError, RecursionError, MemoryError) as error:  # null bytes; nesting too deep for the parser
-        raise RewriteError(f"{filename}:1: the source does not parse: {error}") from error
+        raise RewriteError(f"{filename}:{error.lineno or line}: {what}: {error.msg}") from error
+    except (RecursionError, MemoryError) as error:
+        raise RewriteError(f"{filename}:{line}: {what}: it is nested too deeply, or too large") from error
+    except Exception as error:
+        raise RewriteError(f"{filename}:{line}: {what}: {type(error).__name__}: {error}") from error
+
+
+def _parse(source: str, filename: str) -> ast.Module:
+    # Upstream's invalid escapes are not the user's business, and under -W error they would be syntax errors.
+    with failures_of(filename, "the source does not parse"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source, filename)
+
+
+def _depth(tree: ast.AST) -> int:
+    """Levels of a tree, counted without recursion."""
+    depth = 0
+    level = [tree]
+    while level:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 def _definitions(body: Iterable[ast.AST]) -> Iterator[ast.AST]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -182,13 +182,22 @@ def test_two_processes_lose_nothing(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_a_kill_at_any_moment_leaves_a_whole_file_and_no_lock(tmp_path, recwarn):
-    path = tmp_path / "ledger.jsonl"
+def test_a_kill_at_any_moment_leaves_a_whole_file_and_no_lock(tmp_path, make_proof, recwarn):
+    """Writers are killed at random moments, while somebody looks all the time: the file is whole whenever it is read."""
+    path, before, chance = tmp_path / "ledger.jsonl", 4000, random.Random(5)
+    add_proofs(path, [make_proof(f"Class{index}") for index in range(before)])
     for attempt in range(4):
         process = writer(path, f"Killed{attempt}_", 10_000)
         written = int(process.stdout.readline())  # it is at work
-        time.sleep(0.01 * attempt)
-        process.send_signal(signal.SIGKILL)
+        sizes, wanted = set(), chance.randrange(4, 8)
+        try:
+            while len(sizes) < wanted:  # each is another file: somebody looks while it is written
+                data = path.read_bytes()
+                assert data[-2:] == b"}\n"
+                assert data.count(b"\n") > before
+                sizes.add(len(data))
+        finally:
+            process.send_signal(signal.SIGKILL)
         written += len(process.communicate()[0].split())
         found = [key for key in read_proofs(path) if f"Killed{attempt}_" in key.class_name]
         assert len(found) >= written + 1  # what was said to be written is there

@@ -193,7 +193,7 @@ def test_bad_input_is_one_clear_line_and_exit_2(
     assert result.stdout == ""
     assert said in " ".join(result.stderr.replace("│", " ").split())
     left = {path.name for path in tmp_path.rglob("*") if path.is_file() and "outcomes" not in path.parts}
-    assert left == {"broken.whl"}
+    assert left <= {"broken.whl", "CACHEDIR.TAG"}
 
 
 @pytest.mark.usefixtures("releases")
@@ -210,7 +210,7 @@ def test_a_matrix_that_is_not_finished_is_not_written(
 
     monkeypatch.setattr("os.replace", fail)
     result = run("matrix", "--transformers", "./new", "-o", "matrix.md")
-    assert result.exit_code == 2
+    assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 2)
     (line,) = result.stderr.splitlines()
     assert ("interrupted" if isinstance(error, KeyboardInterrupt) else "No space left on device") in line
     assert {path: path.read_bytes() for path in tmp_path.glob("*") if path.is_file() and path.suffix != ".lock"} == {

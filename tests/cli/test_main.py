@@ -20,7 +20,7 @@ def test_version() -> None:
     assert (result.exit_code, result.output) == (0, f"patchkit {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["diff", "env", "archs", "check", "matrix", "watch", "cache"])
+@pytest.mark.parametrize("command", ["diff", "env", "archs", "check", "matrix", "watch", "adopt", "cache"])
 def test_help_names_every_command(command: str) -> None:
     assert command in CliRunner().invoke(app, ["--help"]).output
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
