@@ -23,7 +23,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from patchkit.runtime.blocks import choose_mlp, choose_shared, submodule
-from patchkit.runtime.levels import call_reason, input_of
+from patchkit.runtime.levels import input_of
 from patchkit.testing import add_lora, tiny_model
 
 TARGET = 15.0
@@ -69,14 +69,14 @@ def choices(model: nn.Module) -> dict[str, Callable[[], Any]]:
     def shared(*names: str) -> Callable[[], Any]:
         def choose() -> Any:
             modules = tuple([submodule(attention, name) for name in names])
-            return call_reason(x) or choose_shared(modules, input_of(x))
+            return choose_shared(modules, input_of(x))
 
         return choose
 
     def gated() -> Any:
         inputs = (submodule(mlp, "gate_proj"), submodule(mlp, "up_proj"))
         down, activation = submodule(mlp, "down_proj"), submodule(mlp, "act_fn")
-        return call_reason(x) or choose_mlp(inputs, down, activation, x, input_of(x))
+        return choose_mlp(inputs, down, activation, x, input_of(x))
 
     return {"qkv": shared("q_proj", "k_proj", "v_proj"), "o": shared("o_proj"), "mlp": gated}
 

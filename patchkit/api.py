@@ -26,7 +26,7 @@ from patchkit.binding import (
     swap,
 )
 from patchkit.check.trust import TRUSTS, Trust, refusal_of, refusals
-from patchkit.describe import describe
+from patchkit.describe import describe, fed_with_gradient
 from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
 from patchkit.layers import Layer, describe_layer, find_layers, plan_layer
 from patchkit.ownership import find_displaced, replaced_on_instance
@@ -109,8 +109,13 @@ def apply(
     _check_meta(model, planned)
     planned = _trusted(model, planned, trust)
     layers = [plan_layer(layer, precision, wanted=wanted[layer.part]) for layer in find_layers(model)]
+    fed = fed_with_gradient(model)
     rows = tuple(
-        row for plan in planned for row in describe(plan.found.name, plan.found.module, plan.found.block, plan.patch)
+        row
+        for plan in planned
+        for row in describe(
+            plan.found.name, plan.found.module, plan.found.block, plan.patch, fed=id(plan.found.module) in fed
+        )
     )
     rows += tuple(_displaced_rows(model, parts))
     rows += tuple(layer.row for layer in layers)
@@ -206,14 +211,21 @@ def report(model: nn.Module) -> Report:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.
     """
     _check_model(model)
+    fed = fed_with_gradient(model)
     rows = tuple(
         row
         for found in _eligible(model)
-        for row in describe(found.name, found.module, found.block, patch_of(found.module) or _refused(found))
+        for row in describe(
+            found.name,
+            found.module,
+            found.block,
+            patch_of(found.module) or _refused(found),
+            fed=id(found.module) in fed,
+        )
     )
     rows += tuple(_displaced_rows(model, frozenset(_BLOCKS)))
     rows += tuple(_describe_layer(layer) for layer in find_layers(model))
-    return Report(type(model).__name__, rows, (*_notes(rows), *_replaced_since(model)))
+    return Report(type(model).__name__, rows, _notes(rows))
 
 
 def _check_model(model: object) -> None:
@@ -263,17 +275,6 @@ def _displaced_rows(model: nn.Module, parts: frozenset[BlockName]) -> Iterator[R
             yield from describe(found.name, found.module, found.block, skips)
 
 
-def _replaced_since(model: nn.Module) -> Iterator[str]:
-    """One note for each patched class whose upstream ``forward`` was replaced after ``apply``."""
-    for patch in {patch for module in model.modules() if (patch := patch_of(module)) is not None}:
-        owner = replaced_since(patch)
-        if owner is not None and patch.block is not None:  # a layer calls what its class has by then
-            yield (
-                f"{patch.original.__name__}.forward was replaced by {owner} since patchkit.apply; that does not run "
-                "here: call patchkit.apply(model) again to leave the block to it"
-            )
-
-
 def _describe_layer(layer: Layer) -> Row:
     return describe_layer(layer, None if patch_of(layer.module) is None else type(layer.module))
 
@@ -311,7 +312,7 @@ def _refuse(plan: _Planned, reason: str) -> _Planned:
 
 def _refused(found: Found) -> tuple[Skip, ...] | None:
     """For an unpatched block: what ``apply`` refused it for, if it did."""
-    reason = refusal_of(type(found.module))
+    reason = refusal_of(found.module)
     return _skips(parts_of(found.block), reason) if reason else None
 
 

@@ -6,13 +6,11 @@ model's modules changes: parameters, buffers, hooks, state_dict keys and every o
 
 from __future__ import annotations
 
-import ast
 import copy
 import copyreg
 import hashlib
 import inspect
 import linecache
-import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from types import MethodType
@@ -20,15 +18,19 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import is_own_forward
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.errors import RevertError, RewriteError
-from patchkit.ownership import foreign_forward, may_hold_old_forward, name_of
+from patchkit.ownership import foreign_forward, may_hold_old_forward, projection_names
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import BlockName, PartName, Rewritten, Site, Skip
+from patchkit.rewrite.source import split_lines
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit.upstream_source import Method, compiled, find_code, read_method, redecorate, with_code
+from patchkit.upstream_source import Method, compiled, find_code, read_method, with_code
+from patchkit.wrappers import rewrapped
 
 PATCH = "__patchkit__"
 """Class attribute that marks a patched class and holds its :class:`Patch`."""
@@ -60,6 +62,9 @@ class Patch:
 
 
 _cache: dict[tuple[object, ...], type[nn.Module] | tuple[Skip, ...]] = {}
+
+_CLASS: Any = vars(object)["__class__"]
+"""Python's own attribute: a class may define ``__class__`` or ``__setattr__`` itself."""
 
 
 def patch_of(module: nn.Module) -> Patch | None:
@@ -98,18 +103,15 @@ def _build(
         return tuple(Skip(part, str(error)) for part in sorted(parts))
     if not rewritten.sites:
         return rewritten.skips
-    forward = _compile(rewritten, method)
+    methods = _methods(block, rewritten.sites, precision)
+    forward = _why_not_derivable(cls, methods) or _compile(rewritten, method)
     if isinstance(forward, str):
         return tuple(Skip(part, forward) for part in sorted(parts))
-    methods = _methods(block, rewritten.sites, precision)
-    taken = sorted(name for name in methods if hasattr(cls, name))
-    if taken:
-        return tuple(Skip(part, f"it already has an attribute {taken[0]}") for part in sorted(parts))
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
-        "forward": forward,
+        "forward": PatchedForward(forward, cls, method.attribute, looked_up(block)),
         **methods,
         **copying(cls),
         PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
@@ -117,6 +119,25 @@ def _build(
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
         namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
     return type(cls.__name__, (cls,), namespace)
+
+
+_QUIET = frozenset({"builtins", "abc", "typing", "typing_extensions", "torch"})
+"""Packages whose classes may watch subclasses being made: nothing that a user could see follows from one more."""
+
+
+def _why_not_derivable(cls: type[nn.Module], methods: Iterable[str]) -> str | None:
+    """Why a subclass with these methods cannot be made without running a user's code, or None if it can."""
+    for watcher, what in ((type(cls), "metaclass"), (_owner_of(cls, "__init_subclass__"), "__init_subclass__")):
+        if watcher.__module__.partition(".")[0] not in _QUIET:
+            name = f"{watcher.__module__}.{watcher.__qualname__}"
+            return f"a subclass of it cannot be made unseen: the {what} of {name} would run"
+    taken = sorted(name for name in methods if any(name in vars(base) for base in cls.__mro__))
+    return f"it already has an attribute {taken[0]}" if taken else None
+
+
+def _owner_of(cls: type, name: str) -> type:
+    """The class in an MRO that defines a name; the last of all defines what every class has."""
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def _named(block: Block, method: Method) -> Block:
@@ -132,14 +153,12 @@ def _compile(rewritten: Rewritten, method: Method) -> Callable[..., Any] | str:
     if code is None:
         return "the rewritten source does not compile"
     # No modification time: such an entry is never checked against the disk.
-    linecache.cache[filename] = (len(rewritten.source), None, rewritten.source.splitlines(keepends=True), filename)
+    linecache.cache[filename] = (len(rewritten.source), None, split_lines(rewritten.source), filename)
     try:
         function = with_code(method.function, code)
     except ValueError as error:
         return str(error)
-    definition = ast.parse(textwrap.dedent(rewritten.method_source)).body[0]
-    assert isinstance(definition, ast.FunctionDef)
-    return redecorate(function, method, [ast.unparse(decorator) for decorator in definition.decorator_list])
+    return rewrapped(function, method)
 
 
 def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision) -> Methods:
@@ -159,6 +178,11 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
     return methods
 
 
+def looked_up(block: Block) -> tuple[str, ...]:
+    """The attributes that the methods take from a block."""
+    return (*projection_names(block), block.activation) if isinstance(block, GatedMLP) else projection_names(block)
+
+
 def copying(cls: type[nn.Module]) -> Methods:
     """deepcopy keeps the patch; a pickle names the upstream class, so it loads where patchkit is not installed."""
 
@@ -170,9 +194,14 @@ def copying(cls: type[nn.Module]) -> Methods:
         return (copyreg._reconstructor, (cls, object, None), *reduced[2:])  # type: ignore[attr-defined]
 
     def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:  # noqa: N807
-        new = type(self).__new__(type(self))
+        reduced = super(type_of_patch(self), self).__reduce_ex__(4)
+        if not isinstance(reduced, tuple):
+            return self
+        make, args, state = (*reduced, None)[:3]
+        new: nn.Module = make(*copy.deepcopy(args, memo))
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        if state is not None:
+            new.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
         return new
 
     own = {"__reduce_ex__": __reduce_ex__}
@@ -199,7 +228,7 @@ def _give(module: nn.Module, cls: type[nn.Module]) -> None:
     accelerate's hooks keep it as ``_old_forward`` and call that. What another library set as ``forward`` stays.
     """
     own = [name for name, value in module.__dict__.items() if is_own_forward(module, value)]
-    module.__class__ = cls
+    _CLASS.__set__(module, cls)
     for name in own:
         module.__dict__[name] = MethodType(cls.forward, module)
 

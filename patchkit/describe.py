@@ -9,18 +9,21 @@ from torch import Tensor, nn
 
 from patchkit.adapters.readers import read_projection
 from patchkit.arch.spec import Attention, Block, GatedMLP
-from patchkit.binding import Patch, parts_of, patched_class
+from patchkit.binding import Patch, looked_up, parts_of, patched_class
 from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.rewrite.sites import BlockName, Skip
 from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
+from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 from patchkit.runtime.precision import AdapterPrecision
 
 NOT_PATCHED = "not patched; call patchkit.apply(model)"
 
 
-def describe(name: str, module: nn.Module, block: Block, patch: Patch | tuple[Skip, ...] | None) -> Iterator[Row]:
+def describe(
+    name: str, module: nn.Module, block: Block, patch: Patch | tuple[Skip, ...] | None, *, fed: bool = True
+) -> Iterator[Row]:
     """One row for each part of a module.
 
     Args:
@@ -28,15 +31,16 @@ def describe(name: str, module: nn.Module, block: Block, patch: Patch | tuple[Sk
         module: the module.
         block: the entry of the architecture file.
         patch: the patch it has or would get, or why it gets none, or None if none was tried.
+        fed: whether its input will require a gradient in training, see :func:`fed_with_gradient`.
     """
     module_class = type(module).__name__
     for part in parts_of(block):
-        level, reason, expected = _level(module, block, part, patch)
+        level, reason, expected = _level(module, block, part, patch, fed)
         yield Row(name, module_class, part, level, reason, expected)
 
 
 def _level(
-    module: nn.Module, block: Block, part: BlockName, patch: Patch | tuple[Skip, ...] | None
+    module: nn.Module, block: Block, part: BlockName, patch: Patch | tuple[Skip, ...] | None, fed: bool
 ) -> tuple[Level, str, bool]:
     if patch is None:
         return "upstream", _why_not_patched(module, block, part), False
@@ -49,14 +53,15 @@ def _level(
     rules = {site.rule for site in patch.sites if site.block == part}
     if not rules:
         return "upstream", why, False
-    owner = replaced_on_instance(module)  # by something that came after apply
+    # By something that came after apply.
+    owner = replaced_on_instance(module) or displaced(type(module), patch.original, patch.forward, looked_up(block))
     if owner is not None:
         return "upstream", owner, False
     if isinstance(block, GatedMLP):
         names: Sequence[str] = (*block.inputs, block.down)
     else:
         names = (block.q, block.k, block.v) if part == "qkv" else (block.o,)
-    choice = _choose(module, block, names, patch.precision)
+    choice = _choose(module, block, names, patch.precision, fed)
     if choice is None:
         return "upstream", "it lacks a projection", False
     return _explain(choice, names, whole=rules != {"call-alone"}, why=why)
@@ -71,17 +76,37 @@ def _why_not_patched(module: nn.Module, block: Block, part: BlockName) -> str:
     return "; ".join(skip.reason for skip in possible) if isinstance(possible, tuple) else NOT_PATCHED
 
 
-def _choose(module: nn.Module, block: Block, names: Sequence[str], precision: AdapterPrecision) -> Choice | None:
+def _choose(
+    module: nn.Module, block: Block, names: Sequence[str], precision: AdapterPrecision, fed: bool
+) -> Choice | None:
     """What the runtime would choose in training for an input like the ones the block is made for."""
     modules = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
     if len(modules) < len(names):
         return None
     with torch.enable_grad():
-        x = stand_in(modules)
+        x = stand_in(modules).requires_grad_(fed)
         if isinstance(block, Attention):
             return choose_shared(modules, input_of(x, precision))
         activation = getattr(module, block.activation, None)
         return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, precision))
+
+
+def fed_with_gradient(model: nn.Module) -> frozenset[int]:
+    """Identities of the modules whose input will require a gradient in training, as far as can be told without one.
+
+    What is trained comes before them: modules are registered in the order in which they run, with exceptions (norms)
+    that only ever leave one out. ``enable_input_require_grads`` makes it all of them.
+    """
+    if any("_require_grads_hook" in name for module in model.modules() for name in module.__dict__):
+        return frozenset(map(id, model.modules()))
+    fed, trained = set(), False
+    for module in model.modules():
+        if trained:
+            fed.add(id(module))
+        trained = trained or any(
+            parameter.requires_grad for parameter in module._parameters.values() if parameter is not None
+        )
+    return frozenset(fed)
 
 
 def stand_in(modules: Sequence[nn.Module]) -> Tensor:
@@ -96,7 +121,7 @@ def stand_in(modules: Sequence[nn.Module]) -> Tensor:
             features = getattr(module, "in_features", weight.shape[-1])
             return torch.empty(0, features, dtype=weight.dtype, device=weight.device, requires_grad=True)
     # Every projection is one that must be called: the reasons do not depend on the input.
-    return torch.empty(0, 0)
+    return torch.empty(0, 0, device="cpu")
 
 
 def _explain(choice: Choice, names: Sequence[str], *, whole: bool, why: str) -> tuple[Level, str, bool]:

@@ -25,7 +25,7 @@ from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.runtime.blocks import NO_ADAPTER
 from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, call_embedding, choose_embedding
-from patchkit.runtime.levels import Ready, adapted, call_reason, examine, input_of
+from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import read_method
 from patchkit_kernels.lora_linear import lora_linear
@@ -130,7 +130,8 @@ def _embedding_reason(module: nn.Module, precision: AdapterPrecision) -> Reason 
 
 def _head_reason(module: nn.Module, precision: AdapterPrecision) -> Reason | None:
     """Why a head would not be fused now for an input of its own dtype, or None."""
-    reading = examine(module, input_of(stand_in([module]), precision))
+    given = input_of(stand_in([module]), precision)
+    reading = given if isinstance(given, str) else examine(module, given)
     if isinstance(reading, str):
         return reading
     return None if adapted(reading) else NO_ADAPTER
@@ -202,5 +203,6 @@ def _fused_embedding(self: nn.Module, ids: Tensor, precision: AdapterPrecision) 
 
 
 def _fused_head(self: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor | None:
-    reading = call_reason(x) or examine(self, input_of(x, precision))
+    given = input_of(x, precision)
+    reading = given if isinstance(given, str) else examine(self, given)
     return lora_linear(x, *reading) if isinstance(reading, Ready) and adapted(reading) else None

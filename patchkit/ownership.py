@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import Reason, is_own_forward
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
@@ -54,15 +55,6 @@ def may_hold_old_forward(forward: Callable[..., Any]) -> bool:
         return True
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     return any(callable(default) for default in defaults)
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """Dotted name of a function, a bound method or a partial."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', None) or type(function).__module__}.{name}"
 
 
 def replaced_on_instance(module: nn.Module) -> Reason | None:

@@ -6,12 +6,14 @@ import, or a decorator wrapped it. Rewriting such text would compute something e
 
 from __future__ import annotations
 
+import ast
 import inspect
 import linecache
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from functools import lru_cache
-from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from types import CellType, CodeType, FunctionType
+from typing import Any, NamedTuple, TypeGuard
 
 
 class Method(NamedTuple):
@@ -43,13 +45,18 @@ def read_method(cls: type, name: str) -> Method | str:
     if owner is None:
         return f"it has no method {name}"
     attribute = vars(owner)[name]
-    function: Any = inspect.unwrap(attribute) if callable(attribute) else attribute
+    try:
+        function: Any = inspect.unwrap(attribute) if callable(attribute) else attribute
+    except ValueError:
+        return f"its {name} is wrapped in a circle"
     if not isinstance(function, FunctionType):
         return f"its {name} is a {type(function).__qualname__}, not a function"
     if function.__module__ != owner.__module__ or function.__qualname__ != f"{owner.__qualname__}.{name}":
         return f"its {name} was replaced by {function.__module__}.{function.__qualname__}"
     filename = function.__code__.co_filename
-    source = "".join(linecache.getlines(filename, function.__globals__))
+    source = source_of(function)
+    if "<locals>" in function.__qualname__:
+        return f"its class {owner.__qualname__} is defined in a function, so its source is not all that it depends on"
     if not source:
         return f"there is no source of {owner.__module__}.{owner.__qualname__}.{name} ({filename})"
     code = find_code(compiled(source, filename), function.__qualname__)
@@ -58,13 +65,52 @@ def read_method(cls: type, name: str) -> Method | str:
     return Method(owner, attribute, function, source, filename)
 
 
+def source_of(function: FunctionType) -> str:
+    """The text of the file that a function was compiled from, as it is now; empty if there is none."""
+    return "".join(linecache.getlines(function.__code__.co_filename, function.__globals__))
+
+
 @lru_cache(maxsize=64)
 def compiled(source: str, filename: str) -> CodeType | None:
     """The code of a module's text, or None if it does not compile."""
     try:
         return compile(source, filename, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+@lru_cache(maxsize=2)
+def parsed(source: str) -> ast.Module:
+    """The tree of a module's text. Attention and MLP stand in one file, so it is parsed once for both.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it does not parse.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream's invalid escapes are not the user's business
+        return ast.parse(source)
+
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def definition(module: ast.Module, qualname: str) -> Definition | None:
+    """A class or function by its dotted path, ``Outer.Inner.method``. Of several the last one counts, as for Python."""
+    node: ast.AST | None = module
+    for part in qualname.split("."):
+        found = [] if node is None else [inner for inner in _definitions(node) if inner.name == part]
+        node = found[-1] if found else None
+    assert node is None or isinstance(node, Definition)
+    return node
+
+
+def _definitions(node: ast.AST) -> Iterator[Definition]:
+    """Definitions in a body, also under conditions, but not inside of others."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Definition):
+            yield child
+        elif isinstance(child, (ast.If, ast.Try, ast.ExceptHandler, ast.With)):
+            yield from _definitions(child)
 
 
 def find_code(module: CodeType | None, qualname: str) -> CodeType | None:
@@ -78,6 +124,35 @@ def find_code(module: CodeType | None, qualname: str) -> CodeType | None:
     return code
 
 
+def definition_of(function: FunctionType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
+    """Where a function stands in its file, nested or not; None if the file does not say, or not what runs."""
+    source, code = source_of(function), function.__code__
+    module = compiled(source, code.co_filename) if source else None
+    if module is None or not any(found == code for found in inner_codes(module)):
+        return None
+    found = [node for node in ast.walk(parsed(source)) if _is_definition(node) and _is_of(code, node)]
+    return found[0] if len(found) == 1 else None
+
+
+def inner_codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and every one in it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from inner_codes(const)
+
+
+def _is_definition(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda]:
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+
+
+def _is_of(code: CodeType, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
+    if isinstance(node, ast.Lambda):
+        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return node.name == code.co_name and first == code.co_firstlineno
+
+
 def with_code(function: FunctionType, code: CodeType) -> FunctionType:
     """A function with other code but the same globals, defaults, closure cells and metadata.
 
@@ -88,32 +163,14 @@ def with_code(function: FunctionType, code: CodeType) -> FunctionType:
     missing = [name for name in code.co_freevars if name not in cells]
     if missing:
         raise ValueError(f"the rewritten code needs {', '.join(missing)} of an enclosing scope")
-    closure = tuple(cells[name] for name in code.co_freevars)
+    return alike(function, code, tuple(cells[name] for name in code.co_freevars))
+
+
+def alike(function: FunctionType, code: CodeType, closure: tuple[CellType, ...] | None) -> FunctionType:
+    """A function with this code and closure, and everything else of another one."""
     new = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     new.__kwdefaults__ = function.__kwdefaults__
     new.__annotations__ = function.__annotations__
     new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
     new.__dict__.update(function.__dict__)
     return new
-
-
-def redecorate(new: FunctionType, method: Method, decorators: list[str]) -> Callable[..., Any] | str:
-    """Put a method's decorators around a new function, evaluated where upstream evaluates them.
-
-    Args:
-        new: the undecorated function.
-        method: the method whose decorators they are.
-        decorators: their expressions as text, the outermost first.
-
-    Returns:
-        The decorated function, or why that cannot be done.
-    """
-    if not decorators and method.attribute is not method.function:
-        return "it is wrapped by something that does not stand in its source"
-    decorated: Any = new
-    for expression in reversed(decorators):
-        try:
-            decorated = eval(expression, method.function.__globals__)(decorated)
-        except Exception as error:  # a decorator may raise anything
-            return f"its decorator @{expression} cannot be applied again: {error!r}"
-    return decorated  # type: ignore[no-any-return]

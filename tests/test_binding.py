@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import io
 import linecache
@@ -18,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 import patchkit
 from patchkit.arch.spec import GatedMLP
 from patchkit.binding import patch_of, patched_class
+from patchkit.rewrite.rewriter import rewrite
 from patchkit.testing import compare_runs, identical_runs, run, tiny_inputs, tiny_model
 from patchkit.upstream_source import read_method
 
@@ -221,7 +223,7 @@ class DecoratedMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def test_decorators_are_applied_again():
+def test_decorators_stand_around_the_patched_method():
     mlp = block(tiny_model("llama"), LlamaMLP)
     mlp.__class__ = DecoratedMLP
     x = torch.randn(3, 64, requires_grad=True)
@@ -233,7 +235,7 @@ def test_decorators_are_applied_again():
 def test_a_wrapper_that_is_not_in_the_source_is_refused(monkeypatch):
     monkeypatch.setattr(LlamaMLP, "forward", doubled(LlamaMLP.forward))
     found = patched_class(LlamaMLP, GatedMLP("LlamaMLP"), frozenset({"mlp"}))
-    assert "wrapped by something that does not stand in its source" in found[0].reason
+    assert "wrapper: that is not what the decorators in its source make" in found[0].reason
 
 
 def test_source_that_is_not_what_runs_is_refused(monkeypatch):
@@ -263,3 +265,37 @@ def test_output_recorders_and_hooks_keep_working(lora_model):
     block(model, modeling_gemma3.Gemma3MLP).register_forward_hook(lambda module, args, output: seen.append(output))
     model(**inputs)
     assert len(seen) == 1
+
+
+def test_rewritten_code_that_needs_another_variable_is_refused(monkeypatch):
+    """Upstream's function lacks the cell of ``__class__`` that such code would read."""
+    needs_more = replacing("return self.apply_mlp(x)", "return __class__ and self.apply_mlp(x)")
+    monkeypatch.setattr("patchkit.binding.rewrite", needs_more)
+    (skip,) = patched_class(WithoutCell, GatedMLP("WithoutCell"), frozenset({"mlp"}))
+    assert skip.reason == "the rewritten code needs __class__ of an enclosing scope"
+
+
+def test_rewritten_code_that_does_not_compile_is_refused(monkeypatch):
+    monkeypatch.setattr("patchkit.binding.rewrite", replacing("return self.apply_mlp(x)", "return return"))
+    (skip,) = patched_class(NotCompiling, GatedMLP("NotCompiling"), frozenset({"mlp"}))
+    assert skip.reason == "the rewritten source does not compile"
+
+
+def replacing(old, new):
+    """A rewriter with a fault."""
+
+    def faulty(*args, **options):
+        result = rewrite(*args, **options)
+        return dataclasses.replace(result, source=result.source.replace(old, new))
+
+    return faulty
+
+
+class WithoutCell(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class NotCompiling(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))

@@ -445,21 +445,25 @@ def test_hooks_come_and_go(steps, calls):
     assert [type(module) for module in model.modules()] == before
 
 
-def test_a_class_replaced_after_apply_is_said(monkeypatch):
-    """``forward`` of the class itself: the patched class hides it, so the report asks to apply again."""
+def test_a_class_replaced_after_apply(monkeypatch):
+    """``forward`` of the upstream class itself: it runs from the next call on, and is gone when it is gone."""
     model = add_lora(tiny_model("llama")).train()
     reference = copy.deepcopy(model)
-    patchkit.apply(model)
+    before = levels(patchkit.apply(model))
 
     def fast_forward(self, x):
         return 1.5 * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
     monkeypatch.setattr(LlamaMLP, "forward", fast_forward)
-    (note,) = patchkit.report(model).notes
-    assert "LlamaMLP.forward was replaced by test_other_patchers." in note
-    assert "call patchkit.apply(model) again" in note
-    assert levels(patchkit.apply(model)) == NO_MLP
-    assert patchkit.report(model).notes == ()
+    for _ in range(2):
+        report = patchkit.report(model)
+        assert levels(report) == NO_MLP
+        assert all("replaced by test_other_patchers." in row.reason for row in report.at("upstream"))
+        assert_equal(reference, model)
+        patchkit.apply(model)  # a second time it is left alone for good
+    monkeypatch.undo()
+    patchkit.apply(model)
+    assert levels(patchkit.report(model)) == before
     assert_equal(reference, model)
 
 

@@ -24,12 +24,12 @@ Structure: TypeAlias = "tuple[tuple[QuantizedWeight | None, tuple[tuple[float, f
 
 
 def flatten(projections: Sequence[Projection]) -> list[Tensor | None]:
-    """Every tensor of every projection: W (None if quantised), b, and A, B, c, m of each adapter."""
+    """Every tensor of every projection: W (None if quantised), b, and A, B, c, g of each adapter."""
     tensors: list[Tensor | None] = []
     for weight, bias, adapters in projections:
         tensors += (weight if isinstance(weight, Tensor) else None, bias)
         for adapter in adapters:
-            tensors += (adapter.lora_a, adapter.lora_b, adapter.bias, adapter.magnitude)
+            tensors += (adapter.lora_a, adapter.lora_b, adapter.bias, adapter.factor)
     return tensors
 
 

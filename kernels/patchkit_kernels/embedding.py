@@ -11,13 +11,15 @@ DoRA (Liu et al., 2024, https://arxiv.org/abs/2402.09353, section 4.3) takes n, 
 over the vocabulary, as a constant. With c = m / n, or 1 without DoRA, and the gradient dy::
 
     dt_j = s_j e (c dy) B_j      scattered by id into dA_j
-    G_j  = dy^T t_j              dB_j = s_j e c G_j
-    dm   = (sum over tokens of dy e W[ids] + e s sum over ranks of G B) / n
+    dB_j = s_j c e (dy^T t_j)
+    dc   = sum over tokens of dy z
     dW   = e c dy                scattered by id
 
-c is multiplied into B and into the ``[hidden, rank]`` product, so that backward makes nothing of ``[tokens, hidden]``
-unless m or W is trained, and forward keeps nothing of that size in any case. Rows of ``padding_idx`` get no gradient
-from a scatter, as in ``torch.nn.functional.embedding``; B and m do.
+c is made before the function by ordinary operations, so that autograd takes its gradient to m by itself. It is
+multiplied into B and into the ``[hidden, rank]`` product, so that backward makes nothing of ``[tokens, hidden]`` unless
+m or W is trained. As in :mod:`patchkit_kernels.saving`, nothing is kept that upstream does not keep: the ids for dA and
+dW, e t for dB, B for dA, z for dc; W, A and m never. Rows of ``padding_idx`` get no gradient from a scatter, as in
+``torch.nn.functional.embedding``; B and m do.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchkit_kernels.differentiable import differentiable_backward, wants_graph
+from patchkit_kernels.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.saving import keep, kept
+from patchkit_kernels.shapes import as_rows, with_leading
+from patchkit_kernels.stand_in import substitute
 
 
 class EmbeddingAdapter(NamedTuple):
@@ -70,7 +75,6 @@ class _Lookup(NamedTuple):
     Attributes:
         ids: ``[tokens]``.
         scale: e, or None.
-        norm: n, ``[hidden]``, or None.
         scalings: s of every adapter.
         padding_idx: as in :class:`EmbeddingTable`.
         lora: dtype of the products with B.
@@ -78,7 +82,6 @@ class _Lookup(NamedTuple):
 
     ids: Tensor
     scale: Tensor | None
-    norm: Tensor | None
     scalings: tuple[float, ...]
     padding_idx: int | None
     lora: torch.dtype
@@ -101,10 +104,6 @@ class _Lookup(NamedTuple):
         padding = -1 if self.padding_idx is None else self.padding_idx
         return torch.ops.aten.embedding_dense_backward(rows, self.ids, vocab, padding, False)  # type: ignore[no-any-return]
 
-    def ratio(self, magnitude: Tensor | None) -> Tensor | None:
-        """c, ``[hidden]``, or None without DoRA."""
-        return None if magnitude is None or self.norm is None else magnitude / self.norm
-
 
 class LoraEmbedding(torch.autograd.Function):
     """See this file's docstring for the formulas."""
@@ -114,35 +113,52 @@ class LoraEmbedding(torch.autograd.Function):
         ctx: Any,
         ids: Tensor,
         scale: Tensor | None,
-        norm: Tensor | None,
         constants: tuple[Any, ...],
         weight: Tensor,
-        magnitude: Tensor | None,
+        ratio: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
-        """``[tokens, hidden]``; saves ids ``[tokens]``, the norm ``[hidden]`` and the parameters."""
+        """``[..., hidden]``; saves what this file's docstring says."""
         ctx.constants = constants
-        ctx.save_for_backward(ids, scale, norm, weight, magnitude, *factors)
-        return _embed(_lookup(ids, scale, norm, constants), weight, magnitude, factors)
+        need_weight, need_ratio, *needed = ctx.needs_input_grad[3:]
+        y, reduced, z = _embed(_Lookup(ids.reshape(-1), scale, *constants), weight, ratio, factors)
+        scatters = need_weight or any(needed[::2])
+        ctx.tokens = ids.shape
+        read = [None, ratio]
+        for need_a, lora_b in zip(needed[::2], factors[1::2], strict=True):
+            read += [None, lora_b if need_a else None]
+        ctx.save_for_backward(
+            ids if scatters else None,
+            scale if need_weight or any(needed) else None,
+            z if need_ratio else None,
+            *[t if need_b else None for t, need_b in zip(reduced, needed[1::2], strict=True)],
+            *keep(ctx, (weight, ratio, *factors), read),
+        )
+        return with_leading(y, ids.unsqueeze(-1))
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """The gradients of W, m and every A and B that needs one."""
-        ids, scale, norm, weight, magnitude, *factors = ctx.saved_tensors
-        lookup, needed = _lookup(ids, scale, norm, ctx.constants), ctx.needs_input_grad[4:]
+        """The gradients of W, c and every A and B that needs one."""
+        ids, scale, z, *saved = ctx.saved_tensors
+        count = len(ctx.constants[0])
+        reduced, (weight, ratio, *factors) = saved[:count], kept(ctx, saved[count:])
+        if ids is None:  # only its shape matters
+            ids = torch.zeros((), dtype=torch.int64, device=weight.device).expand(ctx.tokens)
+        lookup, needed = _Lookup(ids.reshape(-1), scale, *ctx.constants), ctx.needs_input_grad[3:]
         found: Sequence[Tensor | None]
-        if wants_graph():
+        if wants_ordinary_operations([grad]):
 
-            def again(weight: Tensor, magnitude: Tensor | None, *factors: Tensor) -> list[Tensor]:
-                return [_embed(lookup, weight, magnitude, factors)]
+            def again(weight: Tensor, ratio: Tensor | None, *factors: Tensor) -> list[Tensor]:
+                return [with_leading(_embed(lookup, weight, ratio, factors, reduced, z)[0], ids.unsqueeze(-1))]
 
-            found = differentiable_backward(again, (weight, magnitude, *factors), needed, [grad])
+            found = differentiable_backward(again, (weight, ratio, *factors), needed, [grad])
         else:
-            d_factors, d_ratio = _factor_gradients(lookup, magnitude, factors, needed[1:], grad)
-            d_weight = _d_weight(lookup, weight, magnitude, grad) if needed[0] else None
-            d_magnitude = _d_magnitude(lookup, weight, magnitude, d_ratio, grad) if needed[1] else None
-            found = d_weight, d_magnitude, *d_factors
-        return None, None, None, None, *found
+            rows = as_rows(grad)
+            d_factors = _factor_gradients(lookup, ratio, factors, reduced, needed[2:], rows)
+            d_weight = _d_weight(lookup, weight, ratio, rows) if needed[0] else None
+            found = d_weight, (rows.to(z.dtype) * z).sum(0).to(ratio.dtype) if needed[1] else None, *d_factors
+        return None, None, None, *found
 
 
 def lora_embedding(ids: Tensor, table: EmbeddingTable, lora: torch.dtype, norm: Tensor | None = None) -> Tensor:
@@ -163,57 +179,68 @@ def lora_embedding(ids: Tensor, table: EmbeddingTable, lora: torch.dtype, norm: 
     """
     constants = (tuple(adapter.scaling for adapter in table.adapters), table.padding_idx, lora)
     factors = [tensor for adapter in table.adapters for tensor in (adapter.lora_a, adapter.lora_b)]
+    ratio = None if table.magnitude is None or norm is None else table.magnitude / norm
     y: Tensor = LoraEmbedding.apply(  # type: ignore[no-untyped-call]
-        ids.reshape(-1), table.scale, norm, constants, table.weight, table.magnitude, *factors
+        ids, table.scale, constants, table.weight, ratio, *factors
     )
-    # Reshaped out here: a view made inside the function could not be modified in place by what follows.
-    return y.view(*ids.shape, y.shape[-1])
+    return y
 
 
-def _lookup(ids: Tensor, scale: Tensor | None, norm: Tensor | None, constants: tuple[Any, ...]) -> _Lookup:
-    return _Lookup(ids, scale, norm, *constants)
+def _embed(
+    lookup: _Lookup,
+    weight: Tensor,
+    ratio: Tensor | None,
+    factors: Sequence[Tensor],
+    reduced: Sequence[Tensor | None] = (),
+    z: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """y in the table's dtype, every e t and z, by ordinary differentiable operations into one buffer.
 
-
-def _embed(lookup: _Lookup, weight: Tensor, magnitude: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
-    """y in the table's dtype, by ordinary differentiable operations into one buffer."""
-    lora = lookup.lora
+    With what an earlier call kept of ``reduced`` and ``z``, these values and the derivatives of this computation.
+    """
+    lora, parts = lookup.lora, []
     y = lookup.rows(weight)
     wide = torch.promote_types(weight.dtype, lora)
-    y = y.to(wide if magnitude is None else torch.promote_types(wide, magnitude.dtype))
-    for lora_a, lora_b, scaling in zip(factors[::2], factors[1::2], lookup.scalings, strict=True):
-        t, right = lookup.reduced(lora_a), lora_b.to(lora).t()
+    y = y.to(wide if ratio is None else torch.promote_types(wide, ratio.dtype))
+    for i, scaling in enumerate(lookup.scalings):
+        t, right = lookup.reduced(factors[2 * i]), factors[2 * i + 1].to(lora).t()
+        value = reduced[i] if reduced else None
+        t = t if value is None else substitute(value, t)
         y = y.addmm_(t, right, alpha=scaling) if y.dtype == lora else y.add_(t @ right, alpha=scaling)
-    ratio = lookup.ratio(magnitude)
-    return (y if ratio is None else y.mul_(ratio)).to(weight.dtype)
+        parts.append(t)
+    y = y if z is None else substitute(z, y)
+    return (y if ratio is None else y * ratio).to(weight.dtype), parts, y
 
 
 def _factor_gradients(
-    lookup: _Lookup, magnitude: Tensor | None, factors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """dA and dB of every adapter, and the adapters' part of dc ``[hidden]`` if m needs a gradient.
+    lookup: _Lookup,
+    ratio: Tensor | None,
+    factors: Sequence[Tensor],
+    reduced: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor,
+) -> list[Tensor | None]:
+    """dA and dB of every adapter.
 
     Args:
-        lookup: as in forward, likewise ``magnitude`` and ``factors``.
-        needed: whether m, and then each of ``factors``, needs a gradient.
+        lookup: as in forward, likewise ``ratio`` and ``factors``.
+        reduced: e t of each adapter whose B needs a gradient, ``[tokens, rank]``.
+        needed: whether each of ``factors`` needs a gradient.
         grad: dy, ``[tokens, hidden]``.
     """
-    lora, ratio = lookup.lora, lookup.ratio(magnitude)
-    grad = grad.to(lora)
+    grad = grad.to(lookup.lora)
     found: list[Tensor | None] = []
-    d_ratio: Tensor | None = None
-    for i, scaling in enumerate(lookup.scalings):
+    for i, (scaling, t) in enumerate(zip(lookup.scalings, reduced, strict=True)):
         lora_a, lora_b = factors[2 * i], factors[2 * i + 1]
         d_a = d_b = None
-        if needed[1 + 2 * i]:
-            d_t = _scaled_product(grad, _by_rows(lora_b, ratio).to(lora), scaling)
+        if needed[2 * i]:
+            d_t = _scaled_product(grad, _by_rows(lora_b, ratio).to(lookup.lora), scaling)
             d_a = lookup.scattered(lookup.scaled(d_t.to(lora_a.dtype)), lora_a.shape[1]).t()
-        if needed[0] or needed[2 + 2 * i]:
-            product = _scaled_product(grad.t(), lookup.reduced(lora_a), scaling).to(lora_b.dtype)
-            d_b = _by_rows(product, ratio).to(lora_b.dtype) if needed[2 + 2 * i] else None
-            if ratio is not None:
-                d_ratio = (product.to(ratio.dtype) * lora_b).sum(1)
+        if t is not None:
+            product = _scaled_product(grad.t(), t, scaling).to(lora_b.dtype)
+            d_b = _by_rows(product, ratio).to(lora_b.dtype)
         found += [d_a, d_b]
-    return found, d_ratio
+    return found
 
 
 def _by_rows(matrix: Tensor, ratio: Tensor | None) -> Tensor:
@@ -226,17 +253,6 @@ def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scaling)
 
 
-def _d_weight(lookup: _Lookup, weight: Tensor, magnitude: Tensor | None, grad: Tensor) -> Tensor:
-    ratio = lookup.ratio(magnitude)
+def _d_weight(lookup: _Lookup, weight: Tensor, ratio: Tensor | None, grad: Tensor) -> Tensor:
     scaled = grad.clone() if ratio is None else (grad * ratio).to(weight.dtype)
     return lookup.scattered(lookup.scaled(scaled), weight.shape[0])
-
-
-def _d_magnitude(
-    lookup: _Lookup, weight: Tensor, magnitude: Tensor | None, d_ratio: Tensor | None, grad: Tensor
-) -> Tensor:
-    assert magnitude is not None  # narrows the types: m needs a gradient, so it is there with n and an adapter
-    assert lookup.norm is not None
-    assert d_ratio is not None
-    base = (grad * lookup.rows(weight).to(d_ratio.dtype)).sum(0)
-    return ((d_ratio + base) / lookup.norm).to(magnitude.dtype)

@@ -18,10 +18,13 @@ from patchkit_kernels.arguments import (
     unflatten,
     unflatten_kept,
 )
-from patchkit_kernels.differentiable import differentiable_backward, wants_graph
+from patchkit_kernels.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.dora_factor import with_factors
 from patchkit_kernels.project import project, project_again
 from patchkit_kernels.project_backward import input_backward, parameter_backward
 from patchkit_kernels.projection import Precision, Projection
+from patchkit_kernels.saving import keep, kept, needs_any, read_by_backward, unread_input
+from patchkit_kernels.shapes import as_rows, with_leading
 
 
 class LoraProjections(torch.autograd.Function):
@@ -29,43 +32,60 @@ class LoraProjections(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, structure: Structure, precision: tuple[torch.dtype, ...], *tensors: Any
+        ctx: Any,
+        x: Tensor,
+        unread: Tensor | None,
+        structure: Structure,
+        precision: tuple[torch.dtype, ...],
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        """Each ``[tokens, out_i]``; saves x ``[..., in]``, the parameters, and what dropout and DoRA need."""
-        ctx.structure, ctx.precision = structure, precision
-        needs = needs_of(ctx.needs_input_grad[3:], structure)
-        outputs, kept = project(x, unflatten(tensors, structure), Precision(*precision), needs)
-        ctx.keys, to_keep = flatten_kept(kept)
-        ctx.save_for_backward(x, *tensors, *to_keep)
+        """Each ``[..., out_i]``; saves what :mod:`patchkit_kernels.saving` says, or ``unread`` in the place of x."""
+        ctx.structure, ctx.precision, ctx.unread = structure, precision, unread
+        x_needed, needs = ctx.needs_input_grad[0], needs_of(ctx.needs_input_grad[4:], structure)
+        projections, remakes = unflatten(tensors, structure), x_needed and unread is None
+        flat, made = project(x, projections, Precision(*precision), needs, remakes=remakes)
+        outputs = [with_leading(y, x) for y in flat]
+        ctx.keys, to_keep = flatten_kept(made)
+        read = keep(ctx, tensors, read_by_backward(projections, needs, x_needed=x_needed))
+        ctx.save_for_backward(x if unread is None else None, *read, *to_keep)
         ctx.set_materialize_grads(False)
+        if not x_needed:
+            # What depends on nothing trainable does not require a gradient, as if it had been computed alone.
+            constant = [y for y, need in zip(outputs, needs, strict=True) if not needs_any(need)]
+            ctx.mark_non_differentiable(*constant)
         return tuple(outputs)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
         precision, needed = Precision(*ctx.precision), ctx.needs_input_grad
-        count = len(needed) - 3
-        tensors, kept = saved[:count], unflatten_kept(ctx.keys, saved[count:])
-        if wants_graph():
+        count = len(needed) - 4
+        tensors, made = kept(ctx, saved[:count]), unflatten_kept(ctx.keys, saved[count:])
+        like = ctx.unread if x is None else x
+        if wants_ordinary_operations(grads):
 
             def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
-                return project_again(x, unflatten(tensors, ctx.structure), precision, kept)
+                outputs = project_again(x, unflatten(tensors, ctx.structure), precision, made)
+                return [with_leading(y, x) for y in outputs]
 
-            d_x, *rest = differentiable_backward(again, (x, *tensors), (needed[0], *needed[3:]), grads)
-            return d_x, None, None, *rest
-        projections, needs = unflatten(tensors, ctx.structure), needs_of(needed[3:], ctx.structure)
-        flow = input_backward(grads, projections, precision, needs, kept, x.dtype if needed[0] else None)
-        flat = x.reshape(-1, x.shape[-1])
-        found = parameter_backward(flow, grads, flat, projections, precision, needs, kept)
-        return None if flow.x is None else flow.x.view(x.shape), None, None, *gather_grads(found)
+            d_x, *rest = differentiable_backward(again, (like, *tensors), (needed[0], *needed[4:]), grads)
+            return d_x, None, None, None, *rest
+        projections, needs = unflatten(tensors, ctx.structure), needs_of(needed[4:], ctx.structure)
+        rows = [None if grad is None else as_rows(grad) for grad in grads]
+        flow = input_backward(rows, projections, precision, needs, made, like.dtype if needed[0] else None)
+        flat = None if x is None else as_rows(x)
+        found = parameter_backward(flow, rows, flat, projections, precision, needs, made)
+        return None if flow.x is None else with_leading(flow.x, like), None, None, None, *gather_grads(found)
 
 
 def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Precision) -> tuple[Tensor, ...]:
     """Several projections of one input, for instance q, k and v.
 
-    Between forward and backward only x is kept (and the parameters, which are kept anyway); with dropout also one bit
-    for each element of x and adapter, with DoRA's trained magnitude one tensor like the output.
+    Between forward and backward only x is kept (and parameters, which are kept anyway); with dropout also one bit
+    for each element of x and adapter, with DoRA's trained magnitude one tensor like the output, and where x needs no
+    gradient, one tensor of the rank's width for each trained B. See :mod:`patchkit_kernels.saving`.
 
     Args:
         x: ``[..., in]``; any leading shape, empty included. It is copied only if it is not contiguous.
@@ -74,19 +94,13 @@ def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Pr
         precision: see :class:`~patchkit_kernels.projection.Precision`.
 
     Returns:
-        For each projection ``[..., out_i]`` in ``precision.output``.
+        For each projection ``[..., out_i]`` in ``precision.output``: contiguous, a view of nothing.
     """
-    outputs = LoraProjections.apply(  # type: ignore[no-untyped-call]
-        x, structure_of(projections), tuple(precision), *flatten(projections)
+    projections = with_factors(projections, precision)
+    outputs: tuple[Tensor, ...] = LoraProjections.apply(  # type: ignore[no-untyped-call]
+        x, unread_input(x, projections), structure_of(projections), tuple(precision), *flatten(projections)
     )
-    # Reshaped out here: a view made inside the function could not be modified in place by what follows.
-    # An output that depends on nothing trainable does not require a gradient, as if it had been computed alone.
-    outputs = tuple(y if _needs_gradient(x, p) else y.detach() for y, p in zip(outputs, projections, strict=True))
-    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
-
-
-def _needs_gradient(x: Tensor, projection: Projection) -> bool:
-    return x.requires_grad or any(t is not None and t.requires_grad for t in flatten([projection]))
+    return outputs
 
 
 def lora_linear(x: Tensor, projection: Projection, precision: Precision) -> Tensor:

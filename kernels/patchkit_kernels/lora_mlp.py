@@ -3,13 +3,14 @@
     gate, up = projections of x                      [tokens, intermediate] each
     y = down(act(gate) * up)                         [tokens, hidden]
 
-For backward it keeps x, gate and up; act(gate) * up is computed again (as in Liger-Kernel's gated MLPs). One projection
-that yields gate and up together is supported by splitting its output in two.
+For backward it keeps x, gate and up; act(gate) * up is computed again (as in Liger-Kernel's gated MLPs). What is not
+read is not kept: see :mod:`patchkit_kernels.saving`. One projection that yields gate and up together is supported by
+splitting its output in two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +28,17 @@ from patchkit_kernels.arguments import (
     unflatten,
     unflatten_kept,
 )
-from patchkit_kernels.differentiable import differentiable_backward, wants_graph
+from patchkit_kernels.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.dora_factor import with_factors
 from patchkit_kernels.project import project, project_again
 from patchkit_kernels.project_backward import input_backward, parameter_backward
-from patchkit_kernels.projection import Kept, Key, Needs, Precision, Projection
+from patchkit_kernels.projection import Needs, Precision, Projection
+from patchkit_kernels.saving import keep, kept, needs_any, read_by_backward, unread_input
+from patchkit_kernels.shapes import as_rows, with_leading
+from patchkit_kernels.stand_in import substitute
+
+LEADING = 6
+"""Arguments of the function before the tensors of its projections."""
 
 
 class LoraGatedMLP(torch.autograd.Function):
@@ -40,60 +48,84 @@ class LoraGatedMLP(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        unread: Tensor | None,
         activation: Activation,
         gate_first: bool,
         structure: Structure,
         precision: tuple[torch.dtype, ...],
         *tensors: Any,
     ) -> Tensor:
-        """``[tokens, hidden]``; saves x, what the first projections yield, parameters, and what adapters keep."""
+        """``[..., hidden]``; saves what :mod:`patchkit_kernels.saving` says, with ``unread`` in the place of x.
+
+        In between it saves gate and up, or act(gate) * up if nothing flows back through them.
+        """
         ctx.activation, ctx.gate_first, ctx.structure, ctx.precision = activation, gate_first, structure, precision
+        ctx.unread = unread
         ctx.set_materialize_grads(False)
         *inputs, down = unflatten(tensors, structure)
-        *input_needs, down_needs = needs_of(ctx.needs_input_grad[5:], structure)
-        projected, kept = project(x, inputs, Precision(*precision), input_needs)
+        *input_needs, down_needs = needs_of(ctx.needs_input_grad[LEADING:], structure)
+        x_needed = ctx.needs_input_grad[0]
+        flows_back = x_needed or any(map(needs_any, input_needs))
+        projected, made = project(x, inputs, Precision(*precision), input_needs, remakes=x_needed and unread is None)
         gate, up = split_gate_up(projected, gate_first)
         hidden = ACTIVATIONS[activation].forward(gate, up)
-        (y,), down_kept = project(hidden, [down], Precision(*precision), [down_needs])
-        (ctx.keys, to_keep), (ctx.down_keys, down_to_keep) = flatten_kept(kept), flatten_kept(down_kept)
-        ctx.counts = [len(projected), len(tensors), len(to_keep), len(down_to_keep)]
-        ctx.save_for_backward(x, *projected, *tensors, *to_keep, *down_to_keep)
-        return y
+        (y,), down_made = project(hidden, [down], Precision(*precision), [down_needs], remakes=flows_back)
+        (ctx.keys, to_keep), (ctx.down_keys, down_to_keep) = flatten_kept(made), flatten_kept(down_made)
+        read = keep(
+            ctx,
+            tensors,
+            read_by_backward(inputs, input_needs, x_needed=x_needed)
+            + read_by_backward([down], [down_needs], x_needed=flows_back),
+        )
+        between = projected if flows_back else [hidden] if _reads_hidden(down_needs, remakes=False) else []
+        ctx.counts = [len(between), len(tensors), len(to_keep), len(down_to_keep)]
+        ctx.save_for_backward(x if unread is None else None, *between, *read, *to_keep, *down_to_keep)
+        return with_leading(y, x)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
-        projected, tensors, to_keep, down_to_keep = _split(saved, ctx.counts)
-        kept, down_kept = unflatten_kept(ctx.keys, to_keep), unflatten_kept(ctx.down_keys, down_to_keep)
+        between, read, to_keep, down_to_keep = _split(saved, ctx.counts)
+        tensors = kept(ctx, read)
+        made, down_made = unflatten_kept(ctx.keys, to_keep), unflatten_kept(ctx.down_keys, down_to_keep)
         precision, needed = Precision(*ctx.precision), ctx.needs_input_grad
-        nothing = (None, None, None, None)
+        nothing = (None,) * (LEADING - 1)
         if grad is None:
             return (None, *nothing, *[None] * len(tensors))
-        if wants_graph():
+        *input_needs, down_needs = needs_of(needed[LEADING:], ctx.structure)
+        flows_back = needed[0] or any(map(needs_any, input_needs))
+        like = ctx.unread if x is None else x
+        if wants_ordinary_operations([grad]):
 
             def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
-                projections = unflatten(tensors, ctx.structure)
-                return [_composed(x, ctx.activation, ctx.gate_first, projections, precision, kept, down_kept)]
+                *inputs, down = unflatten(tensors, ctx.structure)
+                projected = project_again(x, inputs, precision, made)
+                if flows_back:
+                    projected = [substitute(*pair) for pair in zip(between, projected, strict=True)]
+                gate, up = split_gate_up(projected, ctx.gate_first)
+                hidden = ACTIVATIONS[ctx.activation].reference(gate, up) if flows_back or not between else between[0]
+                return [with_leading(project_again(hidden, [down], precision, down_made)[0], x)]
 
-            d_x, *rest = differentiable_backward(again, (x, *tensors), (needed[0], *needed[5:]), [grad])
+            d_x, *rest = differentiable_backward(again, (like, *tensors), (needed[0], *needed[LEADING:]), [grad])
             return (d_x, *nothing, *rest)
         *inputs, down = unflatten(tensors, ctx.structure)
-        *input_needs, down_needs = needs_of(needed[5:], ctx.structure)
-        gate, up = split_gate_up(projected, ctx.gate_first)
-        flows_back = needed[0] or any(map(_needs_any, input_needs))
-        hidden_dtype = precision.output if flows_back else None
-        flow = input_backward([grad], [down], precision, [down_needs], down_kept, hidden_dtype)
-        hidden, halves = _through_activation(ctx.activation, flow.x, gate, up, down_needs)
-        down_grads = parameter_backward(flow, [grad], hidden, [down], precision, [down_needs], down_kept)
+        rows, hidden_dtype = as_rows(grad), precision.output if flows_back else None
+        flow = input_backward([rows], [down], precision, [down_needs], down_made, hidden_dtype)
+        hidden, halves = between[0] if between and not flows_back else None, None
+        if flow.x is not None:
+            gate, up = split_gate_up(between, ctx.gate_first)
+            hidden, halves = _through_activation(ctx.activation, flow.x, gate, up, down_needs)
+        down_grads = parameter_backward(flow, [rows], hidden, [down], precision, [down_needs], down_made)
         if halves is None:
             return (None, *nothing, *gather_grads([*no_grads(ctx.structure[:-1]), *down_grads]))
         del hidden, flow
         joined = _join_gate_up(halves, len(inputs), ctx.gate_first)
-        flow = input_backward(joined, inputs, precision, input_needs, kept, x.dtype if needed[0] else None)
-        flat = x.reshape(-1, x.shape[-1])
-        input_grads = parameter_backward(flow, joined, flat, inputs, precision, input_needs, kept)
-        d_x = None if flow.x is None else flow.x.view(x.shape)
+        flow = input_backward(joined, inputs, precision, input_needs, made, like.dtype if needed[0] else None)
+        flat = None if x is None else as_rows(x)
+        input_grads = parameter_backward(flow, joined, flat, inputs, precision, input_needs, made)
+        d_x = None if flow.x is None else with_leading(flow.x, like)
         return (d_x, *nothing, *gather_grads([*input_grads, *down_grads]))
 
 
@@ -104,22 +136,20 @@ def _split(tensors: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[A
         start += count
 
 
-def _needs_any(needs: Needs) -> bool:
-    return needs.weight or needs.bias or any(map(any, needs.adapters))
+def _reads_hidden(down_needs: Needs, *, remakes: bool) -> bool:
+    """Whether gradients of down need its input: for W and A, and for B where t is made again."""
+    return down_needs.weight or any(a.lora_a or (remakes and a.lora_b) for a in down_needs.adapters)
 
 
 def _through_activation(
-    activation: Activation, d_hidden: Tensor | None, gate: Tensor, up: Tensor, down_needs: Needs
-) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-    """The hidden state again, if W, A or B of down needs it, and the gradients of gate and up, if d_hidden is given.
+    activation: Activation, d_hidden: Tensor, gate: Tensor, up: Tensor, down_needs: Needs
+) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+    """The hidden state again, if down's gradients need it, and the gradients of gate and up.
 
     Both at once read gate and up once. d_hidden is a buffer of ours that nothing else holds: it is written over.
     """
     functions = ACTIVATIONS[activation]
-    reads_hidden = down_needs.weight or any(adapter.lora_a or adapter.lora_b for adapter in down_needs.adapters)
-    if d_hidden is None:
-        return functions.forward(gate, up) if reads_hidden else None, None
-    if not reads_hidden:
+    if not _reads_hidden(down_needs, remakes=True):
         return None, functions.backward(d_hidden, gate, up)
     d_up, hidden = functions.backward_recompute(d_hidden, gate, up)
     return hidden, (d_hidden, d_up)
@@ -134,21 +164,6 @@ def split_gate_up(projected: Sequence[Tensor], gate_first: bool) -> tuple[Tensor
 def _join_gate_up(halves: tuple[Tensor, Tensor], count: int, gate_first: bool) -> list[Tensor]:
     in_order = halves if gate_first else halves[::-1]
     return list(in_order) if count == 2 else [torch.cat(in_order, -1)]
-
-
-def _composed(
-    x: Tensor,
-    activation: Activation,
-    gate_first: bool,
-    projections: Sequence[Projection],
-    precision: Precision,
-    kept: Mapping[Key, Kept],
-    down_kept: Mapping[Key, Kept],
-) -> Tensor:
-    """The same value by differentiable operations alone."""
-    *inputs, down = projections
-    gate, up = split_gate_up(project_again(x, inputs, precision, kept), gate_first)
-    return project_again(ACTIVATIONS[activation].reference(gate, up), [down], precision, down_kept)[0]
 
 
 def lora_gated_mlp(
@@ -174,8 +189,14 @@ def lora_gated_mlp(
     Returns:
         ``[..., hidden]`` in ``precision.output``.
     """
-    projections = (*inputs, down)
+    projections = with_factors((*inputs, down), precision)
     y: Tensor = LoraGatedMLP.apply(  # type: ignore[no-untyped-call]
-        x, activation, gate_first, structure_of(projections), tuple(precision), *flatten(projections)
+        x,
+        unread_input(x, projections[:-1]),
+        activation,
+        gate_first,
+        structure_of(projections),
+        tuple(precision),
+        *flatten(projections),
     )
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return y

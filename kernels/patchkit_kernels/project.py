@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchkit_kernels.dora_norm import dora_weight_norm
 from patchkit_kernels.dropout import draw_mask, masked, masked_reference, pack_mask
 from patchkit_kernels.projection import (
     Adapter,
@@ -23,11 +22,15 @@ from patchkit_kernels.projection import (
     dense_weight,
     dropout_scale,
     keys_of,
+    sum_dtype,
 )
+from patchkit_kernels.stand_in import substitute
+
+NOTHING = Kept()
 
 
 def project(
-    x: Tensor, projections: Sequence[Projection], precision: Precision, needs: Sequence[Needs]
+    x: Tensor, projections: Sequence[Projection], precision: Precision, needs: Sequence[Needs], *, remakes: bool
 ) -> tuple[list[Tensor], dict[Key, Kept]]:
     """Apply every projection to one input, drawing dropout masks in the order of projections and adapters.
 
@@ -36,10 +39,11 @@ def project(
         projections: any number, with or without adapters.
         precision: see :class:`~patchkit_kernels.projection.Precision`.
         needs: which tensors will need a gradient.
+        remakes: whether backward will have x and the A's, to make every t again.
 
     Returns:
         One contiguous ``[tokens, out_i]`` in ``precision.output`` for each projection, and what backward needs of each
-        adapter that has dropout or a magnitude.
+        adapter besides its tensors.
     """
     keys = keys_of(list(projections))
     masks = draw_masks(x, projections, keys, precision)
@@ -47,22 +51,27 @@ def project(
     reduced = reduce(flat, projections, keys, masks, precision)
     outputs: list[Tensor] = []
     kept: dict[Key, Kept] = {key: Kept(mask) for key, mask in masks.items()}
+    if not remakes:
+        for i, j in keys:
+            if needs[i].adapters[j].lora_b:
+                kept[i, j] = Kept(masks.get((i, j)), reduced[i, j])
     for i, projection in enumerate(projections):
-        known = {j: Kept(masks.get((i, j))) for j, adapter in enumerate(projection.adapters) if _is_kept(adapter)}
-        y, found = _project(
-            flat, projection, [reduced[i, j] for j in range(len(projection.adapters))], known, precision
-        )
+        y, directions = _project(i, flat, projection, reduced, kept, precision)
         outputs.append(y)
-        for j, entry in found.items():
-            trained = needs[i].adapters[j].magnitude
-            kept[i, j] = entry if trained else entry._replace(direction=None)
+        for j, direction in directions.items():
+            if needs[i].adapters[j].factor:
+                narrow = direction.to(torch.promote_types(precision.output, precision.lora))
+                kept[i, j] = kept.get((i, j), NOTHING)._replace(direction=narrow)
     return outputs, kept
 
 
 def project_again(
     x: Tensor, projections: Sequence[Projection], precision: Precision, kept: Mapping[Key, Kept]
 ) -> list[Tensor]:
-    """:func:`project` with the masks and norms of an earlier call, in operations that autograd differentiates.
+    """:func:`project` with what an earlier call kept, in operations that autograd differentiates.
+
+    Where a value was kept, it is that value, and only its derivatives are those of this computation: what backward does
+    not read may be a stand-in, or may have changed (see :mod:`patchkit_kernels.stand_in`).
 
     Args:
         x: as there.
@@ -74,16 +83,13 @@ def project_again(
     flat = x.reshape(-1, x.shape[-1])
     masks = {key: entry.mask for key, entry in kept.items() if entry.mask is not None}
     reduced = reduce(flat, projections, keys, masks, precision, differentiable=True)
-    outputs = []
-    for i, projection in enumerate(projections):
-        parts = [reduced[i, j] for j in range(len(projection.adapters))]
-        known = {j: kept[i, j] for j, adapter in enumerate(projection.adapters) if _is_kept(adapter)}
-        outputs.append(_project(flat, projection, parts, known, precision, differentiable=True)[0])
-    return outputs
-
-
-def _is_kept(adapter: Adapter) -> bool:
-    return adapter.magnitude is not None or adapter.dropout > 0
+    for key, entry in kept.items():
+        if entry.reduced is not None:
+            reduced[key] = substitute(entry.reduced, reduced[key])
+    return [
+        _project(i, flat, projection, reduced, kept, precision, differentiable=True)[0]
+        for i, projection in enumerate(projections)
+    ]
 
 
 def draw_masks(
@@ -107,17 +113,20 @@ def reduce(
     *,
     differentiable: bool = False,
 ) -> dict[Key, Tensor]:
-    """t of every adapter in ``keys``, ``[tokens, rank]``: one product for all that read x itself, one for each mask."""
+    """t of every adapter in ``keys``, ``[tokens, rank]``: one product for all that read x itself, one for each mask.
+
+    Not for a differentiable one: the gradients of stacked A's would be views of one another's memory.
+    """
     if not keys:
         return {}
     lora_x = flat.to(precision.lora)
     reduced: dict[Key, Tensor] = {}
     plain = [key for key in keys if key not in masks]
-    if plain:
-        adapters = [projections[i].adapters[j] for i, j in plain]
+    for group in [[key] for key in plain] if differentiable else [plain] if plain else []:
+        adapters = [projections[i].adapters[j] for i, j in group]
         product = lora_x @ stack_a(adapters, precision).t()
         parts = torch.split(product, [adapter.lora_a.shape[0] for adapter in adapters], 1)
-        reduced.update(zip(plain, parts, strict=True))
+        reduced.update(zip(group, parts, strict=True))
     for i, j in keys:
         if (i, j) in masks:
             adapter = projections[i].adapters[j]
@@ -137,54 +146,43 @@ def drop(flat: Tensor, mask: Tensor, adapter: Adapter, *, differentiable: bool =
     return (masked_reference if differentiable else masked)(flat, mask, dropout_scale(adapter))
 
 
-def sum_dtype(projection: Projection, precision: Precision) -> torch.dtype:
-    """The dtype in which the parts of one projection are added up."""
-    wide = torch.promote_types(precision.output, precision.lora)
-    if any(adapter.magnitude is not None for adapter in projection.adapters):
-        # PEFT's DoRA adds small corrections to a product that is already rounded. Scaling the sum itself must not
-        # round it once more.
-        wide = torch.promote_types(wide, torch.float32)
-    return wide
-
-
 def _project(
+    i: int,
     flat: Tensor,
     projection: Projection,
-    reduced: Sequence[Tensor],
-    known: Mapping[int, Kept],
+    reduced: Mapping[Key, Tensor],
+    kept: Mapping[Key, Kept],
     precision: Precision,
     *,
     differentiable: bool = False,
-) -> tuple[Tensor, dict[int, Kept]]:
-    """One projection; every adapter's part is added into the base product's buffer."""
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The i-th projection, and what each g scales; every adapter's part is added into the base product's buffer."""
     first = projection.adapters[0] if projection.adapters else None
-    scales_base = first is not None and first.magnitude is not None and first.dropout == 0
+    scales_base = first is not None and first.factor is not None and first.dropout == 0
     y, has_bias = _base(flat, projection, precision, with_bias=not scales_base)
     if first is None:
         return y.to(precision.output), {}
     y = y.to(sum_dtype(projection, precision))
     bias = None if projection.bias is None else projection.bias.to(y.dtype)
-    found: dict[int, Kept] = {}
-    for j, (adapter, t) in enumerate(zip(projection.adapters, reduced, strict=True)):
-        if adapter.magnitude is None:
+    directions: dict[int, Tensor] = {}
+    for j, adapter in enumerate(projection.adapters):
+        t, factor = reduced[i, j], adapter.factor
+        if factor is None:
             y = _add_low_rank(y, t, adapter, precision)
             continue
-        entry = known[j]
-        norm = _norm(projection, adapter, entry)
-        factor = dora_factor(adapter, norm, y.dtype)
+        entry, without = kept.get((i, j), NOTHING), bias
         if entry.mask is None:
             direction = _add_low_rank(y - bias if bias is not None and has_bias else y, t, adapter, precision)
-            y = direction * factor if bias is None else torch.addcmul(bias, direction, factor)
         else:
             dropped = drop(flat.to(precision.lora), entry.mask, adapter, differentiable=differentiable)
             direction = F.linear(dropped, dense_weight(projection).to(precision.lora)).to(y.dtype)
             without = y - direction
             direction = _add_low_rank(direction, t, adapter, precision)
-            y = torch.addcmul(without, direction, factor)
-        has_bias = True
-        kept_dtype = torch.promote_types(precision.output, precision.lora)
-        found[j] = Kept(entry.mask, norm, direction.to(kept_dtype))
-    return y.to(precision.output), found
+        if differentiable and entry.direction is not None:
+            direction = substitute(entry.direction.to(y.dtype), direction)
+        y = direction * factor if without is None else torch.addcmul(without, direction, factor)
+        has_bias, directions[j] = True, direction
+    return y.to(precision.output), directions
 
 
 def _base(flat: Tensor, projection: Projection, precision: Precision, *, with_bias: bool) -> tuple[Tensor, bool]:
@@ -214,15 +212,3 @@ def _may_write() -> bool:
     Selective checkpointing holds it: its dispatch mode keeps results of operations and refuses to see them change.
     """
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0
-
-
-def _norm(projection: Projection, adapter: Adapter, entry: Kept) -> Tensor:
-    if entry.norm is not None:
-        return entry.norm
-    return dora_weight_norm(dense_weight(projection), adapter.lora_a, adapter.lora_b, adapter.scaling, adapter.bias)
-
-
-def dora_factor(adapter: Adapter, norm: Tensor, dtype: torch.dtype) -> Tensor:
-    """g = m / norm, ``[out]``."""
-    assert adapter.magnitude is not None  # narrows the type; every caller has looked
-    return adapter.magnitude.to(dtype) / norm.to(dtype)

@@ -3,13 +3,14 @@
 With dy given, and going through the adapters from the last to the first (e, dl: gradients of r and l)::
 
     LoRA   dl = e                                    e unchanged
-    DoRA   dl = g e,  dm = sum(e * direction) / norm    e <- g e; with dropout e stays, and d(x) W^T gets (g - 1) e
+    DoRA   dl = g e,  dg = sum(e * direction)        e <- g e; with dropout e stays, and d(x) W^T gets (g - 1) e
     dt = s dl B        dA = dt^T d(x)        dB = s dl^T t        dc = s sum(dl)
     dx = e W + sum dt A                      (through the masks where there is dropout)
     dW = e^T x         db = sum(dy)
 
-t is not kept but computed again where a dB needs it: that costs one product with the stacked A's. dx needs no x, so
-that a caller who computes x again can do it afterwards.
+Where x and A are kept, t is not, but computed again where a dB needs it: that costs one product with the stacked A's.
+dx needs no x, so that a caller who computes x again can do it afterwards. Every gradient owns its memory, all of it: an
+optimizer or a checkpoint may keep one without the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.dropout import masked_
-from patchkit_kernels.project import dora_factor, drop, reduce, stack_a, sum_dtype
+from patchkit_kernels.project import drop, reduce, stack_a
 from patchkit_kernels.projection import (
     AdapterGrads,
     Grads,
@@ -32,6 +33,7 @@ from patchkit_kernels.projection import (
     Projection,
     dense_weight,
     dropout_scale,
+    sum_dtype,
 )
 
 
@@ -45,7 +47,7 @@ class Flow(NamedTuple):
         dropped: (g - 1) e of each DoRA adapter with dropout, the gradient of ``d(x) W^T``.
         reduced: dt of each adapter that needs it, ``[tokens, rank]``.
         stacked: those of adapters without dropout side by side, ``[tokens, sum of ranks]``; None if there is none.
-        magnitude: dm of each adapter that needs it, ``[out_i]``.
+        factor: dg of each adapter that needs it, ``[out_i]``.
     """
 
     x: Tensor | None
@@ -54,7 +56,7 @@ class Flow(NamedTuple):
     dropped: dict[Key, Tensor]
     reduced: dict[Key, Tensor]
     stacked: Tensor | None
-    magnitude: dict[Key, Tensor]
+    factor: dict[Key, Tensor]
 
 
 def input_backward(
@@ -70,7 +72,7 @@ def input_backward(
     Args:
         grads: dy of each projection, ``[tokens, out_i]``, or None where nothing flows back: such a projection takes
             no part, so that its tensors get no gradient, as in autograd.
-        projections: as in forward.
+        projections: as in forward; what :func:`~patchkit_kernels.saving.read_by_backward` leaves out is not read.
         precision: as in forward.
         needs: for each projection, what needs a gradient.
         kept: of forward.
@@ -121,17 +123,15 @@ def _through_adapters(
     wide = sum_dtype(projection, precision)
     for j in reversed(range(len(projection.adapters))):
         adapter = projection.adapters[j]
-        if adapter.magnitude is None:
+        if adapter.factor is None:
             flow.low_rank[i, j] = grad
             continue
-        entry, grad = kept[i, j], grad.to(wide)
-        norm = _present(entry.norm)
-        scaled = grad * dora_factor(adapter, norm, wide)
-        if needs.adapters[j].magnitude:
-            product = (grad * _present(entry.direction).to(wide)).sum(0)
-            flow.magnitude[i, j] = (product / norm.to(wide)).to(adapter.magnitude.dtype)
+        grad = grad.to(wide)
+        scaled = grad * adapter.factor
+        if needs.adapters[j].factor:
+            flow.factor[i, j] = (grad * _present(kept[i, j].direction).to(wide)).sum(0)
         flow.low_rank[i, j] = scaled
-        if entry.mask is None:
+        if not adapter.dropout:
             grad = scaled
         else:
             flow.dropped[i, j] = scaled - grad
@@ -152,7 +152,8 @@ def parameter_backward(
     Args:
         flow: of :func:`input_backward` for the same arguments.
         grads: as there.
-        x: the input of forward, ``[tokens, in]``; may be None if no W, A or B needs a gradient.
+        x: the input of forward, ``[tokens, in]``; may be None if no W and no A needs a gradient, and forward kept t
+            wherever a B does.
         projections: as in forward.
         precision: as in forward.
         needs: as there.
@@ -170,7 +171,7 @@ def parameter_backward(
                 d_lora_a.get((i, j)),
                 d_lora_b.get((i, j)),
                 _d_lora_bias(flow.low_rank[i, j], adapter.bias, adapter.scaling) if need.adapters[j].bias else None,
-                flow.magnitude.get((i, j)),
+                flow.factor.get((i, j)),
             )
             for j, adapter in enumerate(projection.adapters)
         )
@@ -206,7 +207,12 @@ def _d_lora_a(
         adapter = projections[i].adapters[j]
         if adapter.dropout:
             found[i, j] = flow.reduced[i, j].t() @ drop(lora_x, _present(kept[i, j].mask), adapter)
-    return {(i, j): grad.to(projections[i].adapters[j].lora_a.dtype) for (i, j), grad in found.items()}
+    # Parts of one product would share its memory.
+    shared = set(plain) if len(plain) > 1 else ()
+    return {
+        (i, j): grad.to(projections[i].adapters[j].lora_a.dtype, copy=(i, j) in shared)
+        for (i, j), grad in found.items()
+    }
 
 
 def _d_lora_b(
@@ -217,12 +223,16 @@ def _d_lora_b(
     needs: Sequence[Needs],
     kept: Mapping[Key, Kept],
 ) -> dict[Key, Tensor]:
-    """dB = s dl^T t, with t made again."""
+    """dB = s dl^T t, with t made again where it was not kept."""
     wanted = [(i, j) for i, j in flow.low_rank if needs[i].adapters[j].lora_b]
     if not wanted:
         return {}
-    masks = {key: _present(kept[key].mask) for key in wanted if key in kept and kept[key].mask is not None}
-    reduced = reduce(_present(x), projections, wanted, masks, precision)
+    entries = {key: kept[key] for key in wanted if key in kept}
+    reduced = {key: entry.reduced for key, entry in entries.items() if entry.reduced is not None}
+    missing = [key for key in wanted if key not in reduced]
+    if missing:
+        masks = {key: entry.mask for key, entry in entries.items() if entry.mask is not None}
+        reduced.update(reduce(_present(x), projections, missing, masks, precision))
     found = {}
     for i, j in wanted:
         adapter, grad = projections[i].adapters[j], flow.low_rank[i, j].to(precision.lora)

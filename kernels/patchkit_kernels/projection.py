@@ -9,8 +9,9 @@ A projection is ``x W^T + b``; each of its adapters adds to that, one after the 
            r <- r + (g - 1) d(x) W^T + g l           with dropout
            g = m / |W + s (B A + c 1^T)|             row-wise norm, a constant to autograd
 
-as in PEFT's ``lora.Linear`` and ``DoraLinearLayer``. :mod:`patchkit_kernels.project` computes it,
-:mod:`patchkit_kernels.project_backward` its gradients.
+as in PEFT's ``lora.Linear`` and ``DoraLinearLayer``. :mod:`patchkit_kernels.dora_factor` computes g,
+:mod:`patchkit_kernels.project` the rest of it, :mod:`patchkit_kernels.project_backward` its gradients, and
+:mod:`patchkit_kernels.saving` says what is kept in between.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class Adapter(NamedTuple):
     magnitude: Tensor | None = None
     dropout: float = 0.0
 
+    @property
+    def factor(self) -> Tensor | None:
+        """g, ``[out]``: inside the fused functions ``with_factors`` has put it in the place of the magnitude."""
+        return self.magnitude
+
 
 class Projection(NamedTuple):
     """A linear projection with its active adapters, in the order in which they are added.
@@ -107,7 +113,7 @@ class AdapterNeeds(NamedTuple):
     lora_a: bool
     lora_b: bool
     bias: bool
-    magnitude: bool
+    factor: bool
 
 
 class Needs(NamedTuple):
@@ -124,7 +130,7 @@ class AdapterGrads(NamedTuple):
     lora_a: Tensor | None = None
     lora_b: Tensor | None = None
     bias: Tensor | None = None
-    magnitude: Tensor | None = None
+    factor: Tensor | None = None
 
 
 class Grads(NamedTuple):
@@ -136,19 +142,19 @@ class Grads(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What forward keeps of one adapter for backward, besides the parameters and x.
+    """What forward makes of one adapter and keeps for backward.
 
     Attributes:
         mask: of dropout, one bit for each element of x (:mod:`patchkit_kernels.dropout`); None if nothing was drawn.
             Stored, not drawn again: that would need the generator's state of that moment, which ``torch.compile`` and
             CUDA graphs do not have, and a bit is a sixteenth of a bfloat16 element.
-        norm: of DoRA, ``[out]``, a constant to autograd.
-        direction: of DoRA with a trained magnitude, what m scales before the division by the norm, ``[tokens, out]``.
-            Making it again would cost the product with W; PEFT keeps two tensors of this size.
+        reduced: t, ``[tokens, rank]``, where dB needs it and x and A are not both there to make it again.
+        direction: of DoRA with a trained magnitude, what g scales, ``[tokens, out]``. Making it again would cost the
+            product with W; PEFT keeps two tensors of this size.
     """
 
     mask: Tensor | None = None
-    norm: Tensor | None = None
+    reduced: Tensor | None = None
     direction: Tensor | None = None
 
 
@@ -170,3 +176,13 @@ def dense_weight(projection: Projection) -> Tensor:
 def dropout_scale(adapter: Adapter) -> float:
     """What the elements that stay are multiplied with, ``1 / (1 - p)``; 0 if none stays."""
     return 0.0 if adapter.dropout == 1.0 else 1.0 / (1.0 - adapter.dropout)
+
+
+def sum_dtype(projection: Projection, precision: Precision) -> torch.dtype:
+    """The dtype in which the parts of one projection are added up."""
+    wide = torch.promote_types(precision.output, precision.lora)
+    if any(adapter.magnitude is not None for adapter in projection.adapters):
+        # PEFT's DoRA adds small corrections to a product that is already rounded. Scaling the sum itself must not
+        # round it once more.
+        wide = torch.promote_types(wide, torch.float32)
+    return wide

@@ -8,13 +8,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes
 import torch
+import torch.nn.functional as F
+from bitsandbytes import functional
+from bitsandbytes.autograd import _functions
 from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
+from patchkit.adapters.formula import Formula
+from patchkit.adapters.linear import LOOKED_UP
 from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
 from patchkit_kernels.projection import Projection
+
+BITSANDBYTES = Formula(
+    {
+        Linear4bit: "forward",
+        Linear8bitLt: "forward init_8bit_state",
+        bitsandbytes: "matmul matmul_4bit",
+        functional: "dequantize_4bit int8_vectorwise_dequant",
+        F: "linear",
+        **{
+            function: "forward backward"
+            for name in ("MatMul4Bit", "MatMul8bitLt", "MatMul8bitFp")
+            if (function := getattr(_functions, name, None)) is not None
+        },
+    },
+    {Linear4bit: "weight bias", Linear8bitLt: "weight bias"},
+)
 
 
 class _StoredWeight:
@@ -82,12 +104,14 @@ class Weight8bit(_StoredWeight):
 
 def weight_and_bias_4bit(module: nn.Module) -> tuple[Weight4bit, Tensor | None] | Reason:
     """The stored weight and the bias of a ``Linear4bit``, or why it must be called instead."""
-    reason = interference(module)
+    reason = interference(module, LOOKED_UP)
     if reason is not None:
         return reason
     state = module.__dict__
     parameters = state["_parameters"]
     weight, bias = parameters.get("weight"), parameters.get("bias")
+    if "bias" not in parameters:
+        return "its bias is not a parameter"
     quant_state = getattr(weight, "quant_state", None)
     if type(weight) is not Params4bit or quant_state is None:
         return "its 4-bit weight is not quantised yet"
@@ -104,12 +128,14 @@ def weight_and_bias_4bit(module: nn.Module) -> tuple[Weight4bit, Tensor | None] 
 
 def weight_and_bias_8bit(module: nn.Module) -> tuple[Weight8bit, Tensor | None] | Reason:
     """The stored weight and the bias of a ``Linear8bitLt``, or why it must be called instead."""
-    reason = interference(module)
+    reason = interference(module, LOOKED_UP)
     if reason is not None:
         return reason
     state = module.__dict__
     parameters = state["_parameters"]
     weight, bias = parameters.get("weight"), parameters.get("bias")
+    if "bias" not in parameters:
+        return "its bias is not a parameter"
     if type(weight) is not Int8Params or state["state"].has_fp16_weights or weight.dtype != torch.int8:
         return "its weight is not stored in 8 bits"
     if torch.compiler.is_compiling():
@@ -119,13 +145,13 @@ def weight_and_bias_8bit(module: nn.Module) -> tuple[Weight8bit, Tensor | None] 
 
 def read_4bit(module: nn.Module) -> Projection | Reason:
     """A ``Linear4bit`` without adapter."""
-    found = weight_and_bias_4bit(module)
+    found = BITSANDBYTES.replaced() or weight_and_bias_4bit(module)
     return found if isinstance(found, str) else Projection(*found)
 
 
 def read_8bit(module: nn.Module) -> Projection | Reason:
     """A ``Linear8bitLt`` without adapter."""
-    found = weight_and_bias_8bit(module)
+    found = BITSANDBYTES.replaced() or weight_and_bias_8bit(module)
     return found if isinstance(found, str) else Projection(*found)
 
 

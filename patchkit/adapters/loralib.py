@@ -16,9 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from loralib.layers import Embedding, Linear, LoRALayer, MergedLinear
 from torch import Tensor, nn
 
+from patchkit.adapters.formula import Formula
 from patchkit.adapters.linear import weight_and_bias
 from patchkit.adapters.protocol import Library, Reason, drop_probability, interference, lacks_cast, unfit_scaling
 from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable
@@ -26,6 +28,16 @@ from patchkit_kernels.projection import Adapter, Projection
 
 # Without dropout, loralib sets a function that returns its argument; each layer has a copy of the same code.
 _NO_DROPOUT = LoRALayer(r=0, lora_alpha=1, lora_dropout=0.0, merge_weights=False).lora_dropout.__code__
+
+
+_LINEAR = Formula(
+    {Linear: "forward", MergedLinear: "forward merge_AB zero_pad", F: "linear dropout conv1d", nn.Dropout: "forward"},
+    dict.fromkeys((Linear, MergedLinear), "weight bias lora_A lora_B scaling"),
+)
+_EMBEDDING = Formula(
+    {Embedding: "forward", nn.Embedding: "forward", F: "embedding"}, {Embedding: "weight lora_A lora_B scaling"}
+)
+_LOOKED_UP = ("lora_A", "lora_B", "zero_pad", "merge_AB")
 
 
 def read_loralib_linear(module: nn.Module) -> Projection | Reason:
@@ -57,6 +69,11 @@ def read_merged_linear(module: nn.Module) -> Projection | Reason:
 def read_loralib_embedding(module: nn.Module) -> EmbeddingTable | Reason:
     """The tensors of a ``loralib.Embedding``, or why its own ``forward`` must run. Merged, it has no adapter."""
     state = module.__dict__
+    reason = _EMBEDDING.replaced()
+    if reason is not None:
+        return reason
+    if "weight" in state or any(name in state for name in _LOOKED_UP):
+        return "its weight, A or B was replaced on the instance"
     if state["max_norm"] is not None or state["scale_grad_by_freq"] or state["sparse"]:
         return "it uses max_norm, scale_grad_by_freq or sparse"
     parameters = state["_parameters"]
@@ -74,9 +91,11 @@ def read_loralib_embedding(module: nn.Module) -> EmbeddingTable | Reason:
 
 
 def _read_base(module: nn.Module) -> Projection | Reason:
-    found = weight_and_bias(module)
+    found = _LINEAR.replaced() or weight_and_bias(module)
     if isinstance(found, str):
         return found
+    if any(name in module.__dict__ for name in _LOOKED_UP):
+        return "its A or B was replaced on the instance"
     weight, bias = found
     if module.__dict__["fan_in_fan_out"] and weight.dim() == 2:  # stored [in, out]; sharded ones have another shape
         weight = weight.transpose(0, 1)
@@ -103,10 +122,12 @@ def _with_adapter(
 
 
 def _dropout(state: dict[str, Any]) -> float | Reason:
+    if "lora_dropout" in state:
+        code = getattr(state["lora_dropout"], "__code__", None)
+        return 0.0 if code is _NO_DROPOUT else "its dropout is a function of its own"
     dropout = state["_modules"].get("lora_dropout")
     if dropout is None:
-        function = state.get("lora_dropout")
-        return 0.0 if getattr(function, "__code__", None) is _NO_DROPOUT else "its dropout is a function of its own"
+        return "it has no dropout"
     reason = interference(dropout)
     return drop_probability(dropout) if reason is None else f"its dropout: {reason}"
 

@@ -8,13 +8,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from peft.tuners.lora import dora
+from peft.tuners.lora.layer import Embedding
 from peft.tuners.lora.variants import DoraEmbeddingVariant
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import Reason, interference
+from patchkit.adapters.formula import Formula
+from patchkit.adapters.protocol import Reason, interference, unfit_scaling
 from patchkit.adapters.scaled_embedding import is_scaled_embedding
 from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable
+
+_PARTS = "base_layer lora_embedding_A lora_embedding_B scaling lora_variant input_fns output_fns"
+_EMBEDDING = Formula(
+    {
+        # The patched class calls this forward, or computes what it computes.
+        Embedding: "forward _check_forward_args _embed _get_embed_scale get_base_layer disable_adapters merged "
+        "active_adapters active_adapter",
+        nn.Embedding: "forward",
+        F: "embedding",
+        nn.ParameterDict: "__getitem__ __contains__",
+    },
+    {Embedding: _PARTS, nn.Embedding: "weight"},
+)
+_DORA = Formula(
+    {
+        DoraEmbeddingVariant: "forward",
+        dora.DoraEmbeddingLayer: "forward get_weight_norm get_lora_weight _cache_clear",
+        dora: "transpose",
+    },
+    {dora.DoraEmbeddingLayer: "weight", Embedding: "lora_magnitude_vector"},
+)
+_LOOKED_UP = (
+    *("base_layer", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    *("_check_forward_args", "_embed", "_get_embed_scale", "get_base_layer"),
+)
 
 
 def read_lora_embedding(module: nn.Module) -> EmbeddingTable | Reason:
@@ -22,7 +50,13 @@ def read_lora_embedding(module: nn.Module) -> EmbeddingTable | Reason:
 
     Hooks on the module itself are no reason: they run around its ``forward``, whatever that computes.
     """
+    reason = _EMBEDDING.replaced()
+    if reason is not None:
+        return reason
     state: dict[str, Any] = module.__dict__
+    for name in _LOOKED_UP:
+        if name in state:
+            return f"{name} was replaced on the instance"
     modules = state["_modules"]
     if state["_disable_adapters"]:
         return "its adapters are disabled"
@@ -54,7 +88,7 @@ def _read_base(base: nn.Module) -> EmbeddingTable | Reason:
     scaled = kind is not nn.Embedding
     if scaled and not is_scaled_embedding(kind):
         return f"its base layer is a {kind.__module__}.{kind.__qualname__}"
-    reason = interference(base)
+    reason = interference(base, ("weight",))
     if reason is not None:
         return f"base layer: {reason}"
     state = base.__dict__
@@ -75,9 +109,7 @@ def _adapter(state: dict[str, Any], name: str, lora_a: object, lora_b: object) -
     if not isinstance(lora_a, Tensor) or not isinstance(lora_b, Tensor):
         return "its A or B is not a parameter"
     scaling = state["scaling"][name]
-    if type(scaling) is not float and type(scaling) is not int:
-        return f"its scaling is a {type(scaling).__name__}"
-    return EmbeddingAdapter(lora_a, lora_b, scaling)
+    return unfit_scaling(scaling) or EmbeddingAdapter(lora_a, lora_b, scaling)
 
 
 def _with_dora(
@@ -92,7 +124,7 @@ def _with_dora(
     layer = modules["lora_magnitude_vector"].__dict__["_modules"][name]
     if type(layer) is not dora.DoraEmbeddingLayer or not layer.fan_in_fan_out:
         return f"its magnitude is kept by a {type(layer).__qualname__}"
-    reason = interference(layer)
+    reason = interference(layer, ("weight", "get_weight_norm", "get_lora_weight")) or _DORA.replaced()
     if reason is not None:
         return f"its magnitude: {reason}"
     if getattr(dora, "ENABLE_DORA_CACHING", False) and not layer.training:  # an option since PEFT 0.19

@@ -54,25 +54,38 @@ quick = tuple.__new__
 """``quick(Class, values)`` makes a named tuple in half the time of ``Class(*values)``, for what runs at every call."""
 
 
-def interference(module: nn.Module) -> Reason | None:
+def interference(module: nn.Module, looked_up: tuple[str, ...] = ()) -> Reason | None:
     """Why calling this module is not the same as computing its formula; None if it is.
 
-    A hook may change the input or the output, gather a sharded weight or record values, and a ``forward`` set on the
-    instance replaces the formula. All of them are honoured by calling the module.
+    A hook may change the input or the output, gather a sharded weight or record values, and what is set on the instance
+    is found before what the class has under that name, or before a parameter or submodule. All of it is honoured by
+    calling the module.
+
+    Args:
+        module: the module.
+        looked_up: names that its formula looks up on it, besides those that every call does. No ordinary instance has
+            them in its dictionary: submodules and parameters are kept elsewhere.
     """
     # Read from the dictionary: this runs for every part of every projection at every call, and nn.Module's attribute
     # access alone would cost more than everything else.
     state = module.__dict__
+    for name in looked_up:
+        if name in state:
+            return f"{name} was replaced on the instance"
     if not (
         state["_forward_pre_hooks"]
         or state["_forward_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
+        or "_call_impl" in state
+        or "_compiled_call_impl" in state
     ):
         return None
     if "forward" in state and not is_own_forward(module, state["forward"]):
         return "forward was replaced on the instance"
+    if "_call_impl" in state or state.get("_compiled_call_impl") is not None:
+        return "its call was replaced on the instance, as module.compile() does"
     if state["_forward_pre_hooks"] or state["_forward_hooks"]:
         return "a forward hook is registered on it"
     if state["_backward_hooks"] or state["_backward_pre_hooks"]:
@@ -101,7 +114,12 @@ def drop_probability(dropout: nn.Module) -> float | Reason:
         return f"its dropout is a {type(dropout).__qualname__}"
     if not dropout.training:
         return 0.0
-    return "its dropout works in place" if dropout.inplace else dropout.p
+    if dropout.inplace:
+        return "its dropout works in place"
+    probability = dropout.p
+    if type(probability) is not float and type(probability) is not int:
+        return f"its dropout probability is a {type(probability).__name__}"
+    return probability if 0 <= probability <= 1 else f"its dropout probability is {probability}"
 
 
 def unfit_scaling(scaling: object) -> Reason | None:

@@ -35,9 +35,9 @@ def _first_readers() -> tuple[dict[type[nn.Module], Reader], Library]:
     readers: dict[type[nn.Module], Reader] = {nn.Linear: read_linear}
     if not is_bnb_4bit_available():
         return readers, peft_library({})
-    from patchkit.adapters.bitsandbytes import BITSANDBYTES_BASES, BITSANDBYTES_READERS
+    from patchkit.adapters.bitsandbytes import BITSANDBYTES, BITSANDBYTES_BASES, BITSANDBYTES_READERS
 
-    return readers | BITSANDBYTES_READERS, peft_library(BITSANDBYTES_BASES)
+    return readers | BITSANDBYTES_READERS, peft_library(BITSANDBYTES_BASES, BITSANDBYTES)
 
 
 _PLAIN, _PEFT = _first_readers()

@@ -7,15 +7,13 @@ one of them is read from that source, so that a release that computes something 
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from patchkit.upstream_source import read_method
+from patchkit.upstream_source import definition, parsed, read_method
 
 _EXPECTED = ast.dump(ast.parse("super().forward(ids) * self.embed_scale.to(self.weight.dtype)", mode="eval").body)
 
@@ -39,8 +37,7 @@ def _reads_as_expected(cls: type[nn.Module]) -> bool:
     method = read_method(cls, "forward")
     if cls.__bases__ != (nn.Embedding,) or isinstance(method, str) or method.attribute is not method.function:
         return False
-    lines, _ = inspect.getsourcelines(method.function)
-    function = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    function = definition(parsed(method.source), method.function.__qualname__)
     assert isinstance(function, ast.FunctionDef)  # narrows the type: read_method found its code
     parameters, body = [argument.arg for argument in function.args.args], function.body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):  # a docstring

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
-from patchkit.adapters.linear import weight_and_bias
+from patchkit.adapters.formula import Formula
+from patchkit.adapters.linear import LOOKED_UP, weight_and_bias
 from patchkit.adapters.protocol import (
     Library,
     Reason,
@@ -29,6 +31,20 @@ from patchkit.adapters.protocol import (
     unfit_scaling,
 )
 from patchkit_kernels.projection import Adapter, Projection
+
+_PARTS = "weight bias lora_a lora_b dropout"
+_FORMULA = Formula(
+    {
+        LoRALinear: "forward",
+        DoRALinear: "forward _get_weight_norm",
+        nn.Linear: "forward",
+        nn.Dropout: "forward",
+        nn.Identity: "forward",
+        F: "linear dropout",
+    },
+    {LoRALinear: _PARTS, DoRALinear: f"{_PARTS} magnitude"},
+)
+_LOOKED_UP = ("lora_a", "lora_b", "dropout", "magnitude", "_get_weight_norm")
 
 
 def read_lora_linear(module: nn.Module) -> Projection | Reason:
@@ -66,7 +82,9 @@ def read_dora_linear(module: nn.Module) -> Projection | Reason:
 def _read_base(module: nn.Module) -> Projection | Reason:
     if module.__dict__["_quantize_base"]:
         return "its base weight is quantised (quantize_base)"
-    found = weight_and_bias(module)
+    found = _FORMULA.replaced() or weight_and_bias(module)
+    if any(name in module.__dict__ for name in _LOOKED_UP):
+        return "A, B or dropout was replaced on the instance"
     return found if isinstance(found, str) else Projection(*found)
 
 
@@ -75,7 +93,7 @@ def _with_adapter(state: dict[str, Any], projection: Projection, scaling: float)
     lora_a, lora_b, dropout = modules["lora_a"], modules["lora_b"], modules["dropout"]
     if type(lora_a) is not nn.Linear or type(lora_b) is not nn.Linear:
         return "its adapter is not made of two linear layers"
-    reason = interference(lora_a) or interference(lora_b) or interference(dropout)
+    reason = interference(lora_a, LOOKED_UP) or interference(lora_b, LOOKED_UP) or interference(dropout)
     if reason is not None:
         return f"A, B or dropout: {reason}"
     parameters_a, parameters_b = lora_a.__dict__["_parameters"], lora_b.__dict__["_parameters"]

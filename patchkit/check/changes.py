@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from patchkit.arch.registry import find
 from patchkit.check.releases import Release, module_path
-from patchkit.check.source_identity import split_lines
 from patchkit.check.static import Definition, Finding, block_named, definition_of_forward
 from patchkit.errors import RewriteError
 from patchkit.rewrite.sites import Rewritten
+from patchkit.rewrite.source import split_lines
 
 
 def upstream_change(finding: Finding, release: Release, before: Release) -> Iterator[str]:

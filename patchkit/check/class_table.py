@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from patchkit.check.source_identity import first_line, source_hash, split_lines
-from patchkit.rewrite.source import failures_of
+from patchkit.check.source_identity import first_line, source_hash
+from patchkit.rewrite.source import failures_of, split_lines
 
 
 @dataclass(frozen=True)

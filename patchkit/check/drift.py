@@ -20,12 +20,11 @@ from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP
 from patchkit.check.class_table import class_table
 from patchkit.check.records import Record
 from patchkit.check.releases import Release, module_path
-from patchkit.check.source_identity import split_lines
 from patchkit.check.static import Definition, Finding, definition_of_forward
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal
 from patchkit.rewrite.sites import BlockName, Rule
-from patchkit.rewrite.source import failures_of
+from patchkit.rewrite.source import failures_of, split_lines
 
 _NEAR = 4
 """How many names are tried in place of one that is gone."""

@@ -1,34 +1,61 @@
-"""The ledger's key of a live class: its name, and the hash of the source that is really running."""
+"""The ledger's key of a live class: its name, and hashes of the source that is really running."""
 
 from __future__ import annotations
 
 import ast
-import warnings
-from collections.abc import Iterator
 from functools import lru_cache
 
+from torch import nn
+
+from patchkit.arch.registry import blocks_by_class
+from patchkit.binding import PATCH, parts_of, patched_class
 from patchkit.check.ledger import Key
+from patchkit.check.outside import outside
 from patchkit.check.source_identity import class_text, source_hash
 from patchkit.errors import RewriteError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.upstream_source import read_method
+from patchkit.upstream_source import definition, parsed, read_method
 
 
-def key_of(cls: type) -> Key | str:
+def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
     """The key of a class, or why it has none: its source cannot be read, or is not what runs.
 
     Args:
         cls: an unpatched class. The key is that of the class in its MRO whose body defines ``forward``.
+        module: an instance. Its own modules count where projections are moved past a call of one.
     """
     method = read_method(cls, "forward")
     if isinstance(method, str):
         return method
-    name = method.owner.__qualname__
+    owner = method.owner
     try:
-        digest = hash_of_class(method.source, name)
+        digest = hash_of_class(method.source, owner.__qualname__)
+        names = _names_in(method.source, method.function.__qualname__)
+        elsewhere = outside(cls, owner, _passed_over(cls), names, method.function, module)
     except RewriteError as error:
         return str(error)
-    return Key(f"{method.owner.__module__}.{name}", digest, REWRITE_VERSION)
+    return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere)
+
+
+def _passed_over(cls: type) -> list[str]:
+    """What the projections of a registered class are moved past."""
+    known = blocks_by_class()
+    entries = [known[key] for base in cls.__mro__ if (key := (base.__module__, base.__qualname__)) in known]
+    if not entries:
+        return []
+    _, block = entries[0]
+    patched = patched_class(cls, block, frozenset(parts_of(block)))
+    if isinstance(patched, tuple):
+        return []
+    return [name for site in vars(patched)[PATCH].sites for name in site.passed_over]
+
+
+@lru_cache(maxsize=256)
+def _names_in(module_source: str, qualname: str) -> frozenset[str]:
+    """Every attribute that a method names, of the object or of anything else."""
+    node = definition(parsed(module_source), qualname)
+    nodes = ast.walk(node) if node else ()
+    return frozenset(inner.attr for inner in nodes if isinstance(inner, ast.Attribute))
 
 
 @lru_cache(maxsize=256)
@@ -42,31 +69,10 @@ def hash_of_class(module_source: str, name: str) -> str:
     Raises:
         RewriteError: there is no such class, or the text does not parse.
     """
-    node: ast.AST = _tree(module_source)
-    for part in name.split("."):
-        classes = [inner for inner in _classes(node) if inner.name == part]
-        if not classes:
-            raise RewriteError(f"class {name} is not in the source")
-        node = classes[-1]
-    assert isinstance(node, ast.ClassDef)
-    return source_hash(class_text(module_source, node))
-
-
-@lru_cache(maxsize=2)
-def _tree(source: str) -> ast.Module:
-    """Attention and MLP stand in one file, so it is parsed once for both."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # upstream's invalid escapes are not the user's business
-            return ast.parse(source)
+        node = definition(parsed(module_source), name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RewriteError(f"the source does not parse: {error}") from error
-
-
-def _classes(node: ast.AST) -> Iterator[ast.ClassDef]:
-    """Classes in a body, also under conditions, but not inside of other classes or functions."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef):
-            yield child
-        elif isinstance(child, (ast.If, ast.Try, ast.ExceptHandler, ast.With)):
-            yield from _classes(child)
+    if not isinstance(node, ast.ClassDef):
+        raise RewriteError(f"class {name} is not in the source")
+    return source_hash(class_text(module_source, node))

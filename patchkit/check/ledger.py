@@ -40,11 +40,14 @@ class Key(NamedTuple):
         class_name: qualified name of the class whose body defines ``forward``.
         source: hash of its source, see :mod:`patchkit.check.source_identity`.
         rewrite: ``REWRITE_VERSION`` of the rewriter.
+        outside: hash of the code elsewhere that the proof relies on, see :mod:`patchkit.check.outside`; empty for most
+            classes. Text alone does not say it, so the static stage knows only proofs for which it is empty.
     """
 
     class_name: str
     source: str
     rewrite: int
+    outside: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Proof:
         data = asdict(self)
         key = data.pop("key")
         data = {"class": key[0], "source": key[1], "rewrite": key[2], **data}
+        if key[3]:
+            data["outside"] = key[3]
         data["checks"] = {name: float(f"{error:.2g}") for name, error in self.checks.items()}
         return json.dumps(data, sort_keys=True)
 
@@ -88,7 +93,7 @@ class Proof:
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")
         try:
-            key = Key(_text(data["class"]), _text(data["source"]), data["rewrite"])
+            key = Key(_text(data["class"]), _text(data["source"]), data["rewrite"], _text(data.get("outside", "")))
             proof = cls(
                 key,
                 data["stage"],
@@ -101,6 +106,8 @@ class Proof:
             raise ValueError(f"it lacks {error.args[0]!r}") from error
         if type(key.rewrite) is not int or not re.fullmatch(r"[0-9a-f]{64}", key.source):
             raise ValueError("its source or rewrite is none")
+        if not re.fullmatch(r"([0-9a-f]{64})?", key.outside):
+            raise ValueError("its outside is none")
         if proof.stage not in get_args(Stage) or not proof.checks:
             raise ValueError("its stage or checks are none")
         return proof

@@ -12,8 +12,8 @@ from patchkit.check.ledger import Key
 from patchkit.check.matrix import MEANINGS, PARTS, SYMBOLS, Cell, Matrix
 from patchkit.check.records import Record
 from patchkit.check.releases import Release
-from patchkit.check.source_identity import split_lines
 from patchkit.escaping import json_in_html
+from patchkit.rewrite.source import split_lines
 
 _TEMPLATE = Path(__file__).with_name("matrix.html")
 _DATA = "{{DATA}}"

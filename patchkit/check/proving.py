@@ -121,7 +121,7 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
         cls = type(found.module)
         if cls in subjects or cls in left or (found.block.tower == "vision" and not carries_adapter(found.module)):
             continue
-        key, patched = key_of(cls), patched_class(cls, found.block, ALL_BLOCKS)
+        key, patched = key_of(cls, found.module), patched_class(cls, found.block, ALL_BLOCKS)
         if isinstance(patched, tuple):
             left[cls] = "; ".join(sorted({skip.reason for skip in patched}))
         elif isinstance(key, str):

@@ -11,7 +11,8 @@ whose text differs between Python versions: the same source has the same hash on
 ``forward``, hash the class that it inherits it from (:attr:`patchkit.upstream_source.Method.owner`).
 
 **What lies outside.** Functions and classes of the module that ``forward`` calls, and its base classes. The rewritten
-method calls them as upstream does, so a change in them changes both sides alike. What differs between the two sides,
+method calls them as upstream does, so a change in them changes both sides alike; those that projections were
+moved past are another part of the key (:mod:`patchkit.check.outside`). What differs between the two sides,
 the projections and the activation, is read from the live module at each call.
 """
 
@@ -19,12 +20,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Iterator
 
 from patchkit.errors import RewriteError
+from patchkit.rewrite.source import split_lines
 
 _NOT_BEHAVIOUR = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields that follow from the rest (``ctx``), or that Python drops when it compiles."""
@@ -70,12 +71,6 @@ def class_text(module_source: str, node: ast.ClassDef) -> str:
 def first_line(node: ast.ClassDef) -> int:
     """Line of a class's first decorator, or of the class if it has none, 1-based."""
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-
-
-def split_lines(source: str) -> list[str]:
-    """The lines of a text with their ends, as Python's tokenizer counts them."""
-    # newline="" splits where the tokenizer does; str.splitlines would also split at form feeds.
-    return list(io.StringIO(source, newline=""))
 
 
 def _parsed(source: str) -> list[ast.stmt]:

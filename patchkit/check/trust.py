@@ -46,14 +46,18 @@ def refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], 
         return {}
     refused: dict[type, str] = {}
     unknown: dict[type[nn.Module], tuple[Found, Key]] = {}
+    keys: dict[type, Key] = {}
     for found, cls in blocks:
-        if cls in unknown or cls in refused:
+        if cls in refused or (cls in keys and not keys[cls].outside):
             continue
-        key = key_of(cls)
+        key = key_of(cls, found.module)
         if isinstance(key, str):
             refused[cls] = f"it cannot be looked up in the ledger: {key}"
+        elif keys.setdefault(cls, key) != key:
+            refused[cls] = f"{found.name} has other modules between its projections than others of its class"
         elif find_proof(key) is None:
-            unknown[cls] = found, key
+            unknown.setdefault(cls, (found, key))
+    unknown = {cls: block for cls, block in unknown.items() if cls not in refused}
     if trust == "ledger":
         hint = "its source is not in the ledger; trust='verify' verifies it on the spot"
         return refused | dict.fromkeys(unknown, hint)
@@ -62,9 +66,9 @@ def refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], 
     return refused | {cls: _decided[key] for cls, (_, key) in unknown.items() if _decided.get(key)}
 
 
-def refusal_of(cls: type) -> str | None:
-    """Why a class was refused in this process, if it was."""
-    key = key_of(cls) if _decided else ""
+def refusal_of(module: nn.Module) -> str | None:
+    """Why the class of an unpatched module was refused in this process, if it was."""
+    key = key_of(type(module), module) if _decided else ""
     return None if isinstance(key, str) else _decided.get(key) or None
 
 
@@ -84,6 +88,12 @@ def _verify(model: nn.Module, unknown: Mapping[type[nn.Module], tuple[Found, Key
             refused[cls] = (
                 f"its source is not in the ledger and could not be verified on the spot ({verdict}); "
                 f"{examine}, trust='always' binds it unproven"
+            )
+        elif verdict.subject.key != key:
+            refused[cls] = (
+                "its source is not in the ledger and could not be verified on the spot (what is called between the "
+                f"projections of {found.name} is not what its constructor puts there); {examine}, "
+                "trust='always' binds it unproven"
             )
         elif verdict.status == "failed":
             _decided[key] = (

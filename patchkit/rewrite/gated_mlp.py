@@ -15,9 +15,18 @@ from patchkit.arch.spec import GatedMLP
 from patchkit.rewrite.dataflow import Temporaries, Value
 from patchkit.rewrite.edits import Plan, in_parentheses_of
 from patchkit.rewrite.method import APPLY_MLP, Method, ProjectionCall, one_positional
+from patchkit.rewrite.passed_over import passed_over
 from patchkit.rewrite.projections import plan_alone, why_not_rewritable
 from patchkit.rewrite.sites import Site, Skip
-from patchkit.rewrite.straight_line import Place, Reason, place_of, statements, why_not_movable, why_not_private
+from patchkit.rewrite.straight_line import (
+    Place,
+    Reason,
+    Statement,
+    place_of,
+    statements,
+    why_not_movable,
+    why_not_private,
+)
 
 VALID = (
     ("return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))", "return self.apply_mlp(x)"),
@@ -36,6 +45,12 @@ INVALID = (
     ("h = self.act_fn(self.gate_proj(x)) * self.up_proj(x)\nreturn self.down_proj(h), h", "is used elsewhere, too"),
     ("g = self.gate_proj(x)\nx = y\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "is bound again"),
     ("g = self.gate_proj(x)\ng *= 2\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "`g *= 2`"),
+    ("return self.act_fn(self.gate_proj(x)) * self.up_proj(x)", "`self.down_proj` is not called"),
+    (
+        "return self.down_proj(self.act_fn(self.gate_proj(x + y)) * self.up_proj(x))",
+        "takes something else than a variable",
+    ),
+    ("g, z = self.gate_proj(x), y\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "also computes `z`"),
 )
 """Bodies that compute something else or cannot be proven not to, and part of the reason."""
 
@@ -46,15 +61,16 @@ class _Match:
 
     Attributes:
         input: the variable that is its input.
-        calls: the calls of its projections, in upstream's order.
+        calls: the calls of its projections and of its activation, in upstream's order.
         drop: positions of the assignments to temporaries, which are no longer needed.
-        gate_first: see :class:`patchkit.rewrite.sites.Site`.
+        gate_first: see :class:`patchkit.rewrite.sites.Site`; likewise ``passed_over``.
     """
 
     input: str
     calls: tuple[ProjectionCall, ...]
     drop: frozenset[int]
     gate_first: bool
+    passed_over: tuple[str, ...]
 
     @property
     def order(self) -> tuple[tuple[str, ...], bool]:
@@ -109,7 +125,7 @@ def _replace(method: Method, down: ProjectionCall, match: _Match, plan: Plan) ->
         lines = statements(place.block)
         plan.drop.update(lines[index] for index in match.drop)
     order, gate_first = match.order
-    plan.sites.append(Site("mlp", "gated-mlp", method.line(match.calls[0].node), order, gate_first))
+    plan.sites.append(Site("mlp", "gated-mlp", method.line(match.calls[0].node), order, gate_first, match.passed_over))
 
 
 class _Matcher:
@@ -121,6 +137,8 @@ class _Matcher:
         self.temporaries = Temporaries(method, self.place)
         self.sources: list[ProjectionCall] = []
         """The calls that read the input."""
+        self.activations: list[cst.CSTNode] = []
+        """The call of the activation."""
 
     def match(self) -> _Match:
         """The gated MLP.
@@ -139,6 +157,7 @@ class _Matcher:
             # Of more than two factors, show all.
             more = others and isinstance(others[0].expression, cst.BinaryOperation)
             self._fail(others[0] if others and not more else product)
+        self.activations.append(activated[0].expression)
         before = one_positional(cst.ensure_type(activated[0].expression, cst.Call))
         if before is None:
             self._fail(activated[0])
@@ -200,14 +219,22 @@ class _Matcher:
     def _result(self, gate_first: bool) -> _Match:
         name = cst.ensure_type(self.sources[0].argument, cst.Name).value
         drop = frozenset(self.temporaries.definitions)
+        over: tuple[str, ...] = ()
         if self.place is not None and drop:
-            why = self._why_not_movable(self.place, name, drop)
+            kept = self._kept(self.place, drop)
+            why = self._why_not_movable(kept, name)
             if why is not None:
                 raise _NoMatchError(why)
-        nodes = {self.down.node, *(call.node for call in self.sources)}
-        return _Match(name, tuple(call for call in self.method.calls if call.node in nodes), drop, gate_first)
+            over = passed_over(self.method, kept, {self.down.node})
+        nodes = {self.down.node, *self.activations, *(call.node for call in self.sources)}
+        return _Match(name, tuple(call for call in self.method.calls if call.node in nodes), drop, gate_first, over)
 
-    def _why_not_movable(self, place: Place, name: str, drop: frozenset[int]) -> Reason | None:
+    def _kept(self, place: Place, drop: frozenset[int]) -> list[Statement]:
+        """The statements from the first temporary to the down projection, without the temporaries."""
+        lines = statements(place.block)
+        return [lines[index] for index in range(min(drop), place.index + 1) if index not in drop]
+
+    def _why_not_movable(self, kept: list[Statement], name: str) -> Reason | None:
         """Why the calls cannot be evaluated where the down projection stands, without the temporaries.
 
         That gate, up and the new call read the same value of the input follows: a statement that stays must not bind
@@ -219,8 +246,6 @@ class _Matcher:
                 return why
         if why := temporaries.why_not_droppable():
             return why
-        lines = statements(place.block)
-        kept = [lines[index] for index in range(min(drop), place.index + 1) if index not in drop]
         return why_not_movable(self.method, kept, {self.down.node}, name)
 
     def _is_call(self, value: Value, *names: str) -> bool:

@@ -233,7 +233,7 @@ class Method:
         for node in self.walk(self.function.body):
             if isinstance(node, cst.Call) and (name := self.self_attribute(node.func)):
                 found.append(ProjectionCall(name, node, one_positional(node), self.is_nested(node)))
-        return tuple(sorted(found, key=lambda call: _end(self.range(call.node))))
+        return tuple(sorted(found, key=lambda call: end_of(self.range(call.node))))
 
     def calls_of(self, *names: str) -> tuple[ProjectionCall, ...]:
         """The calls of these attributes of self, in the order of :attr:`calls`."""
@@ -257,5 +257,6 @@ def one_positional(call: cst.Call) -> cst.BaseExpression | None:
     return None if isinstance(value, cst.GeneratorExp) and not value.lpar else value
 
 
-def _end(place: CodeRange) -> tuple[int, int]:
+def end_of(place: CodeRange) -> tuple[int, int]:
+    """Line and column of a place's end: what is evaluated first ends first, where the text is in order."""
     return place.end.line, place.end.column

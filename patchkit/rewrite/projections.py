@@ -13,8 +13,16 @@ import libcst as cst
 from patchkit.arch.spec import Attention
 from patchkit.rewrite.edits import Plan, in_parentheses_of
 from patchkit.rewrite.method import APPLY_LINEAR, APPLY_O, APPLY_QKV, Method, ProjectionCall
+from patchkit.rewrite.passed_over import passed_over
 from patchkit.rewrite.sites import BlockName, Site, Skip
-from patchkit.rewrite.straight_line import Reason, place_of, statements, why_not_movable, why_not_private
+from patchkit.rewrite.straight_line import (
+    Reason,
+    place_of,
+    statements,
+    unpacks_late,
+    why_not_movable,
+    why_not_private,
+)
 
 VALID = (
     (
@@ -35,7 +43,11 @@ INVALID = (
     ("a = self.q_proj(x)\nx = x + 1\nb = self.k_proj(x), self.v_proj(x)", "`x` is bound again in between"),
     ("a = self.q_proj(x), self.k_proj(x)\nb = self.dropout(y)\nc = self.v_proj(x)", "may draw random numbers"),
     ("a = self.q_proj(x), self.k_proj(x), (self.v_proj(x) if y else None)", "is evaluated conditionally"),
+    ("a = f(self.q_proj(x), key=self.k_proj(x), *self.v_proj(x))", "is evaluated after what `*` unpacks behind it"),
     ("a = self.q_proj(x), self.k_proj(x)", "`self.v_proj` is not called"),
+    ("a = self.q_proj(x), self.k_proj(x), self.v_proj(x), self.v_proj(x)", "`self.v_proj` is called 2 times"),
+    ("a = self.q_proj(x + 1), self.k_proj(x), self.v_proj(x)", "the input of `self.q_proj(x + 1)` is not a variable"),
+    ("a = self.q_proj(x, 1), self.k_proj(x), self.v_proj(x)", "does not take exactly one positional argument"),
 )
 """Bodies in which q/k/v cannot be put together, and part of the reason. The calls are rewritten alone."""
 
@@ -131,8 +143,10 @@ def _why_not_straight(method: Method, calls: tuple[ProjectionCall, ...], value: 
     for call in calls:
         place = place_of(method, call.node)
         if place is None:
-            text = f"{method.quote(call.node)} is evaluated conditionally, or in the header of a statement"
-            return Reason(text, method.line(call.node))
+            how = "conditionally, or in the header of a statement"
+            if any(unpacks_late(outer) for outer in method.ancestors(call.node)):
+                how = "after what `*` unpacks behind it"
+            return Reason(f"{method.quote(call.node)} is evaluated {how}", method.line(call.node))
         if not indices:
             block = place.block
         if place.block is not block:
@@ -149,15 +163,17 @@ def _why_not_straight(method: Method, calls: tuple[ProjectionCall, ...], value: 
 def _put_together(method: Method, block: Attention, calls: tuple[ProjectionCall, ...], plan: Plan) -> None:
     names = dict(zip((block.q, block.k, block.v), _free_names(method), strict=True))
     argument = cst.ensure_type(calls[0].argument, cst.Name).value
-    place = place_of(method, calls[0].node)
-    assert place is not None
+    places = [place for call in calls if (place := place_of(method, call.node))]
+    place, last = places[0], places[-1]
+    window = statements(place.block)[place.index : last.index + 1]
+    over = passed_over(method, window, {call.node for call in calls})
     code = f"{', '.join(names.values())} = {method.self_name}.{APPLY_QKV}({argument})"
     line = cst.ensure_type(cst.parse_statement(code), cst.SimpleStatementLine)
     plan.insert[place.statement] = line.body[0]
     for call in calls:
         plan.replace[call.node] = partial(in_parentheses_of, cst.Name(names[call.name]))
     order = tuple(call.name for call in calls)
-    plan.sites.append(Site("qkv", "qkv-together", method.line(calls[0].node), order))
+    plan.sites.append(Site("qkv", "qkv-together", method.line(calls[0].node), order, passed_over=over))
 
 
 def _free_names(method: Method) -> tuple[str, str, str]:

@@ -23,9 +23,10 @@ class Site:
         block: the part of the model it belongs to.
         rule: which rule matched.
         line: line of the first call it replaced, 1-based, in the text that was passed in.
-        calls: attribute names of the projections it replaced, in the order in which upstream calls them
-            (the order of dropout draws).
+        calls: attribute names of the modules it replaced, in the order in which upstream calls them (the order of
+            random draws, and of hooks): projections, and for ``gated-mlp`` the activation among them.
         gate_first: for ``gated-mlp`` with a ``gate_up`` projection: whether the first half of its output is the gate.
+        passed_over: what calls were moved past, see :func:`patchkit.rewrite.passed_over.passed_over`.
     """
 
     block: BlockName
@@ -33,6 +34,7 @@ class Site:
     line: int
     calls: tuple[str, ...]
     gate_first: bool = True
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,15 @@ def _cut(source: str, class_name: str, method: str, filename: str) -> MethodText
             f"{filename}:{function.lineno}: class {class_name}: {method} is nested too deeply to rewrite"
         )
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-    # newline="" splits where Python's tokenizer does; str.splitlines would also split at form feeds.
-    lines = list(io.StringIO(source, newline=""))
+    lines = split_lines(source)
     end = function.end_lineno or function.lineno
     return MethodText("".join(lines[: first - 1]), "".join(lines[first - 1 : end]), "".join(lines[end:]), first)
+
+
+def split_lines(source: str) -> list[str]:
+    """The lines of a text with their ends, as Python's tokenizer counts them."""
+    # newline="" splits where the tokenizer does; str.splitlines would also split at form feeds.
+    return list(io.StringIO(source, newline=""))
 
 
 @contextmanager

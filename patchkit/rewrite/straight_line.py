@@ -67,10 +67,18 @@ def place_of(method: Method, expression: cst.BaseExpression) -> Place | None:
     for outer in method.ancestors(expression):
         if isinstance(outer, (cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Expr, cst.Return)):
             return _place(method, outer) if outer.value is inner else None
-        if not isinstance(outer, _PASSES_ON):
+        if not isinstance(outer, _PASSES_ON) or unpacks_late(outer):
             return None
         inner = outer
     return None
+
+
+def unpacks_late(call: cst.CSTNode) -> bool:
+    """Whether a node is a call with ``*`` behind a keyword, ``f(a=b(), *c())``: what it unpacks is evaluated first."""
+    if not isinstance(call, cst.Call):
+        return False
+    keywords = [index for index, argument in enumerate(call.args) if argument.keyword]
+    return bool(keywords) and any(argument.star == "*" for argument in call.args[keywords[0] :])
 
 
 def _place(method: Method, statement: cst.BaseSmallStatement) -> Place | None:

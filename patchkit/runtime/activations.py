@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import activations as upstream
 
-from patchkit.adapters.protocol import interference
+from patchkit.adapters.formula import Formula
+from patchkit.adapters.peft import FORMULA
+from patchkit.adapters.protocol import Reason, interference
 from patchkit_kernels.activations import Activation
 
 _SILU = {nn.SiLU, getattr(upstream, "SiLUActivation", nn.SiLU)}
@@ -20,21 +26,55 @@ _GELU_TANH = {
     getattr(upstream, "GELUTanh", upstream.NewGELUActivation),
     getattr(upstream, "PytorchGELUTanh", upstream.NewGELUActivation),
 }
+_NAMES: dict[type[nn.Module], Activation] = {
+    **dict.fromkeys(_SILU, "silu"),
+    **dict.fromkeys(_GELU_TANH, "gelu_tanh"),
+    upstream.GELUActivation: "gelu_erf",
+    nn.GELU: "gelu_erf",  # or the other, which it says itself
+}
+_FORMULAS = {
+    kind: Formula({kind: "forward _gelu_python _gelu_tanh_python", F: "silu gelu"}, beyond=FORMULA) for kind in _NAMES
+}
+_FUNCTION = Formula({F: "silu"})
+_NOT_FUSED: Reason = "it is not fused"
 
 
 def read_activation(module: object) -> Activation | None:
     """The name of the function, or None if it is not one that is fused, or must be called for another reason."""
-    kind = type(module)
-    if not isinstance(module, nn.Module):
-        return "silu" if module is F.silu else None
-    if interference(module) is not None:
+    if unfit_activation(module) is not None:
         return None
-    if kind in _SILU:
-        return None if module.__dict__.get("inplace") else "silu"
-    if kind in _GELU_TANH:
-        return "gelu_tanh"
-    if kind is upstream.GELUActivation:
-        return "gelu_erf"
-    if kind is nn.GELU:
-        return "gelu_tanh" if module.approximate == "tanh" else "gelu_erf"
+    if not isinstance(module, nn.Module):
+        return "silu"
+    return "gelu_tanh" if type(module) is nn.GELU and module.approximate == "tanh" else _NAMES[type(module)]
+
+
+def unfit_activation(module: object) -> Reason | None:
+    """Why an activation must be called, or None."""
+    if not isinstance(module, nn.Module):
+        return _FUNCTION.replaced() if module is F.silu else _NOT_FUSED
+    formula = _FORMULAS.get(type(module))
+    if formula is None:
+        return _NOT_FUSED
+    reason = interference(module)
+    if reason is not None:
+        return reason
+    if torch.compiler.is_compiling() or not formula.intact():
+        reason = formula.replaced()
+        if reason is not None:
+            return reason
+    state = module.__dict__
+    if state.get("inplace"):
+        return "it works in place"
+    if "act" in state and not _is_own_act(type(module), state["act"]):
+        return "its act is a function of its own"
     return None
+
+
+def _is_own_act(kind: type[nn.Module], act: Any) -> bool:
+    """Whether this is what transformers' GELU modules call: torch's function, or a method that computes the same."""
+    function = getattr(act, "__func__", None)
+    if kind is upstream.GELUActivation:
+        return act is F.gelu or (function is not None and function is kind._gelu_python)
+    if isinstance(act, functools.partial):
+        return act.func is F.gelu and not act.args and act.keywords == {"approximate": "tanh"}
+    return function is not None and function is getattr(kind, "_gelu_tanh_python", None)

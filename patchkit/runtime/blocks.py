@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchkit.adapters.protocol import Reason, interference, quick
-from patchkit.runtime.activations import read_activation
+from patchkit.adapters.protocol import Reason, quick
+from patchkit.runtime.activations import read_activation, unfit_activation
 from patchkit.runtime.levels import (
     Input,
     Level,
     Ready,
     adapted,
-    call_reason,
     common_precision,
     examine,
     input_of,
@@ -52,8 +51,10 @@ class Choice(NamedTuple):
     activation: Activation | None = None
 
 
-def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
+def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice:
     """The level of projections that read the same input (q, k and v, or one alone)."""
+    if isinstance(given, str):
+        return Choice("upstream", (given,) * len(modules))
     readings = tuple([examine(module, given) for module in modules])
     precision, with_adapter = _together(readings)
     if not with_adapter:
@@ -63,8 +64,12 @@ def choose_shared(modules: Sequence[nn.Module], given: Input) -> Choice:
     return quick(Choice, ("fused", readings, precision, None, None))
 
 
-def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input) -> Choice:
+def choose_mlp(
+    inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input | Reason
+) -> Choice:
     """The level of a gated MLP."""
+    if isinstance(given, str):
+        return Choice("upstream", (given,) * (len(inputs) + 1))
     readings = [examine(module, given) for module in inputs]
     # Down reads what gate and up yield, one joint projection both of them.
     dtype, width, same_width = given.dtype, 0, True
@@ -84,8 +89,8 @@ def choose_mlp(inputs: Sequence[nn.Module], down: nn.Module, activation: object,
     if not same_width:
         return Choice(level, found, reason="gate and up differ in width")
     if name is None:
-        why = interference(activation) if isinstance(activation, nn.Module) else None
-        return Choice(level, found, reason=f"activation {type(activation).__qualname__}: {why or 'it is not fused'}")
+        why = unfit_activation(activation)
+        return Choice(level, found, reason=f"activation {type(activation).__qualname__}: {why}")
     if not with_adapter and not _wants_gradient(x, found):
         return Choice("upstream", found, reason=NO_GRADIENT)
     return quick(Choice, ("fused", found, precision, None, name))
@@ -125,10 +130,16 @@ def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
     )
 
 
-def submodule(module: nn.Module, name: str) -> nn.Module:
-    """``getattr(module, name)``, past the detours of ``nn.Module`` where it is a submodule as usual."""
-    found: nn.Module | None = module.__dict__["_modules"].get(name)
-    return getattr(module, name) if found is None else found
+def submodule(module: nn.Module, name: str) -> Any:
+    """``getattr(module, name)``, past the detours of ``nn.Module`` where it is a submodule as usual.
+
+    What the class has to say of that name is the concern of :mod:`patchkit.runtime.dispatch`.
+    """
+    state = module.__dict__
+    found: nn.Module | None = state["_modules"].get(name)
+    if found is None or name in state or name in state["_parameters"] or name in state["_buffers"]:
+        return getattr(module, name)
+    return found
 
 
 def _trained(weight: object) -> bool:
@@ -143,7 +154,8 @@ def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
 
 
 def _apply_alone(module: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor:
-    return _call(module, x, call_reason(x) or examine(module, input_of(x, precision)))
+    given = input_of(x, precision)
+    return _call(module, x, given if isinstance(given, str) else examine(module, given))
 
 
 def make_apply_linear(precision: AdapterPrecision) -> Callable[[Any, nn.Module, Tensor], Tensor]:
@@ -183,8 +195,7 @@ def make_apply_qkv(
 
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
         modules = tuple([submodule(self, name) for name in names])
-        called = call_reason(x)
-        choice = choose_shared(modules, input_of(x, precision)) if called is None else Choice("upstream", (called,) * 3)
+        choice = choose_shared(modules, input_of(x, precision))
         if choice.precision is not None:
             in_order = [choice.readings[i].projection for i in calls]  # type: ignore[union-attr]
             outputs = lora_projections(x, in_order, choice.precision)
@@ -210,20 +221,18 @@ def make_apply_mlp(
         inputs: attribute names of the gate and up projections, or of the one that yields both.
         down: attribute name of the down projection.
         activation: attribute name of the activation.
-        order: the names of the projections in the order in which upstream calls them.
+        order: the names of these modules in the order in which upstream calls them.
         gate_first: for one joint projection: whether the first half of its output is the gate.
     """
     calls = tuple(inputs.index(name) for name in order if name in inputs)
+    # An activation may draw, and hooks may watch: it runs between the same calls as upstream.
+    before = sum(name in inputs for name in order[: order.index(activation)])
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
     def apply_mlp(self: Any, x: Tensor) -> Tensor:
         modules = tuple([submodule(self, name) for name in inputs])
         down_module, activation_module = submodule(self, down), submodule(self, activation)
-        called = call_reason(x)
-        if called is not None:
-            choice = Choice("upstream", (called,) * (len(inputs) + 1))
-        else:
-            choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
+        choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
         if choice.precision is not None and choice.activation is not None:
             projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return lora_gated_mlp(
@@ -234,16 +243,20 @@ def make_apply_mlp(
                 choice.precision,
                 gate_first=called_gate_first,
             )
-        outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls}
-        gate, up = _gate_and_up(outputs, gate_first)
-        hidden = activation_module(gate) * up
+        outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls[:before]}
+        if len(inputs) == 1:
+            gate, outputs[1] = _halves(outputs[0], gate_first)
+        else:
+            gate = outputs[0]
+        activated = activation_module(gate)
+        outputs |= {i: _call(modules[i], x, choice.readings[i]) for i in calls[before:]}
+        hidden = activated * outputs[1]
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp
 
 
-def _gate_and_up(outputs: dict[int, Tensor], gate_first: bool) -> tuple[Tensor, Tensor]:
-    if len(outputs) == 2:
-        return outputs[0], outputs[1]
-    first, second = outputs[0].chunk(2, dim=-1)
+def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
+    """Gate and up of what one joint projection gives."""
+    first, second = output.chunk(2, dim=-1)
     return (first, second) if gate_first else (second, first)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from patchkit.adapters.embedding_readers import read_embedding
 from patchkit.adapters.protocol import Reason
-from patchkit.runtime.levels import PLAIN_TENSORS, call_reason, input_of
+from patchkit.runtime.levels import PLAIN_TENSORS, input_of
 from patchkit.runtime.precision import FLOATS, HALVES, AdapterPrecision
 from patchkit_kernels.dora_norm import dora_weight_norm
 from patchkit_kernels.embedding import EmbeddingTable, lora_embedding
@@ -30,9 +30,9 @@ class ReadyEmbedding(NamedTuple):
 
 def choose_embedding(module: nn.Module, ids: Tensor, precision: AdapterPrecision = "peft") -> ReadyEmbedding | Reason:
     """The tensors of an adapted embedding for these ids ``[...]``, or why its own ``forward`` must run."""
-    reason = call_reason(ids)
-    if reason is not None:
-        return reason
+    given = input_of(ids, precision)
+    if isinstance(given, str):
+        return given
     table = read_embedding(module)
     if isinstance(table, str):
         return table
@@ -43,7 +43,7 @@ def choose_embedding(module: nn.Module, ids: Tensor, precision: AdapterPrecision
     reason = _misfit(table, ids.device)
     if reason is not None:
         return reason
-    lora = _dtype_of_products(table, input_of(ids).autocast, precision)
+    lora = _dtype_of_products(table, given.autocast, precision)
     return lora if isinstance(lora, str) else ReadyEmbedding(table, lora)
 
 

@@ -19,12 +19,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.module_tracker import ModuleTracker
 
+from patchkit.adapters.peft import FORMULA
 from patchkit.adapters.protocol import Reason, quick
-from patchkit.adapters.readers import casts_input, read_projection
+from patchkit.adapters.readers import READERS, casts_input, read_projection
 from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
+
+_functorch = torch._C._functorch
+_tracing_state = torch._C._get_tracing_state
+_function_modes = torch._C._len_torch_function_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_any_autocast = torch._C._is_any_autocast_enabled
 
 Level = Literal["fused", "linear", "upstream"]
 
@@ -61,21 +71,15 @@ class Input(NamedTuple):
     table: Precisions
 
 
-def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input:
-    """The :class:`Input` of a tensor ``[..., features]``, under the autocast state of this moment."""
-    device = x.device
-    autocast = None
-    if torch._C._is_any_autocast_enabled() and device.type != "meta" and torch.is_autocast_enabled(device.type):
-        autocast = torch.get_autocast_dtype(device.type)
-    table = {} if torch.compiler.is_compiling() else PRECISIONS
-    return quick(Input, (x.shape[-1], x.dtype, device, autocast, precision, x.dim(), table))
+def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
+    """The :class:`Input` of a tensor ``[..., features]``, under the autocast state of this moment.
 
-
-def call_reason(x: object) -> Reason | None:
-    """Why this call as a whole runs upstream, whatever the modules are; None if nothing speaks against it."""
+    Or why this call as a whole runs upstream, whatever the modules are.
+    """
     if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
-    if x.dim() == 0:  # type: ignore[attr-defined]
+    dims = x.dim()
+    if dims == 0:
         return "the input is a scalar"
     if (
         module_hooks._global_forward_hooks
@@ -84,14 +88,58 @@ def call_reason(x: object) -> Reason | None:
         or module_hooks._global_backward_pre_hooks
     ) and any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in _global_hooks()):
         return "a global module hook is registered"
+    table = PRECISIONS
     if torch.compiler.is_compiling():
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+        table = {}
+        reason = FORMULA.replaced() or _function_mode()
+        if reason is not None:
+            return reason
+    elif (
+        not FORMULA.intact()
+        or _function_modes()
+        or _dispatch_modes()
+        or _functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or _tracing_state() is not None
+    ):
+        reason = _surroundings()
+        if reason is not None:
+            return reason
+    device, autocast = x.device, None
+    if _any_autocast() and device.type != "meta" and torch.is_autocast_enabled(device.type):
+        autocast = torch.get_autocast_dtype(device.type)
+    return quick(Input, (x.shape[-1], x.dtype, device, autocast, precision, dims, table))
+
+
+def _surroundings() -> Reason | None:
+    """Why nothing can be fused at this moment, or None."""
+    reason = FORMULA.replaced()
+    if reason is not None:
+        return reason
+    if _functorch.peek_interpreter_stack() is not None:
         return "inside a torch.func transform"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    if torch._C._get_tracing_state() is not None:
+    if _tracing_state() is not None:
         return "inside torch.jit.trace"
+    reason = _function_mode()
+    if reason is not None:
+        return reason
+    for mode in _get_current_dispatch_mode_stack():
+        # torch's own know custom functions; patchkit's count.
+        if not type(mode).__module__.startswith(("torch.", "patchkit.")):
+            return f"inside the dispatch mode {type(mode).__module__}.{type(mode).__qualname__}"
+    return None
+
+
+def _function_mode() -> Reason | None:
+    """The mode that may replace any function of torch by another one, or None.
+
+    torch's default device is such a mode too; it only adds a device where a tensor is made without one.
+    """
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        if type(mode) is not DeviceContext:
+            return f"inside the function mode {type(mode).__module__}.{type(mode).__qualname__}"
     return None
 
 
@@ -107,7 +155,8 @@ def _global_hooks() -> Iterator[object]:
 
 def examine(module: nn.Module, given: Input) -> Ready | Reason:
     """A projection module for this input: its tensors and precision, or why it must be called."""
-    projection = read_projection(module)
+    reader = READERS.get(type(module))
+    projection = read_projection(module) if reader is None else reader(module)
     if isinstance(projection, str):
         return projection
     features, given_dtype, device, autocast, adapter_precision, dims, table = given

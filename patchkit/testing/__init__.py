@@ -22,6 +22,7 @@ from patchkit.testing.parity import (
     relative_error,
     run,
 )
+from patchkit.testing.rounding import Result, RoundingErrors, rounding_floor
 from patchkit.testing.tiny_inputs import Padding, tiny_inputs
 from patchkit.testing.tiny_models import MULTIMODAL_MODELS, TEXT_MODELS, TINY_MODELS, tiny_model, tiny_models_of
 
@@ -45,7 +46,9 @@ __all__ = [
     "OpCount",
     "Padding",
     "Patch",
+    "Result",
     "Revert",
+    "RoundingErrors",
     "Run",
     "add_lora",
     "check",
@@ -57,6 +60,7 @@ __all__ = [
     "measure_step",
     "randomise_adapter",
     "relative_error",
+    "rounding_floor",
     "run",
     "run_checks",
     "saved_bytes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def count_flops(fn: Callable[[], Any]) -> int:
     Formulas are those of ``torch.utils.flop_counter.flop_registry``, to which a custom operator can be added with
     ``register_flop_formula``. Elementwise operations count as none.
     """
-    counter = _Counter()
+    counter = OperationCounter()
     with counter:
         fn()
     return counter.flops
@@ -83,7 +84,7 @@ def count_flops(fn: Callable[[], Any]) -> int:
 
 def count_ops(fn: Callable[[], Any]) -> OpCount:
     """Operations dispatched by ``fn``, backward included if it runs one. A custom operator counts as one."""
-    counter = _Counter()
+    counter = OperationCounter()
     with counter:
         fn()
     return OpCount(counter.ops, counter.compute_ops)
@@ -98,7 +99,7 @@ def measure_step(model: nn.Module, inputs: Inputs) -> Cost:
     """
     clear_gradients(model)
     tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
-    counter = _Counter()
+    counter = OperationCounter()
     with counter, _SavedTensors([model, *tensors]) as saved:
         loss: Tensor = model(**{"use_cache": False} | dict(inputs)).loss
         kept = saved.bytes_kept()
@@ -157,18 +158,29 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that are dispatched, and changes none: blocks run fused below it.
+
+    Attributes:
+        flops: of matrix products, see :func:`count_flops`.
+        ops: all operations.
+        compute_ops: see :class:`OpCount`.
+        by_operation: how often each ran.
+    """
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops: int = 0
         self.ops: int = 0
         self.compute_ops: int = 0
+        self.by_operation: Counter[Any] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.ops += 1
+        self.by_operation[func] += 1
         self.compute_ops += _computes(func, out)
         self.flops += _flops(func, args, dict(kwargs or {}), out)
         return out

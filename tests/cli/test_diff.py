@@ -87,7 +87,10 @@ def test_shows_every_class_with_its_sites_and_lines() -> None:
     output = run("--arch", "acme")
     assert "# acme/modeling.py: AcmeAttention.forward\n#   rewrote qkv (line 6): q_proj, k_proj, v_proj" in output
     assert "#   rewrote o (line 9): o_proj, rule output-call" in output
-    assert "# acme/modeling.py: AcmeMLP.forward\n#   rewrote mlp (line 14): gate_proj, up_proj, down_proj" in output
+    assert (
+        "# acme/modeling.py: AcmeMLP.forward\n#   rewrote mlp (line 14): gate_proj, act_fn, up_proj, down_proj"
+        in output
+    )
     assert output.count("--- acme/acme/modeling.py\n+++ patchkit/acme/modeling.py\n") == 2
     assert "return self.o_proj(attend(query, key, value))" in changed(output, "-")
     assert "return self.apply_o(attend(query, key, value))" in changed(output, "+")

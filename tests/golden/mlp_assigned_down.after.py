@@ -1,6 +1,6 @@
 # One expression, assigned and returned: llama, mistral, qwen2, gemma, gemma2, gemma3, pixtral.
 # block: GatedMLP("Block")
-# site: line 8: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 8: mlp gated-mlp: gate_proj act_fn up_proj down_proj
 
 
 class Block(nn.Module):

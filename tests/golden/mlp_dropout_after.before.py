@@ -1,6 +1,6 @@
 # Dropout after the down projection is outside of the MLP: seed_oss.
 # block: GatedMLP("Block")
-# site: line 8: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 8: mlp gated-mlp: gate_proj act_fn up_proj down_proj
 
 
 class Block(nn.Module):

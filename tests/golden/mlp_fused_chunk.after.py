@@ -1,6 +1,6 @@
 # One projection for gate and up, gate first: phi3, glm, dia.
 # block: GatedMLP("Block", gate_up="gate_up_proj", activation="activation_fn")
-# site: line 8: mlp gated-mlp: gate_up_proj down_proj
+# site: line 8: mlp gated-mlp: gate_up_proj activation_fn down_proj
 
 
 class Block(nn.Module):

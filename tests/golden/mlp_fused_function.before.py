@@ -1,6 +1,6 @@
 # One projection, split by the function and in one line.
 # block: GatedMLP("Block", gate_up="gate_up_proj", activation="activation_fn")
-# site: line 8: mlp gated-mlp: gate_up_proj down_proj
+# site: line 8: mlp gated-mlp: gate_up_proj activation_fn down_proj
 
 
 class Block(nn.Module):

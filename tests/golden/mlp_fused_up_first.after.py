@@ -1,6 +1,6 @@
 # One projection, the second half is the gate: moonshine.
 # block: GatedMLP("Block", gate_up="fc1", down="fc2", activation="activation_fn")
-# site: line 8: mlp gated-mlp: fc1 fc2 (up in the first half)
+# site: line 8: mlp gated-mlp: fc1 activation_fn fc2 (up in the first half)
 
 
 class Block(nn.Module):

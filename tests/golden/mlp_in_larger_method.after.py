@@ -1,6 +1,6 @@
 # A gated MLP at the end of something else: glm4v's patch merger, diffusion_gemma.
 # block: GatedMLP("Block")
-# site: line 10: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 10: mlp gated-mlp: gate_proj act_fn up_proj down_proj
 
 
 class Block(nn.Module):

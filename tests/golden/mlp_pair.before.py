@@ -1,6 +1,6 @@
 # Both projections in one assignment of two values.
 # block: GatedMLP("Block")
-# site: line 8: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 8: mlp gated-mlp: gate_proj up_proj act_fn down_proj
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 # llama up to 4.46: only the plain branch is the MLP.
 # block: GatedMLP("Block")
-# site: line 15: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 15: mlp gated-mlp: gate_proj act_fn up_proj down_proj
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 # One expression, returned: qwen2_5_vl's vision tower, and llama before 4.48.
 # block: GatedMLP("Block")
-# site: line 8: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 8: mlp gated-mlp: gate_proj act_fn up_proj down_proj
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 # Every stage on its own line.
 # block: GatedMLP("Block")
-# site: line 9: mlp gated-mlp: gate_proj up_proj down_proj
+# site: line 9: mlp gated-mlp: gate_proj up_proj act_fn down_proj
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 # The other operand order: up is projected, and draws, first.
 # block: GatedMLP("Block", activation="activation_fn")
-# site: line 8: mlp gated-mlp: up_proj gate_proj down_proj
+# site: line 8: mlp gated-mlp: up_proj gate_proj activation_fn down_proj
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 # A temporary for up only, which is projected before gate.
 # block: GatedMLP("Block")
-# site: line 8: mlp gated-mlp: up_proj gate_proj down_proj
+# site: line 8: mlp gated-mlp: up_proj gate_proj act_fn down_proj
 
 
 class Block(nn.Module):

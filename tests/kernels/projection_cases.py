@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,23 @@ def make(
     return Projection(weight, offset, tuple(adapters))
 
 
+def seeds(count):
+    """As many seeds; PATCHKIT_TEST_SEED gives others, to see that a test does not pass by luck."""
+    first = 1000 * int(os.environ.get("PATCHKIT_TEST_SEED", "0"))
+    return range(first, first + count)
+
+
+def seeded(function):
+    """The function with the same random numbers at every call."""
+
+    def call(*args):
+        if not torch.compiler.is_compiling():  # which cannot trace it
+            torch.manual_seed(5)
+        return function(*args)
+
+    return call
+
+
 def all_tensors(projections):
     """Every tensor, in order."""
     found = [t for p in projections for t in (p.weight, p.bias, *[t for a in p.adapters for t in a])]
@@ -69,6 +87,16 @@ def all_tensors(projections):
 def tensors(projections):
     """Every tensor that is trained."""
     return [t for t in all_tensors(projections) if t.requires_grad]
+
+
+def precise(projection):
+    """The same numbers in float64."""
+
+    def wide(value):
+        return value.detach().double().requires_grad_(value.requires_grad) if torch.is_tensor(value) else value
+
+    adapters = tuple(type(a)(*map(wide, a)) for a in projection.adapters)
+    return Projection(wide(projection.weight), wide(projection.bias), adapters)
 
 
 def plain(x, p):

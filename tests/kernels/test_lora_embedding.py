@@ -3,64 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
-import torch.nn.functional as F
+from embedding_cases import HIDDEN, IDS, PADDING, VOCAB, make, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projection_cases import seeds
 
+from patchkit.testing import Result, RoundingErrors
 from patchkit_kernels.dora_norm import dora_weight_norm
 from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable, lora_embedding
-
-VOCAB, HIDDEN = 11, 6
-PADDING = 3
-IDS = torch.tensor([[1, 4, PADDING, 4], [10, PADDING, 0, 4]])
-
-
-def make(
-    ranks=(2,),
-    *,
-    vocab=VOCAB,
-    hidden=HIDDEN,
-    dora=False,
-    scaled=False,
-    padding_idx=None,
-    train_weight=False,
-    dtype=torch.float64,
-    lora_dtype=None,
-):
-    """A table of random numbers of order one, and the norm that DoRA divides by."""
-    generator = torch.Generator().manual_seed(vocab + hidden)
-
-    def draw(*shape, dtype=lora_dtype or dtype, grad=True):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(grad)
-
-    adapters = tuple(
-        EmbeddingAdapter(draw(rank, vocab), draw(hidden, rank), 0.7 / (i + 1)) for i, rank in enumerate(ranks)
-    )
-    weight = draw(vocab, hidden, dtype=dtype, grad=train_weight)
-    scale = torch.tensor(hidden**0.5, dtype=dtype) if scaled else None
-    if not dora:
-        return EmbeddingTable(weight, adapters, padding_idx, scale), None
-    norm = dora_weight_norm(weight.t(), *adapters[0])
-    return EmbeddingTable(weight, adapters, padding_idx, scale, draw(hidden)), norm
-
-
-def plain(ids, table, lora, norm=None):
-    """PEFT's ``Embedding.forward`` and ``DoraEmbeddingVariant.forward`` in words of torch."""
-    result = F.embedding(ids, table.weight, table.padding_idx)
-    if table.scale is not None:
-        result = result * table.scale.to(table.weight.dtype)
-    for adapter in table.adapters:
-        t = F.embedding(ids, adapter.lora_a.T, table.padding_idx)
-        added = (t.to(lora) @ adapter.lora_b.T.to(lora)) * adapter.scaling
-        if norm is not None:
-            added = added * (table.magnitude / norm)
-        if table.scale is not None:
-            added = added * table.scale.to(added.dtype)
-        result = (result if norm is None else result * (table.magnitude / norm)) + added
-    return result.to(table.weight.dtype)
 
 
 def trained(table):
@@ -112,10 +66,13 @@ def test_gradcheck(options):
     assert torch.autograd.gradgradcheck(without_padding, variables)
 
 
-def test_padding_gets_no_gradient_from_a_scatter():
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_padding_gets_no_gradient_from_a_scatter(create_graph):
     table, norm = make(dora=True, padding_idx=PADDING, train_weight=True)
     y = lora_embedding(torch.full((2, 3), PADDING), table, torch.float64, norm)
-    y.sum().backward()
+    found = torch.autograd.grad(y.sum(), trained(table), create_graph=create_graph)
+    for tensor, gradient in zip(trained(table), found, strict=True):
+        tensor.grad = gradient.detach()
     assert not table.weight.grad.any()
     assert not table.adapters[0].lora_a.grad.any()
     assert table.adapters[0].lora_b.grad.all()
@@ -153,17 +110,9 @@ PRECISIONS = [
 ]
 
 
-def errors(table, norm, lora, function, truth):
-    """Relative errors of the output and of each gradient against those of ``truth``."""
+def output_and_gradients(function, table, norm, lora, cotangent):
     y = function(IDS, table, lora, norm)
-    variables = trained(table)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
-    found = [y, *torch.autograd.grad(y, variables, cotangent)]
-    assert [t.dtype for t in found] == [table.weight.dtype, *(t.dtype for t in variables)]
-    exact, exact_norm = truth
-    y = plain(IDS, exact, torch.float64, exact_norm)
-    wanted = [y, *torch.autograd.grad(y, trained(exact), cotangent.double())]
-    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, wanted, strict=True)]
+    return [y, *torch.autograd.grad(y, trained(table), cotangent.to(y.dtype))]
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -174,26 +123,34 @@ def errors(table, norm, lora, function, truth):
     ids=str,
 )
 def test_low_precision_is_no_worse_than_upstream(base, adapter, lora, dora, scaled):
-    """Against fp64: at most 1.1 times the error of the same operations as PEFT writes them (of one rounding, at least)."""
-    table, norm = make((4,), hidden=64, dora=dora, scaled=scaled, train_weight=True, dtype=base, lora_dtype=adapter)
-    exact = EmbeddingTable(
-        table.weight.detach().double().requires_grad_(),
-        tuple(
-            EmbeddingAdapter(*(t.detach().double().requires_grad_() for t in adapter[:2]), adapter.scaling)
-            for adapter in table.adapters
-        ),
-        None,
-        None if table.scale is None else table.scale.double(),
-        None if table.magnitude is None else table.magnitude.detach().double().requires_grad_(),
-    )
-    exact_norm = dora_weight_norm(exact.weight.t(), *exact.adapters[0]) if dora else None
-    truth = exact, exact_norm
-    ours = errors(table, norm, lora, lora_embedding, truth)
-    theirs = errors(table, norm, lora, plain, truth)
-    rounding = torch.finfo(torch.promote_types(base, lora) if base == lora else torch.bfloat16).eps / 4
-    rounding = max(rounding, torch.finfo(torch.float32).eps)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a <= max(1.1 * b, rounding)
+    """Output and gradients, by the criterion of ``patchkit.testing.rounding``."""
+    errors, total, rank, hidden = RoundingErrors(), "everything", 4, 64
+    for seed in seeds(6):
+        options = {"hidden": hidden, "dora": dora, "scaled": scaled, "train_weight": True, "seed": seed}
+        table, norm = make((rank,), **options, dtype=base, lora_dtype=adapter)
+        exact = precise(table)
+        exact_norm = dora_weight_norm(exact.weight.t(), *exact.adapters[0]) if dora else None
+        cotangent = torch.randn(*IDS.shape, hidden, generator=torch.Generator().manual_seed(seed)).to(base)
+        ours = output_and_gradients(lora_embedding, table, norm, lora, cotangent)
+        upstream = output_and_gradients(plain, table, norm, lora, cotangent)
+        truth = output_and_gradients(plain, exact, exact_norm, torch.float64, cotangent)
+        assert [t.dtype for t in ours] == [t.dtype for t in upstream] == [base, *(t.dtype for t in trained(table))]
+        results = [Result(*found) for found in zip(truth, upstream, ours, strict=True)]
+        summed = rank + hidden + IDS.numel()
+        for index, result in enumerate(results):
+            errors.add_draw(f"result {index}", [result], summed)
+        errors.add_draw(total, results, summed, each_relative=True)
+    assert not errors.failures(totals=[total])
+
+
+def precise(table):
+    """The same numbers in float64."""
+
+    def wide(tensor):
+        return None if tensor is None else tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    adapters = tuple(EmbeddingAdapter(wide(a.lora_a), wide(a.lora_b), a.scaling) for a in table.adapters)
+    return EmbeddingTable(wide(table.weight), adapters, table.padding_idx, wide(table.scale), wide(table.magnitude))
 
 
 @pytest.mark.parametrize(
@@ -233,19 +190,27 @@ def test_transposed_factors():
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_keeps_ids_and_the_norm_only(dora):
+def test_what_is_kept_for_backward(dora):
+    """The ids and a tensor of the rank's width; for DoRA g, the norm and what m scales, of which PEFT keeps two."""
     table, norm = make(dora=dora, scaled=True, train_weight=True)
     known = {tensor.data_ptr() for tensor in [*trained(table), table.scale]}
-    kept = []
 
-    def pack(tensor):
-        if tensor.data_ptr() not in known:
-            kept.append(tensor)
-        return tensor
+    def kept(function):
+        shapes = []
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        lora_embedding(IDS, table, torch.float64, norm)
-    assert sorted(tuple(tensor.shape) for tensor in kept) == sorted([(IDS.numel(),), *([(HIDDEN,)] if dora else [])])
+        def pack(tensor):
+            if tensor.data_ptr() not in known:
+                shapes.append(tuple(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            function(IDS, table, torch.float64, norm)
+        return sorted(shapes)
+
+    tokens, wide = IDS.numel(), (HIDDEN,)
+    expected = [IDS.shape, (tokens, 2), *([wide, wide, (tokens, HIDDEN)] if dora else [])]
+    assert kept(lora_embedding) == sorted(map(tuple, expected))
+    assert sum(map(math.prod, kept(lora_embedding))) <= sum(map(math.prod, kept(plain)))
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -116,7 +116,8 @@ class Block:
     q_norm = norm
 
     def act_fn(self, x: Tensor) -> Tensor:
-        return x.new(lambda value: value * value + 2)
+        number = self.random.draw("act_fn")
+        return x.new(lambda value: value * value + number)
 
     def _site(self, rule: str) -> Site:
         return next(site for site in self.sites if site.rule == rule)
@@ -133,13 +134,18 @@ class Block:
 
     def apply_mlp(self, x: Tensor) -> Tensor:
         site = self._site("gated-mlp")
-        if "gate_up_proj" in site.calls:
-            halves = self.gate_up_proj(x).chunk(2, dim=-1)
-            gate, up = halves if site.gate_first else halves[::-1]
-        else:
-            results = {name: getattr(self, name)(x) for name in site.calls[:-1]}
-            gate, up = results["gate_proj"], results["up_proj"]
-        return getattr(self, "down_proj")(self.act_fn(gate) * up)  # noqa: B009
+        results: dict[str, Tensor] = {}
+        for name in site.calls:
+            if name == "gate_up_proj":
+                halves = self.gate_up_proj(x).chunk(2, dim=-1)
+                results["gate_proj"], results["up_proj"] = halves if site.gate_first else halves[::-1]
+            elif name == "act_fn":
+                results[name] = self.act_fn(results["gate_proj"])
+            elif name == "down_proj":
+                results[name] = getattr(self, name)(results["act_fn"] * results["up_proj"])
+            else:
+                results[name] = getattr(self, name)(x)
+        return results["down_proj"]
 
 
 def _snapshot(value: object) -> object:

@@ -53,6 +53,13 @@ BETWEEN = (
     ("change(x)", "`x` is also used in between"),
     ("z = x", "`x` is also used in between"),
     ("z = x.view(2)", "`x` is also used in between"),
+    ("z = x.data", "`x` is also used in between"),
+    ("z = x.T", "`x` is also used in between"),
+    ("z = x.mT.relu()", "`x` is also used in between"),
+    ("z = x.real", "`x` is also used in between"),
+    ("z = x.grad", "`x` is also used in between"),
+    ("change(raw)", "`raw`, which may be the same tensor as `x`, is also used in between"),
+    ("change(turned)", "`turned`, which may be the same tensor as `x`, is also used in between"),
     ("z = [change(z) for z in x]", "`x` is also used in between"),
     ("change(view)", "`view`, which may be the same tensor as `x`, is also used in between"),
     ("change(either)", "`either`, which may be the same tensor as `x`, is also used in between"),
@@ -118,6 +125,8 @@ typed: Tensor = x
 pair = (x, 1)
 held = {}
 held[0] = view
+raw = x.data
+turned = x.T
 for row in x: pass
 print(printed := x)
 """
@@ -386,6 +395,35 @@ def test_two_mlps_of_one_class_must_draw_in_the_same_order() -> None:
     up_first = "self.down_proj(self.up_proj(x) * self.act_fn(self.gate_proj(x)))"
     same = mlp(f"return {gate_first}, {gate_first}")
     assert [site.rule for site in same.sites] == ["gated-mlp"] * 2
-    other = mlp(f"a = {gate_first}\nb = {up_first}")
+    activation_last = "g, u = self.gate_proj(x), self.up_proj(x)\nb = self.down_proj(self.act_fn(g) * u)"
+    for second in (f"b = {up_first}", activation_last):
+        assert_only_the_first(mlp(f"a = {gate_first}\n{second}"))
+
+
+def assert_only_the_first(other: Rewritten) -> None:
     assert [site.rule for site in other.sites] == ["gated-mlp", "call-alone", "call-alone", "call-alone"]
     assert "in another order than the MLP above" in reasons(other)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "def forward():",
+        "def forward(*args):",
+        "def forward(*, x):",
+        "@staticmethod\n    def forward(self, x, y):",
+        "@classmethod\n    def forward(self, x, y):",
+    ],
+)
+def test_a_method_without_an_object_is_left_alone(head: str) -> None:
+    rewritten = rewrite(forward("return self.o_proj(x)", head), Attention("Block"))
+    assert not rewritten.sites
+    assert {skip.block for skip in rewritten.skips} == {"qkv", "o"}
+    assert "no first parameter that stands for the object throughout" in reasons(rewritten)
+
+
+@pytest.mark.parametrize("rebound", ["self = y", "global self", "for self in y: pass", "self: int = y"])
+def test_a_method_that_gives_self_another_value_is_left_alone(rebound: str) -> None:
+    rewritten = rewrite(forward(f"{rebound}\nreturn self.o_proj(x)"), Attention("Block"))
+    assert not rewritten.sites
+    assert "no first parameter that stands for the object throughout" in reasons(rewritten)

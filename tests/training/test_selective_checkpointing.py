@@ -7,27 +7,15 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from training_runs import LAYERS
 
 import patchkit
 from patchkit.testing import compare_runs, run, tiny_inputs
+from patchkit.testing.measure import OperationCounter
 
 ACTIVATIONS = {"llama": torch.ops.patchkit.swiglu.default, "gemma3": torch.ops.patchkit.geglu_tanh.default}
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
-
-
-class Executed(TorchDispatchMode):
-    """Counts the operations that are run, below a checkpoint that may return kept values instead."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.counts[op] += 1
-        return op(*args, **kwargs or {})
 
 
 def checkpoint_layers(model, kept):
@@ -53,12 +41,12 @@ def test_activation(architecture, keep, lora_pair):
     patchkit.apply(model)
     op = ACTIVATIONS[architecture]
     asked = checkpoint_layers(model, {op} if keep else set())
-    with Executed() as executed:
+    with OperationCounter() as executed:
         candidate = run(model, inputs)
     findings = compare_runs(reference, candidate)
     assert findings.passed, findings.worst
     assert asked[op] == LAYERS
-    assert executed.counts[op] == (LAYERS if keep else 2 * LAYERS)
+    assert executed.by_operation[op] == (LAYERS if keep else 2 * LAYERS)
 
 
 @pytest.mark.parametrize("architecture", ACTIVATIONS)

@@ -1,24 +1,17 @@
 """Low precision: our rounding error may be at most 1.1 times upstream's own.
 
-Both errors are taken against the float64 truth: the same model, with the same already rounded weights, run in float64.
-(Upstream casts to float32 inside norms, rope and the loss, so that truth is good to about 1e-7, far below the rounding
-of 16-bit floats.) The question is what a fair comparison of two random errors is:
+The criterion is that of :mod:`patchkit.testing.rounding`; here it is applied to whole models. The truth is the same
+model, with the same already rounded weights, run in float64. (Upstream casts to float32 inside norms, rope and the
+loss, so that truth is good to about 1e-7, far below the rounding of 16-bit floats.)
 
-* A single tensor is no fair measure. Rounding errors are random; for a scalar, the ratio of two of them is the ratio of
-  two normal variables, which is above 1.1 nearly half of the time for *equal* precision. Small tensors, and tensors
-  whose error comes through a few common directions, are little better.
-* So squared errors are summed, over many elements and over independent *draws*. A draw multiplies every parameter by
-  1 + 0.1 · noise: a change by many units in the last place, so each rounding falls anew, at a model of the same kind.
-  The measured ratio is that of root mean squares, sqrt(Σ‖candidate − truth‖² / Σ‖upstream − truth‖²).
+* A draw multiplies every parameter by 1 + 0.1 · noise: a change by many units in the last place, so each rounding falls
+  anew, at a model of the same kind.
 * Two totals are held to the limit as they are: the logits, and all gradients as one vector (what an optimizer step
   sees). Over 8 draws their ratio is known to two or three percent: one needless rounding of each projection's output,
   which makes about 1.12, is seen in most models.
-* A total can hide a bad part. So each *kind* of gradient (a parameter's name without its layer numbers: "dA of q_proj")
-  has a ratio of its own, which fails if it is beyond the limit by more than three of its standard errors, estimated by
-  the jackknife over draws. That is lenient where the estimate is poor, and only there.
+* The parts are *kinds* of gradient: a parameter's name without its layer numbers, "dA of q_proj".
 * The loss is not judged: 8 numbers give no ratio (between equals, one in fifty is beyond 2). It is upstream's function
   of the logits, which are.
-* Nothing is asked to be better than storing the truth in the result's dtype would be.
 
 Dropout draws differ between dtypes, so a model with dropout is measured in eval mode.
 """
@@ -26,11 +19,9 @@ Dropout draws differ between dtypes, so a model with dropout is measured in eval
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,10 +29,10 @@ from torch import Tensor, nn
 
 from patchkit.testing.checks.base import Case, InapplicableError, cast_inputs, cast_parameters, check, run_upstream
 from patchkit.testing.parity import LOW_PRECISION_RATIO, Findings, Inputs, Measurement, Run, compare_types, run
+from patchkit.testing.rounding import Result, RoundingErrors
 
 _DRAWS = 8
 _PERTURBATION = 0.1
-_STANDARD_ERRORS = 3.0
 
 # Gradients of a mean over tokens fall below float16's normal numbers; a GradScaler is how float16 is trained.
 _FLOAT16_LOSS_SCALE = 2.0**8
@@ -52,45 +43,21 @@ TOTALS = (LOGITS, GRADIENTS)
 """The measurements that are sums over everything; the others are of one kind of gradient."""
 
 
-@dataclass
 class ErrorTally:
-    """Squared relative errors of both sides, by name, one entry per draw.
+    """The errors of runs of whole models, one entry per draw."""
 
-    Attributes:
-        upstream: of the unpatched model against the truth.
-        candidate: of the patched model against the truth.
-        floor: of the truth rounded to the result's dtype.
-    """
-
-    upstream: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    candidate: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    floor: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self) -> None:
+        self.errors = RoundingErrors()
 
     def add(self, truth: Run, upstream: Run, candidate: Run) -> None:
         """Adds one draw: runs of the same weights and inputs, ``truth`` in float64 (or float32)."""
         for name, tensors in _named_groups(truth).items():
-            squares = [
-                _squared_errors(tensor, _lookup(upstream, key), _lookup(candidate, key)) for key, tensor in tensors
-            ]
-            norm, upstream_square, candidate_square, floor = (sum(column) for column in zip(*squares, strict=True))
-            if norm == 0.0:
-                continue
-            self.upstream[name].append(upstream_square / norm)
-            self.candidate[name].append(candidate_square / norm)
-            self.floor[name].append(floor / norm)
+            results = (Result(tensor, _lookup(upstream, key), _lookup(candidate, key)) for key, tensor in tensors)
+            self.errors.add_draw(name, results)
 
     def measurements(self, limit: float = LOW_PRECISION_RATIO) -> tuple[Measurement, ...]:
         """The ratio of each name, held to ``limit`` as the top of this file says."""
-        return tuple(self._measurement(name, limit) for name in self.upstream)
-
-    def _measurement(self, name: str, limit: float) -> Measurement:
-        candidate = self.candidate[name]
-        allowed = [max(pair) for pair in zip(self.upstream[name], self.floor[name], strict=True)]
-        ratio, standard_error = _ratio(candidate, allowed)
-        bound = limit if name in TOTALS else limit * math.exp(_STANDARD_ERRORS * standard_error)
-        upstream_error = math.sqrt(sum(self.upstream[name]) / len(candidate))
-        note = f"times upstream's error of {upstream_error:.2g}, ± {100 * standard_error:.1f} %"
-        return Measurement(name, ratio, limit, ratio <= bound, note)
+        return self.errors.measurements(limit, TOTALS)
 
 
 @check("bfloat16", "rounding error in bfloat16 against upstream's own")
@@ -196,33 +163,3 @@ def _named_groups(truth: Run) -> Mapping[str, list[tuple[str, Tensor]]]:
 
 def _lookup(found: Run, key: str) -> Tensor:
     return found.outputs[key] if key in found.outputs else found.gradients[key]
-
-
-def _squared_errors(truth: Tensor, upstream: Tensor, candidate: Tensor) -> tuple[float, float, float, float]:
-    truth = truth.double()
-    rounded = truth.to(upstream.dtype).double()
-    norm, upstream_square, candidate_square, floor = (
-        torch.sum((tensor.double() - origin).square()).item()
-        for tensor, origin in ((truth, 0.0), (upstream, truth), (candidate, truth), (rounded, truth))
-    )
-    return norm, upstream_square, math.inf if math.isnan(candidate_square) else candidate_square, floor
-
-
-def _ratio(candidate: list[float], allowed: list[float]) -> tuple[float, float]:
-    """Ratio of root mean squares, and the jackknife's standard error of its logarithm."""
-
-    def log_ratio(leave_out: int | None = None) -> float:
-        above = sum(value for index, value in enumerate(candidate) if index != leave_out)
-        below = sum(value for index, value in enumerate(allowed) if index != leave_out)
-        if above == 0.0:
-            return -math.inf
-        return 0.5 * math.log(above / below) if below else math.inf
-
-    ratio, draws = log_ratio(), len(candidate)
-    if not math.isfinite(ratio):
-        return (0.0 if ratio < 0 else math.inf), 0.0
-    if draws < 2:
-        return math.exp(ratio), 0.0
-    left_out = [log_ratio(index) for index in range(draws)]
-    mean = sum(left_out) / draws
-    return math.exp(ratio), math.sqrt((draws - 1) / draws * sum((value - mean) ** 2 for value in left_out))

@@ -1,0 +1,26 @@
+"""``[..., n]`` as rows ``[tokens, n]``, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """``[tokens, n]``."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+def with_leading(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows ``[tokens, n]`` of our own with the leading shape of ``like``, as ``F.linear`` gives its result a shape.
+
+    Not a view to autograd, as which it could not be modified in place by what follows: nobody else holds the rows.
+    """
+    shape = (*like.shape[:-1], rows.shape[-1])
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        result: Tensor = _unsafe_view(rows, shape)
+        return result
+    # The same without a graph, at a third of the time: a plain tensor of the same memory.
+    return rows.view(shape).data

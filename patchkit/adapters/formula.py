@@ -1,0 +1,233 @@
+"""The functions that a formula stands for, and whether they are still the ones of their library.
+
+A reader's formula is what certain functions of a library compute: ``torch.nn.Linear.forward``, ``F.linear``, PEFT's
+``Linear.forward`` and what that calls. Anybody may put another function in such a place, for all modules of the process
+and at any time. The formula is no longer what upstream runs then, and the modules must be called.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+
+Owner: TypeAlias = "type | ModuleType"
+
+_ABSENT = object()
+# Through these ``module(x)`` reaches ``forward``, and a module its parts. What stands in nn.Module under another name:
+_OF_MODULES = ("__call__", "_call_impl", "_compiled_call_impl", "__getattr__", "__getattribute__")
+_ALIASES = {"__call__": "_wrapped_call_impl"}
+
+
+class _Place(NamedTuple):
+    """Where something is looked up, and what stands there now.
+
+    Attributes:
+        owner: a class or a module.
+        name: the attribute.
+        home: the class in the owner's MRO that defines it, or the module; the owner if nothing does.
+        value: what stands there, not bound to anything; a mark if nothing does.
+        wanted: whether something has to stand there, or nothing may.
+    """
+
+    owner: Owner
+    name: str
+    home: Owner
+    value: object
+    wanted: bool
+
+    def still_holds(self) -> bool:
+        """Whether the same is found as when this was looked up."""
+        return _find(self.owner, self.name, wanted=self.wanted).value is self.value
+
+
+class Formula:
+    """The functions of one or more libraries that a formula stands for.
+
+    What stands in a place when it is first looked at need not be the library's own: that is decided by the file which
+    its code is from. From then on identities are compared, in the namespaces that define the functions. That no class
+    in between was given one of its own is seen from the number of attributes of each class: if one changes, everything
+    is looked up again.
+
+    Args:
+        functions: classes and modules, and the names of their functions, separated by spaces. What the calls and the
+            attributes of a ``torch.nn.Module`` go through is included. A name that the installed release lacks takes no
+            part.
+        absent: classes, and names that neither they nor their bases may define, because their instances do.
+        beyond: another formula that is always asked about first: what it compares is not compared again.
+
+    Attributes:
+        intact: whether all functions are known to be the library's own. False may also say that it is not known yet,
+            and :meth:`replaced` decides.
+    """
+
+    __slots__ = ("_absent", "_beyond", "_culprit", "_functions", "_met", "intact")
+
+    def __init__(
+        self,
+        functions: Mapping[Any, str],
+        absent: Mapping[type, str] | None = None,
+        *,
+        beyond: Formula | None = None,
+    ) -> None:
+        self._beyond = beyond
+        self._functions = {owner: tuple(names.split()) for owner, names in functions.items()}
+        self._absent = {owner: tuple(names.split()) for owner, names in (absent or {}).items()}
+        self.intact: Callable[[], bool] = _unknown
+        self._culprit: _Place | None = None
+        self._met: set[tuple[Owner, str]] = set()  # what is gone later was deleted
+
+    def __or__(self, other: Formula) -> Formula:
+        """All functions of both, to be checked in one go."""
+        both = Formula({})
+        both._functions = {**self._functions, **other._functions}
+        both._absent = {**self._absent, **other._absent}
+        return both
+
+    def replaced(self) -> str | None:
+        """What was replaced and by whom, in words for the report; None if every function is the library's own.
+
+        In a graph that ``torch.compile`` makes, the answer is that of the time of tracing.
+        """
+        if torch.compiler.is_compiling():
+            found: str | None = _while_tracing(self)
+            return found
+        return self.look_up()
+
+    def look_up(self) -> str | None:
+        """The same, where nothing is traced."""
+        if self.intact():
+            return None
+        if self._culprit is None or not self._culprit.still_holds():
+            places = list(self._places())
+            self._met.update((place.owner, place.name) for place in places)
+            self._culprit = next((place for place in places if not _is_own(place)), None)
+            if self._culprit is None:
+                self.intact = self._comparison(places)
+                return None
+        return _described(self._culprit)
+
+    def _comparison(self, places: list[_Place]) -> Callable[[], bool]:
+        known = set() if self._beyond is None else {(id(place.home), place.name) for place in self._beyond._places()}
+        return _comparison([place for place in places if (id(place.home), place.name) not in known], self._classes())
+
+    def _places(self) -> Iterator[_Place]:
+        for owner, names in self._functions.items():
+            of_modules = _OF_MODULES if isinstance(owner, type) and issubclass(owner, nn.Module) else ()
+            for name in (*names, *of_modules):
+                place = _find(owner, name, wanted=True)
+                if place.value is not _ABSENT or (owner, name) in self._met:
+                    yield place
+        for owner, names in self._absent.items():
+            for name in names:
+                yield _find(owner, name, wanted=False)
+
+    def _classes(self) -> list[type]:
+        """Every class in which a name could turn up; what is defined in C cannot be given one."""
+        owners = [owner for owner in (*self._functions, *self._absent) if isinstance(owner, type)]
+        return list(dict.fromkeys(base for owner in owners for base in owner.__mro__ if base is not object))
+
+
+def _unknown() -> bool:
+    return False
+
+
+_while_tracing = torch.compiler.assume_constant_result(Formula.look_up)  # type: ignore[no-untyped-call]
+
+
+def _find(owner: Owner, name: str, *, wanted: bool) -> _Place:
+    homes: tuple[Owner, ...] = owner.__mro__ if isinstance(owner, type) else (owner,)
+    home = next((home for home in homes if name in vars(home)), owner)
+    return _Place(owner, name, home, vars(home).get(name, _ABSENT), wanted)
+
+
+def _is_own(place: _Place) -> bool:
+    """Whether what stands there is what the library's source puts there."""
+    _, name, home, value, wanted = place
+    if value is _ABSENT or not wanted:
+        return value is _ABSENT and not wanted
+    if home is object or (home is nn.Module and name == "_compiled_call_impl"):
+        return value is None or home is object
+    function: Any = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if isinstance(function, BuiltinFunctionType):
+        return isinstance(home, ModuleType) and function.__name__ == name
+    if not isinstance(function, FunctionType):
+        return False
+    prefix, defined_in = "", function.__module__
+    if isinstance(home, type):
+        prefix = f"{home.__qualname__}."
+        if defined_in != home.__module__:
+            return False
+    elif defined_in.partition(".")[0] != home.__name__.partition(".")[0]:
+        return False
+    names = {f"{prefix}{name}", f"{prefix}{_ALIASES.get(name, name)}"}
+    return function.__qualname__ in names and _stands_in(function, getattr(sys.modules[defined_in], "__file__", None))
+
+
+def _stands_in(function: Any, file: str | None) -> bool:
+    """Whether a function and all that it was wrapped around are from one file."""
+    while isinstance(function, FunctionType):
+        if function.__code__.co_filename != file:
+            return False
+        function = function.__dict__.get("__wrapped__")
+    return function is None
+
+
+def _described(place: _Place) -> str:
+    owner = place.home
+    path = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__qualname__}"
+    if place.value is _ABSENT:
+        return f"{path}.{place.name} was deleted"
+    value: Any = place.value.fget if isinstance(place.value, property) else place.value
+    by = f"replaced by {name_of(value)}" if callable(value) else f"set to a {type(value).__qualname__}"
+    return f"{path}.{place.name} was {by}"
+
+
+def nothing_changed(*owners: type) -> Callable[[], bool]:
+    """A function that says, of classes, whether none of them and of their bases has more or fewer attributes than now.
+
+    And whether ``forward`` is the same.
+    """
+    classes = dict.fromkeys(base for owner in owners for base in owner.__mro__ if base is not object)
+    places = [_find(owner, "forward", wanted=True) for owner in owners]
+    return _comparison(places, list(classes))
+
+
+def _comparison(places: list[_Place], classes: list[type]) -> Callable[[], bool]:
+    """A function that says whether all is as it is now.
+
+    It is made from text: a chain of comparisons takes a third of the time of a loop, and it runs at every call of a
+    block.
+    """
+    values: dict[str, object] = {}
+    terms = []
+    for index, cls in enumerate(classes):
+        values[f"class_{index}"] = vars(cls)
+        terms.append(f"len(class_{index}) == {len(vars(cls))}")
+    wanted = {(id(place.home), place.name): place for place in places if place.wanted and place.home is not object}
+    for index, place in enumerate(wanted.values()):
+        values[f"home_{index}"], values[f"value_{index}"] = vars(place.home), place.value
+        terms.append(f"home_{index}[{place.name!r}] is value_{index}")
+    # A KeyError: something was deleted.
+    text = (
+        f"def make({', '.join(values)}):\n def intact():\n  try:\n   return {' and '.join(terms) or 'True'}\n"
+        "  except KeyError:\n   return False\n return intact"
+    )
+    namespace: dict[str, Any] = {}
+    exec(text, namespace)
+    made: Callable[[], bool] = namespace["make"](**values)
+    return made
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Dotted name of a function, a bound method or a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', None) or type(function).__module__}.{name}"
