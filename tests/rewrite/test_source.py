@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
 
 import pytest
 
 from patchkit.errors import RewriteError
 from patchkit.rewrite import source
-from patchkit.rewrite.source import find_method
+from patchkit.rewrite.source import MOST_NESTED, find_method
 
 TEXT = "class A:\n    @d\n    def forward(self):\n        return 1\n"
 
@@ -66,3 +67,24 @@ def test_which_of_two_counts_is_not_guessed_under_conditions(place):
 def test_of_two_at_the_top_the_last_counts():
     text = METHOD.format(name="A") * 2
     assert find_method(text, "A", "forward", "a.py").line == 4
+
+
+def levels_of(node):
+    return 1 + max(map(levels_of, ast.iter_child_nodes(node)), default=0)
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1, 2])
+def test_the_deepest_method_that_is_taken(beyond):
+    def text(n):
+        return f"class A:\n    def forward(self):\n        return {'not ' * n}x\n"
+
+    def levels(n):
+        return levels_of(ast.parse(text(n)).body[0].body[0])
+
+    n = MOST_NESTED + beyond - levels(0)
+    assert levels(n) == MOST_NESTED + beyond
+    if beyond <= 0:
+        assert find_method(text(n), "A", "forward", "a.py").line == 2
+    else:
+        with pytest.raises(RewriteError, match="forward is nested too deeply to rewrite"):
+            find_method(text(n), "A", "forward", "a.py")

@@ -152,19 +152,22 @@ def test_a_mutant_that_cannot_be_imported_is_loud(run, tree):
     assert found[loud.key].loud
 
 
-def test_tests_that_fail_without_a_fault_prove_nothing(run, tree):
-    (tree / "tests" / "test_thing.py").write_text("def test_thing(): assert False\n")
-    with pytest.raises(FailsUnmutatedError, match=r"tests/test_thing\.py::test_thing fails without a fault"):
+def test_files_that_cannot_be_imported_without_a_fault_prove_nothing(run, tree):
+    (tree / "tests" / "test_thing.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(FailsUnmutatedError, match=r"tests/test_thing\.py fails without a fault"):
         run(mutant("boundary", "x >= 3"))
 
 
-def test_tests_that_fail_only_when_nothing_is_wrong_are_known_by_their_name(run, tree):
-    """One kill by a test that is red anyway is no kill, whatever its id looks like."""
-    (tree / "tests" / "test_thing.py").write_text(
-        "import pytest\n@pytest.mark.parametrize('x', [1], ids=['a - b c'])\ndef test_thing(x): assert False\n"
-    )
-    with pytest.raises(FailsUnmutatedError, match=r"tests/test_thing\.py::test_thing fails without a fault"):
-        run(mutant("boundary", "x >= 3"))
+def test_a_test_that_is_red_anyway_kills_nothing(run, tree):
+    """Whatever its id looks like; the others go on."""
+    red = "import pytest\n@pytest.mark.parametrize('x', [1], ids=['a - b c'])\ndef test_red(x): assert False\n" + TESTS
+    (tree / "tests" / "test_thing.py").write_text(red)
+    killed, survived = mutant("boundary", "x <= high"), mutant("boundary", "x >= 3")
+    found, said = run(killed, survived)
+    assert (found[killed.key].verdict, found[survived.key].verdict) == ("killed", "survived")
+    assert found[killed.key].by.endswith("test_inside")
+    (line,) = [line for line in said if line.startswith("left out")]
+    assert "tests/test_thing.py::test_red fails without a fault" in line
 
 
 def test_a_file_whose_tests_are_all_left_out_kills_nothing(run, tree):

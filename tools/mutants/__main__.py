@@ -59,7 +59,7 @@ def command(
             runner = Runner(mirror, Store(results), Path(folder), jobs, console.print)
             outcomes = runner.run([mutant for mutant in everything if mutant.key not in equivalent])
     except (FailsUnmutatedError, KnownFaultError, MirrorError) as error:
-        Console(stderr=True, highlight=False, markup=False).print(f"mutants: error: {error}")
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"mutants: error: {error}")
         raise typer.Exit(2) from None
     _show(console, mirror, chosen, outcomes, equivalent)
     whole = tally(everything, outcomes, equivalent)
@@ -68,6 +68,9 @@ def command(
         f"{which}: {len(everything)} mutants in {(time.monotonic() - began) / 60:.0f} min, {whole.loud} of the killed "
         f"without a test (not importable, or dead); results in {results}"
     )
+    if runner.red:
+        console.print(f"fail without a fault, and were left out: {', '.join(sorted(runner.red))}")
+        raise typer.Exit(2)
     if whole.rate is not None and whole.rate < at_least:
         raise typer.Exit(1)
 

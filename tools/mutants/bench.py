@@ -67,13 +67,20 @@ class Bench:
         self._server.wait()
         self._errors.close()
 
-    def run(self, tests: Sequence[str], seconds: float, fault: tuple[str, str] | None = None) -> Outcome:
+    def run(
+        self,
+        tests: Sequence[str],
+        seconds: float,
+        fault: tuple[str, str] | None = None,
+        left_out: Sequence[str] = (),
+    ) -> Outcome:
         """Run test files in a fresh copy, up to the first failure.
 
         Args:
             tests: the files, in the order in which they are run.
             seconds: after these they are killed.
             fault: a file and what it holds in the copy, if something else than in the tree.
+            left_out: tests that are not run.
         """
         tree, log = self._folder / "tree", self._folder / "log.txt"
         copy_tree(self._tree, self._files, tree)
@@ -81,6 +88,7 @@ class Bench:
             (tree / fault[0]).write_text(fault[1], "utf-8")
         pairs = [(str(_at(self._mirror.root, root)), str(_at(tree, root))) for root in self._mirror.roots]
         arguments = ["-x", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *self._mirror.arguments]
+        arguments += [f"--deselect={test}" for test in left_out]
         scratch = str(self._folder / "scratch")
         answer = self._ask(Order(str(tree), pairs, scratch, [*arguments, *tests], seconds, str(log)))
         return _judge(answer, log.read_text("utf-8", errors="replace"))

@@ -37,6 +37,9 @@ class Runner:
         folder: for copies and logs.
         jobs: how many at once.
         say: is given a line on what is done.
+
+    Attributes:
+        red: tests that fail where there is no fault, as far as that was noticed; nothing is killed by them.
     """
 
     def __init__(self, mirror: Mirror, store: Store, folder: Path, jobs: int, say: Callable[[str], None]) -> None:
@@ -46,6 +49,7 @@ class Runner:
         self._tree, self._folder = folder / "tree", folder
         copy_tree(mirror.root, self._files, self._tree)
         self._benches: queue.Queue[Bench] = queue.Queue()
+        self.red: set[str] = set()
 
     def run(self, mutants: Sequence[Mutant]) -> dict[str, Result]:
         """The result of each mutant, by its key; what is known is not tried again.
@@ -91,16 +95,30 @@ class Runner:
         """A kill counts if the test passes without the fault; a run hangs if the tests take far less without it."""
         fault = (mutant.file, mutant.make())
         outcome = self._in_a_bench(tests, PATIENCE, fault)
+        while self._is_red(outcome, tests):
+            outcome = self._in_a_bench(tests, PATIENCE, fault)
         if outcome.passed is None:
             limit = SLOWEST * sum(self._time(test) for test in tests) + START_SECONDS
             if limit > outcome.seconds:
                 outcome = self._in_a_bench(tests, limit, fault)
-        elif not outcome.passed and outcome.by.startswith(tuple(tests)):  # else the process died
-            self._time(outcome.by if outcome.by in tests else outcome.by.partition("[")[0])
         verdict: Verdict = "timed out" if outcome.passed is None else "survived" if outcome.passed else "killed"
         result = Result(mutant.key, verdict, outcome.by, outcome.loud, outcome.seconds, self._state(tests))
         self._store.add(result)
         return result
+
+    def _is_red(self, outcome: Outcome, tests: Sequence[str]) -> bool:
+        """Whether the test that failed fails without the fault, too. It is left out from then on."""
+        if outcome.passed is not False or not outcome.by.startswith(tuple(tests)):  # else the process died
+            return False
+        test = outcome.by if outcome.by in tests else outcome.by.partition("[")[0]
+        try:
+            self._time(test)
+        except FailsUnmutatedError as error:
+            if test in tests:
+                raise
+            self._say(f"left out: {error}")
+            self.red.add(test)
+        return test in self.red
 
     def _time(self, test: str) -> float:
         """Seconds that a test file, or one test, takes where there is no fault.
@@ -121,7 +139,7 @@ class Runner:
     def _in_a_bench(self, tests: Sequence[str], seconds: float, fault: tuple[str, str] | None = None) -> Outcome:
         bench = self._benches.get()
         try:
-            return bench.run(tests, seconds, fault)
+            return bench.run(tests, seconds, fault, left_out=sorted(self.red))
         finally:
             self._benches.put(bench)
 
