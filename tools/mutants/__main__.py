@@ -40,7 +40,7 @@ def command(
 
     Ends with 0 if the kill rate is high enough, with 1 if not, and with 2 if the tests cannot be run.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     mirror, began = read_mirror(ROOT), time.monotonic()
     unknown = sorted(set(room or ()) - set(mirror.rooms))
     if unknown:
@@ -59,7 +59,9 @@ def command(
             runner = Runner(mirror, Store(results), Path(folder), jobs, console.print)
             outcomes = runner.run([mutant for mutant in everything if mutant.key not in equivalent])
     except (FailsUnmutatedError, KnownFaultError, MirrorError) as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"mutants: error: {error}")
+        Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True).print(
+            f"mutants: error: {error}"
+        )
         raise typer.Exit(2) from None
     _show(console, mirror, chosen, outcomes, equivalent)
     whole = tally(everything, outcomes, equivalent)
