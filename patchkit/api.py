@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from torch import nn
 
@@ -15,22 +14,37 @@ from patchkit.adapters.readers import carries_adapter
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
 from patchkit.binding import (
-    PATCH,
     Patch,
-    check_unchanged,
     original_class,
     parts_of,
     patch_of,
-    patched_class,
-    replaced_since,
     swap,
 )
 from patchkit.check.trust import TRUSTS, Trust, refusal_of, refusals
-from patchkit.describe import describe, fed_with_gradient
-from patchkit.errors import MetaModelError, NotAModelError, NotPatchedError, PatchkitWarning, UnknownOptionError
-from patchkit.layers import Layer, describe_layer, find_layers, plan_layer
-from patchkit.ownership import find_displaced, replaced_on_instance
+from patchkit.describe import fed_with_gradient
+from patchkit.errors import (
+    MetaModelError,
+    NotAModelError,
+    NotPatchedError,
+    PatchkitWarning,
+    RevertError,
+    UnknownOptionError,
+)
+from patchkit.layers import find_layers
+from patchkit.module_tree import named_modules, state_of
+from patchkit.ownership import find_displaced
+from patchkit.planning import (
+    Planned,
+    describe_block,
+    describe_layer_now,
+    describe_plan,
+    plan_block,
+    plan_layer_or_leave,
+    refuse,
+    skips_of,
+)
 from patchkit.reporting import Report, Row
+from patchkit.restoring import Classes
 from patchkit.rewrite.sites import BlockName, PartName, Skip
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.version import __version__
@@ -42,15 +56,6 @@ _PARTS: tuple[PartName, ...] = (*_BLOCKS, "embedding", "head")
 _OPTIONS = (*_PARTS, "strict", "precision", "trust")
 _PRECISIONS: tuple[AdapterPrecision, ...] = ("peft", "fast")
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": _PRECISIONS, "trust": TRUSTS}
-
-
-class _Planned(NamedTuple):
-    """What is to become of one recognised module."""
-
-    found: Found
-    original: type[nn.Module]
-    target: type[nn.Module]
-    patch: Patch | tuple[Skip, ...]
 
 
 def apply(
@@ -105,18 +110,14 @@ def apply(
     wanted: dict[str, bool] = {"qkv": qkv, "o": o, "mlp": mlp, "embedding": embedding, "head": head}
     check_options({**wanted, "strict": strict, "precision": precision, "trust": trust, **unknown})
     parts = frozenset(name for name in _BLOCKS if wanted[name])
-    planned = [_plan(found, parts, precision) for found in _eligible(model)]
+    planned = [plan_block(found, parts, precision) for found in _eligible(model)]
     _check_meta(model, planned)
     planned = _trusted(model, planned, trust)
-    layers = [plan_layer(layer, precision, wanted=wanted[layer.part]) for layer in find_layers(model)]
+    layers = [plan_layer_or_leave(layer, precision, wanted=wanted[layer.part]) for layer in find_layers(model)]
     fed = fed_with_gradient(model)
-    rows = tuple(
-        row
-        for plan in planned
-        for row in describe(
-            plan.found.name, plan.found.module, plan.found.block, plan.patch, fed=id(plan.found.module) in fed
-        )
-    )
+    described = [describe_plan(plan, parts, fed=id(plan.found.module) in fed) for plan in planned]
+    planned = [plan for plan, _ in described]
+    rows = tuple(row for _, of_plan in described for row in of_plan)
     rows += tuple(_displaced_rows(model, parts))
     rows += tuple(layer.row for layer in layers)
     result = Report(type(model).__name__, rows, _notes(rows))
@@ -153,7 +154,7 @@ def revert(model: nn.Module) -> int:
         RevertError: something else changed the class of a patched module since; nothing is changed then.
     """
     _check_model(model)
-    patched_modules = [(name, module) for name, module in model.named_modules() if patch_of(module) is not None]
+    patched_modules = [(name, module) for name, module in named_modules(model) if patch_of(module) is not None]
     swap([(module, original_class(module, name)) for name, module in patched_modules])
     if not patched_modules:
         warnings.warn(
@@ -178,11 +179,14 @@ def patched(
 ) -> Iterator[Report]:
     """``apply`` for the time of a ``with`` block; afterwards every module has the class it had before it.
 
-    Takes the options of :func:`apply`, raises what it raises (and on leaving, what :func:`revert` raises), and yields
-    its report.
+    In between the model may be patched otherwise, reverted, copied or rebuilt: what is as before already is left alone,
+    and a patched module that came into the model is reverted.
+
+    Takes the options of :func:`apply`, raises what it raises (and on leaving, what :func:`revert` raises; a warning
+    instead where the block is left with another exception), and yields its report.
     """
     _check_model(model)
-    before = [(name, module, type(module)) for name, module in model.named_modules()]
+    before = Classes(model)
     result = apply(
         model,
         qkv=qkv,
@@ -195,13 +199,15 @@ def patched(
         trust=trust,
         **unknown,
     )
-    changed = [(name, module, cls, type(module)) for name, module, cls in before if type(module) is not cls]
     try:
         yield result
-    finally:
-        for name, module, _, given in changed:
-            check_unchanged(module, name, given)
-        swap([(module, cls) for _, module, cls, _ in changed])
+    except BaseException:
+        try:
+            before.restore()
+        except RevertError as error:  # what ended the block must not be lost behind this
+            warnings.warn(f"the model stays patched: {error}", PatchkitWarning, stacklevel=3)
+        raise
+    before.restore()
 
 
 def report(model: nn.Module) -> Report:
@@ -215,16 +221,12 @@ def report(model: nn.Module) -> Report:
     rows = tuple(
         row
         for found in _eligible(model)
-        for row in describe(
-            found.name,
-            found.module,
-            found.block,
-            patch_of(found.module) or _refused(found),
-            fed=id(found.module) in fed,
+        for row in describe_block(
+            found, patch_of(found.module) or _refused(found), frozenset(_BLOCKS), fed=id(found.module) in fed
         )
     )
     rows += tuple(_displaced_rows(model, frozenset(_BLOCKS)))
-    rows += tuple(_describe_layer(layer) for layer in find_layers(model))
+    rows += tuple(describe_layer_now(layer) for layer in find_layers(model))
     return Report(type(model).__name__, rows, _notes(rows))
 
 
@@ -272,58 +274,29 @@ def _displaced_rows(model: nn.Module, parts: frozenset[BlockName]) -> Iterator[R
     for found, reason in find_displaced(model):
         if _is_wanted(found):
             skips = tuple(Skip(part, reason) for part in parts_of(found.block) if part in parts)
-            yield from describe(found.name, found.module, found.block, skips)
+            yield from describe_block(found, skips, parts)
 
 
-def _describe_layer(layer: Layer) -> Row:
-    return describe_layer(layer, None if patch_of(layer.module) is None else type(layer.module))
-
-
-def _plan(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision) -> _Planned:
-    cls = type(found.module)
-    patch = patch_of(found.module)
-    asked = (parts & frozenset(parts_of(found.block)), precision)
-    if patch is not None and (patch.parts, patch.precision) == asked and replaced_since(patch) is None:
-        return _Planned(found, patch.original, cls, patch)
-    original = original_class(found.module, found.name) if patch is not None else cls
-    owner = replaced_on_instance(found.module)
-    if owner is not None:  # swapping the class underneath would do nothing, or worse
-        return _Planned(found, original, original, _skips(parts, owner))
-    target = patched_class(original, found.block, parts, precision)
-    if isinstance(target, tuple):
-        return _Planned(found, original, original, target)
-    return _Planned(found, original, target, vars(target)[PATCH])
-
-
-def _trusted(model: nn.Module, planned: list[_Planned], trust: Trust) -> list[_Planned]:
+def _trusted(model: nn.Module, planned: list[Planned], trust: Trust) -> list[Planned]:
     """The plans, without those for classes whose source is neither proven nor equal when verified here."""
     blocks = [(plan.found, plan.original) for plan in planned if isinstance(plan.patch, Patch)]
     refused = refusals(model, blocks, trust)
-    return [_refuse(plan, refused[plan.original]) if plan.original in refused else plan for plan in planned]
-
-
-def _refuse(plan: _Planned, reason: str) -> _Planned:
-    """The plan to leave a block as it is; one that could not be patched anyway keeps its own reason."""
-    if not isinstance(plan.patch, Patch):
-        return plan
-    parts = [part for part in parts_of(plan.found.block) if part in plan.patch.parts]
-    return plan._replace(target=plan.original, patch=_skips(parts, reason))
+    return [refuse(plan, refused[plan.original]) if plan.original in refused else plan for plan in planned]
 
 
 def _refused(found: Found) -> tuple[Skip, ...] | None:
     """For an unpatched block: what ``apply`` refused it for, if it did."""
     reason = refusal_of(found.module)
-    return _skips(parts_of(found.block), reason) if reason else None
+    return skips_of(parts_of(found.block), reason) if reason else None
 
 
-def _skips(parts: Iterable[BlockName], reason: str) -> tuple[Skip, ...]:
-    return tuple(Skip(part, reason) for part in sorted(parts))
-
-
-def _check_meta(model: nn.Module, planned: list[_Planned]) -> None:
+def _check_meta(model: nn.Module, planned: list[Planned]) -> None:
     """A model on meta, all of it. What an offloading library keeps there it brings back at each call: that runs."""
-    weights = [parameter for plan in planned for parameter in plan.found.module.parameters()]
-    offloaded = any("_hf_hook" in module.__dict__ for module in model.modules())  # accelerate's name
+    parts = [part for plan in planned for _, part in named_modules(plan.found.module)]
+    weights = [
+        weight for part in parts for weight in state_of(part).get("_parameters", {}).values() if weight is not None
+    ]
+    offloaded = any("_hf_hook" in state_of(module) for _, module in named_modules(model))  # accelerate's name
     if weights and all(weight.is_meta for weight in weights) and not offloaded:
         raise MetaModelError(
             f"the weights of all {len(planned)} blocks are on the meta device. Load or initialise them first "

@@ -11,7 +11,8 @@ import copyreg
 import hashlib
 import inspect
 import linecache
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, TypeAlias
@@ -27,6 +28,7 @@ from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import BlockName, PartName, Rewritten, Site, Skip
 from patchkit.rewrite.source import split_lines
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.checkpointing import keep_classes
 from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import Method, compiled, find_code, read_method, with_code
@@ -233,11 +235,32 @@ def _give(module: nn.Module, cls: type[nn.Module]) -> None:
         module.__dict__[name] = MethodType(cls.forward, module)
 
 
+@contextmanager
+def _exchanged(module: nn.Module, cls: type[nn.Module]) -> Iterator[None]:
+    """A module with another of the classes that :func:`swap` gives it; left alone if something else changed it."""
+    before = type(module)
+    mine = _unpatched(before) is _unpatched(cls)
+    if mine:
+        _give(module, cls)
+    try:
+        yield
+    finally:
+        if mine:
+            _give(module, before)
+
+
+def _unpatched(cls: type[nn.Module]) -> type[nn.Module]:
+    patch: Patch | None = vars(cls).get(PATCH)
+    return cls if patch is None else patch.original
+
+
 def swap(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
     """Give each module its class; if one cannot take it, all have the class they had before."""
     done: list[tuple[nn.Module, type[nn.Module]]] = []
+    pairs = list(classes)
+    keep_classes([module for module, cls in pairs if type(module) is not cls], _exchanged)
     try:
-        for module, cls in classes:
+        for module, cls in pairs:
             before = type(module)
             _give(module, cls)
             done.append((module, before))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from patchkit.adapters.readers import read_projection
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.binding import Patch, looked_up, parts_of, patched_class
+from patchkit.module_tree import named_modules, state_of
 from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.rewrite.sites import BlockName, Skip
@@ -97,15 +98,15 @@ def fed_with_gradient(model: nn.Module) -> frozenset[int]:
     What is trained comes before them: modules are registered in the order in which they run, with exceptions (norms)
     that only ever leave one out. ``enable_input_require_grads`` makes it all of them.
     """
-    if any("_require_grads_hook" in name for module in model.modules() for name in module.__dict__):
-        return frozenset(map(id, model.modules()))
+    modules = [module for _, module in named_modules(model)]
+    if any("_require_grads_hook" in name for module in modules for name in state_of(module)):
+        return frozenset(map(id, modules))
     fed, trained = set(), False
-    for module in model.modules():
+    for module in modules:
         if trained:
             fed.add(id(module))
-        trained = trained or any(
-            parameter.requires_grad for parameter in module._parameters.values() if parameter is not None
-        )
+        parameters = state_of(module).get("_parameters", {}).values()
+        trained = trained or any(parameter.requires_grad for parameter in parameters if parameter is not None)
     return frozenset(fed)
 
 

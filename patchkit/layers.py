@@ -10,6 +10,7 @@ Hooks on the layer run as ever (above all the one that gradient checkpointing pu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,10 +22,12 @@ from patchkit.adapters.protocol import Reason
 from patchkit.adapters.readers import READERS, carries_adapter
 from patchkit.binding import PATCH, Patch, copying, original_class, patch_of, replaced_since
 from patchkit.describe import NOT_PATCHED, stand_in
+from patchkit.module_tree import named_modules
 from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
-from patchkit.runtime.blocks import NO_ADAPTER
-from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, call_embedding, choose_embedding
+from patchkit.runtime.blocks import NO_ADAPTER, THEN_CALLED, Watched, is_for_hooks
+from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
+from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, ReadyEmbedding, call_embedding, choose_embedding
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream_source import read_method
@@ -64,7 +67,7 @@ def find_layers(model: nn.Module) -> Iterator[Layer]:
     """
     embeddings = set(_asked_for(model, "get_input_embeddings"))
     heads = set(_asked_for(model, "get_output_embeddings"))
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if type(module) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
             yield Layer(name, module, "embedding")
         elif id(module) in heads and _is_adapted(module):
@@ -139,21 +142,23 @@ def _head_reason(module: nn.Module, precision: AdapterPrecision) -> Reason | Non
 
 def _asked_for(model: nn.Module, method: str) -> Iterator[int]:
     """Identities of what the models inside a model name as their input or output embeddings."""
-    for module in model.modules():
+    for _, module in named_modules(model):
         getter = getattr(type(module), method, None)
         if getter is None:
             continue
         try:
             found = getter(module)
-        except (NotImplementedError, AttributeError):  # a backbone has none, and says so in one way or the other
+        except Exception:  # a backbone has none and says so somehow; what is no model may want arguments, or fail
             continue
-        if isinstance(found, nn.Module):
-            yield id(found)
+        # No isinstance, which would ask the answer for its class: it is only compared with the model's modules.
+        yield id(found)
 
 
 def _is_adapted(module: nn.Module) -> bool:
     return isinstance(module, AuxiliaryTrainingWrapper) or carries_adapter(module)
 
+
+ANOTHER_CALL: Reason = "it is called with other arguments, or its forward was replaced"
 
 _cache: dict[tuple[object, ...], type[nn.Module]] = {}
 
@@ -172,7 +177,7 @@ def layer_class(cls: type[nn.Module], part: LayerName, precision: AdapterPrecisi
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
-            "forward": _make_forward(cls, _fused_embedding if part == "embedding" else _fused_head, precision),
+            "forward": _make_forward(cls, *_FUNCTIONS[part], precision),
             **copying(cls),
             PATCH: Patch(cls, None, frozenset({part}), precision, method.attribute, (), ()),
         }
@@ -183,7 +188,8 @@ def layer_class(cls: type[nn.Module], part: LayerName, precision: AdapterPrecisi
 
 def _make_forward(
     cls: type[nn.Module],
-    fused: Callable[[nn.Module, Tensor, AdapterPrecision], Tensor | None],
+    choose: Callable[[nn.Module, Tensor, AdapterPrecision], Any],
+    compute: Callable[[Tensor, Any], Tensor],
     precision: AdapterPrecision,
 ) -> Callable[..., Any]:
     """A ``forward`` that tries a fused function, and runs the class's own where that is not equal, or was replaced."""
@@ -191,18 +197,40 @@ def _make_forward(
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         unknown = args or kwargs or cls.forward is not own
-        result = None if unknown else fused(self, x, precision)
-        return cls.forward(self, x, *args, **kwargs) if result is None else result
+        ready = ANOTHER_CALL if unknown else choose(self, x, precision)
+
+        def run(ready: Any) -> Any:
+            if isinstance(ready, Watched):
+                return watched(partial(run, ANOTHER_CALL), partial(run, ready.then), x.device)
+            return cls.forward(self, x, *args, **kwargs) if isinstance(ready, str) else compute(x, ready)
+
+        return as_in_forward(self, ready, run, _merge) if is_saved_by_hooks() else run(ready)
 
     return forward
 
 
-def _fused_embedding(self: nn.Module, ids: Tensor, precision: AdapterPrecision) -> Tensor | None:
-    ready = choose_embedding(self, ids, precision)
-    return None if isinstance(ready, str) else call_embedding(ready, ids)
+def _merge(then: Any, now: Any) -> Any:
+    """What to make of a layer in a recomputation, see :mod:`patchkit.runtime.checkpointing`."""
+    if then is None or isinstance(then, str):
+        return THEN_CALLED
+    return Watched(then) if is_for_hooks(now) else now
 
 
-def _fused_head(self: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor | None:
+def _choose_head(self: nn.Module, x: Tensor, precision: AdapterPrecision) -> Ready | Reason:
     given = input_of(x, precision)
     reading = given if isinstance(given, str) else examine(self, given)
-    return lora_linear(x, *reading) if isinstance(reading, Ready) and adapted(reading) else None
+    return NO_ADAPTER if isinstance(reading, Ready) and not adapted(reading) else reading
+
+
+def _compute_embedding(ids: Tensor, ready: ReadyEmbedding) -> Tensor:
+    return call_embedding(ready, ids)
+
+
+def _compute_head(x: Tensor, ready: Ready) -> Tensor:
+    return lora_linear(x, *ready)
+
+
+_FUNCTIONS: dict[LayerName, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
+    "embedding": (choose_embedding, _compute_embedding),
+    "head": (_choose_head, _compute_head),
+}

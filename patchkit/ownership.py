@@ -22,6 +22,7 @@ from patchkit.adapters.protocol import Reason, is_own_forward
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Attention, Block
+from patchkit.module_tree import children_of, named_modules
 
 # What lets patchkit have the block, by the top-level package of its owner.
 _HINTS = {"liger_kernel": "call Liger-Kernel with swiglu=False (or geglu=False) to have patchkit fuse it"}
@@ -71,7 +72,7 @@ def find_displaced(model: nn.Module) -> Iterator[tuple[Found, Reason]]:
     Such a class has a block's projections and sits in a model of the block's architecture: Liger-Kernel's MLPs, where
     it was applied before the model was made, or the classes of ``transformers.register_patch_mapping``.
     """
-    modules = list(model.named_modules())
+    modules = list(named_modules(model))
     present = {cls.__module__ for _, module in modules for cls in type(module).__mro__}
     registered = {id(found.module) for found in find_blocks(model)}
     blocks = [
@@ -85,7 +86,7 @@ def find_displaced(model: nn.Module) -> Iterator[tuple[Found, Reason]]:
         if id(module) in registered or cls.__module__.startswith("transformers."):
             continue
         for architecture, block in blocks:
-            if module._modules.keys() >= set(projection_names(block)):
+            if children_of(module).keys() >= set(projection_names(block)):
                 reason = f"a {name_of(cls)} stands in place of {block.class_name} and owns the block"
                 yield Found(name, module, architecture, block), _with_hint(reason, cls)
                 break

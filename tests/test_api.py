@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
+from patchkit import binding
 from patchkit.errors import (
     MetaModelError,
     NotAModelError,
@@ -316,19 +317,17 @@ def test_bind_is_all_or_nothing(lora_model, monkeypatch):
     _, model = lora_model()
     before = classes(model)
     target = [module for module in model.modules() if isinstance(module, LlamaAttention)][-1]
+    give = binding._give
 
-    class Stubborn(type(target)):
-        def __setattr__(self, name, value):
-            if name == "__class__":
-                raise TypeError("no other class for me")
-            super().__setattr__(name, value)
+    def stubborn(module, cls):
+        if module is target:
+            raise TypeError("no other class for me")
+        give(module, cls)
 
-    target.__class__ = Stubborn
-    stubborn = classes(model)
-    with pytest.raises(TypeError, match="no other class"):
-        patchkit.apply(model)
-    assert classes(model) == stubborn
-    object.__setattr__(target, "__class__", LlamaAttention)
+    with monkeypatch.context() as patch:
+        patch.setattr(binding, "_give", stubborn)
+        with pytest.raises(TypeError, match="no other class"):
+            patchkit.apply(model)
     assert classes(model) == before
     assert patchkit.apply(model).counts == {"fused": 6}
 

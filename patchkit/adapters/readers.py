@@ -19,6 +19,7 @@ from patchkit.adapters.embedding_readers import EMBEDDING_READERS
 from patchkit.adapters.linear import read_linear
 from patchkit.adapters.peft import peft_library
 from patchkit.adapters.protocol import Library, Reader, Reason
+from patchkit.module_tree import named_modules
 from patchkit_kernels.projection import Projection
 
 logger = logging.getLogger("patchkit")
@@ -60,7 +61,7 @@ def carries_adapter(module: nn.Module) -> bool:
     """Whether any part of this module was given an adapter by a library that is known, of whatever kind."""
     _meet_libraries()
     layers = tuple(layer for library in _LIBRARIES for layer in library.layers)
-    return any(isinstance(part, layers) for part in module.modules())
+    return any(issubclass(type(part), layers) for _, part in named_modules(module))
 
 
 def casts_input(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from patchkit.arch.registry import blocks_by_class
 from patchkit.arch.spec import Architecture, Block
+from patchkit.module_tree import named_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,7 @@ class Found(NamedTuple):
 def find_blocks(model: nn.Module) -> Iterator[Found]:
     """Every registered block of a model, in the order of ``model.named_modules()``; a shared module once."""
     known = blocks_by_class()
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         for cls in type(module).__mro__:
             entry = known.get((cls.__module__, cls.__qualname__))
             if entry is not None:

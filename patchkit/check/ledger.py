@@ -123,9 +123,17 @@ def _mapping(value: Any, kind: type) -> dict[str, Any]:
     kinds = (float, int) if kind is float else (kind,)
     if not isinstance(value, dict) or not all(type(item) in kinds for item in value.values()):
         raise ValueError(f"{value!r} does not map names to {kind.__name__}")
-    if kind is float and not all(math.isfinite(item) for item in value.values()):
-        raise ValueError(f"{value!r} holds an error that is not finite")
+    if kind is float and not all(_is_finite(item) for item in value.values()):
+        raise ValueError(f"it holds an error that is not finite: {list(value)!r}")
     return value
+
+
+def _is_finite(number: float) -> bool:
+    """Whether this is a finite float, or an integer that is one: JSON's have any number of digits."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def user_ledger() -> Path:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 
-import torch
 from torch import nn
 
 from patchkit.arch.discovery import Found
+from patchkit.check.clean_room import in_clean_room
 from patchkit.check.proving import Verdict, prove, subjects_of
-from patchkit.check.tiny_instances import tiny_instances
+from patchkit.check.tiny_instances import TinyInstance, tiny_instances
 
 SPOT_CHECKS = (
     "forward_backward",
@@ -36,27 +35,10 @@ def verify_on_the_spot(
         classes: unpatched classes, each with a block of the model that is of it.
 
     Returns:
-        For each class a verdict that is ``passed`` or ``failed``, or a reason. Random state, and whether gradients are
-        recorded here, stay as they are.
+        For each class a verdict that is ``passed`` or ``failed``, or a reason. Nothing that the user has switched on
+        sees any of it, and all of it is as before (see :mod:`patchkit.check.clean_room`).
     """
-    with _undisturbed():
-        return _verify(model, classes)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """On the CPU, with gradients, whatever the user has switched on; and without upstream's warnings."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with (
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=devices),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.device("cpu"),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+    return in_clean_room(partial(_verify, model, classes))
 
 
 def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[type[nn.Module], Verdict | str]:
@@ -69,9 +51,12 @@ def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[
             if isinstance(instance, str):
                 reasons[cls].append(instance)
                 continue
-            # Classes of one host are verified together: most often it is one attention and one MLP.
-            subjects = [one for one in subjects_of(instance.model)[0] if one.original in classes]
-            for verdict in prove(instance.model, instance.inputs, subjects, SPOT_CHECKS):
+            try:
+                shown = _prove(instance, classes)
+            except Exception as error:  # code that nobody knows runs here, and may raise anything
+                reasons[cls].append(f"{type(error).__name__}: {error}")
+                continue
+            for verdict in shown:
                 if verdict.status == "failed" or (verdict.status == "passed" and verdict.results[0].passed):
                     verdicts.setdefault(verdict.subject.original, verdict)
                 else:
@@ -82,3 +67,9 @@ def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[
         cls: verdicts.get(cls) or "; ".join(dict.fromkeys(reasons[cls])) or "there is no tiny model of it"
         for cls in classes
     }
+
+
+def _prove(instance: TinyInstance, classes: Mapping[type[nn.Module], Found]) -> list[Verdict]:
+    """Classes of one host are verified together: most often it is one attention and one MLP."""
+    subjects = [one for one in subjects_of(instance.model)[0] if one.original in classes]
+    return prove(instance.model, instance.inputs, subjects, SPOT_CHECKS)

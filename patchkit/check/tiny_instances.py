@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from patchkit.arch.discovery import Found
 from patchkit.arch.spec import Architecture, Attention
+from patchkit.module_tree import named_modules
 from patchkit.testing import Inputs, add_lora, tiny_inputs, tiny_model, tiny_models_of
 from patchkit.testing.tiny_models import VOCAB_SIZE, initialise
 
@@ -87,7 +88,7 @@ def _recipe(name: str, architecture: Architecture) -> TinyInstance:
 
 def _host(model: nn.Module, name: str) -> PreTrainedModel | None:
     host = None
-    for prefix, module in model.named_modules():
+    for prefix, module in named_modules(model):
         if isinstance(module, PreTrainedModel) and (not prefix or name.startswith(f"{prefix}.")):
             host = module  # named_modules goes from the outside in
     return host

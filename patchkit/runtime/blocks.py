@@ -7,6 +7,7 @@ Each is made for one class, from the names in its architecture and the order in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from patchkit.adapters.protocol import Reason, quick
 from patchkit.runtime.activations import read_activation, unfit_activation
+from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.levels import (
+    GLOBAL_HOOK,
     Input,
     Level,
     Ready,
@@ -150,12 +153,65 @@ def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
     """One projection alone: fused where it has an adapter that is understood, else the module itself."""
     if isinstance(reading, Ready) and adapted(reading):
         return lora_linear(x, *reading)
+    if isinstance(reading, Watched):
+        ready: Ready = reading.then
+        return watched(partial(module, x), lambda: lora_linear(x, *ready), x.device)
     return module(x)  # type: ignore[no-any-return]
+
+
+class Watched(NamedTuple):
+    """In a recomputation: what was computed fused in the forward, and now has to be called too, for a hook."""
+
+    then: Any
+
+
+THEN_CALLED: Reason = "it was called when this was run first"
+_FOR_HOOKS = ("a forward hook is registered on it", "a backward hook is registered on it", GLOBAL_HOOK)
+
+
+def is_for_hooks(reason: object) -> bool:
+    """Whether nothing but a hook speaks against computing this. Hooks change nothing in what upstream saves."""
+    return isinstance(reason, str) and reason.endswith(_FOR_HOOKS)
+
+
+def merge_readings(then: Ready | Reason | None, now: Ready | Reason) -> Ready | Reason | Watched:
+    """What to make of a projection in a recomputation."""
+    if not (isinstance(then, Ready) and adapted(then)):
+        return THEN_CALLED
+    return Watched(then) if is_for_hooks(now) else now
+
+
+def merge_choices(then: Choice | None, now: Choice) -> Choice | Watched:
+    """What to make of a block in a recomputation."""
+    if then is None:
+        return Choice("upstream", (THEN_CALLED,) * len(now.readings))
+    if then.precision is None:
+        pairs = zip(then.readings, now.readings, strict=True)
+        return Choice(then.level, tuple([merge_readings(*pair) for pair in pairs]))  # type: ignore[misc]
+    # Where a projection cannot be read, what is said of the block follows from that.
+    reasons: list[object] = [reading for reading in now.readings if isinstance(reading, str)] or [now.reason]
+    return Watched(then) if now.precision is None and all(map(is_for_hooks, reasons)) else now
+
+
+def replay(
+    run: Callable[[Tensor, Sequence[nn.Module], Choice], Any],
+    x: Tensor,
+    modules: Sequence[nn.Module],
+    now: Choice,
+    merged: Choice | Watched,
+) -> Any:
+    """Run a block as :func:`merge_choices` decided."""
+    if isinstance(merged, Watched):
+        return watched(lambda: run(x, modules, now), lambda: run(x, modules, merged.then), x.device)
+    return run(x, modules, merged)
 
 
 def _apply_alone(module: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor:
     given = input_of(x, precision)
-    return _call(module, x, given if isinstance(given, str) else examine(module, given))
+    reading = given if isinstance(given, str) else examine(module, given)
+    if is_saved_by_hooks():
+        return as_in_forward(module, reading, partial(_call, module, x), merge_readings)
+    return _call(module, x, reading)
 
 
 def make_apply_linear(precision: AdapterPrecision) -> Callable[[Any, nn.Module, Tensor], Tensor]:
@@ -196,6 +252,11 @@ def make_apply_qkv(
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
         modules = tuple([submodule(self, name) for name in names])
         choice = choose_shared(modules, input_of(x, precision))
+        if is_saved_by_hooks():
+            return as_in_forward(self, choice, partial(replay, run, x, modules, choice), merge_choices)
+        return run(x, modules, choice)
+
+    def run(x: Tensor, modules: Sequence[nn.Module], choice: Choice) -> tuple[Tensor, ...]:
         if choice.precision is not None:
             in_order = [choice.readings[i].projection for i in calls]  # type: ignore[union-attr]
             outputs = lora_projections(x, in_order, choice.precision)
@@ -233,6 +294,14 @@ def make_apply_mlp(
         modules = tuple([submodule(self, name) for name in inputs])
         down_module, activation_module = submodule(self, down), submodule(self, activation)
         choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
+        all_modules = (*modules, down_module, activation_module)
+        if is_saved_by_hooks():
+            again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
+            return as_in_forward(self, choice, again, merge_choices)
+        return run(x, all_modules, choice)
+
+    def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:
+        *modules, down_module, activation_module = all_modules
         if choice.precision is not None and choice.activation is not None:
             projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return lora_gated_mlp(

@@ -36,6 +36,8 @@ _function_modes = torch._C._len_torch_function_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _any_autocast = torch._C._is_any_autocast_enabled
 
+GLOBAL_HOOK: Reason = "a global module hook is registered"
+
 Level = Literal["fused", "linear", "upstream"]
 
 # Exact types: a subclass (DTensor, a quantised or an offloaded weight) has its own rules for every operation.
@@ -81,13 +83,15 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
     dims = x.dim()
     if dims == 0:
         return "the input is a scalar"
+    if x.layout is not torch.strided or x.is_nested:
+        return "the input is a sparse or nested tensor"
     if (
         module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
         or module_hooks._global_backward_hooks
         or module_hooks._global_backward_pre_hooks
     ) and any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in _global_hooks()):
-        return "a global module hook is registered"
+        return GLOBAL_HOOK
     table = PRECISIONS
     if torch.compiler.is_compiling():
         table = {}
@@ -164,6 +168,8 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     kind = type(weight)
     if kind in PLAIN_TENSORS:
         dtype, stored = weight.dtype, False  # type: ignore[union-attr]
+        if weight.layout is not torch.strided:  # type: ignore[union-attr]
+            return "its weight is sparse"
     elif isinstance(weight, Tensor):
         return f"its weight is a {kind.__module__}.{kind.__qualname__}"
     else:

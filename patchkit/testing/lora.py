@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from patchkit.testing.random_state import seeded
 from patchkit.testing.tiny_models import generator_for
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,8 +44,7 @@ def add_lora(model: PreTrainedModel, *, seed: int = 0, **lora_config: Any) -> Pe
         "init_lora_weights": False,
     }
     training = model.training
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         peft_model: PeftModel = get_peft_model(model, LoraConfig(**config | lora_config))
     randomise_adapter(peft_model, seed=seed)
     return peft_model.train(training)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchkit.testing.random_state import seeded
+
 FP32_TOLERANCE = 1e-5
 """Largest relative error of an output, a loss or a gradient in float32."""
 
@@ -131,7 +133,7 @@ def run(
         backward: ``False`` for outputs only.
         input_gradients: also keep the gradient of the token embeddings (as ``inputs_embeds``) and of every floating
             input. Frozen models then have a gradient too, and the first layer's input gradient is seen.
-        seed: of the global random state, for dropout.
+        seed: of the global random state, for dropout; afterwards that is as it was before.
         autocast: run the forward under ``torch.autocast`` with this dtype.
         loss_scale: the loss is multiplied by this before the backward, as a ``GradScaler`` does; gradients are
             left scaled.
@@ -145,14 +147,14 @@ def run(
     watched: dict[str, Tensor] = {}
     if input_gradients:
         inputs = {key: _leaf(value, watched, key) for key, value in inputs.items()}
-    torch.manual_seed(seed)
-    with _watch_embeddings(model, watched) if input_gradients else nullcontext(), _autocast(inputs, autocast):
-        outputs = (model if forward is None else forward)(**{"use_cache": False} | dict(inputs) | extra)
-    if not backward:
-        return Run(_outputs(outputs, inputs))
-    if outputs.loss is None:
-        raise ValueError("a backward needs a loss: give the inputs labels")
-    (outputs.loss * loss_scale).backward()
+    with seeded(seed, model):
+        with _watch_embeddings(model, watched) if input_gradients else nullcontext(), _autocast(inputs, autocast):
+            outputs = (model if forward is None else forward)(**{"use_cache": False} | dict(inputs) | extra)
+        if not backward:
+            return Run(_outputs(outputs, inputs))
+        if outputs.loss is None:
+            raise ValueError("a backward needs a loss: give the inputs labels")
+        (outputs.loss * loss_scale).backward()
     gradients, without_gradient = collect_gradients(model)
     gradients |= {name: tensor.grad for name, tensor in watched.items() if tensor.grad is not None}
     clear_gradients(model)

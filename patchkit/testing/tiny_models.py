@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from patchkit.arch.registry import architectures
+from patchkit.testing.random_state import seeded
 
 VOCAB_SIZE = 128
 IMAGE_TOKEN = 127
@@ -227,8 +228,7 @@ def tiny_model(
     recipe = _RECIPES[name]
     config = _config(recipe, config_overrides)
     model_class = _from_transformers(recipe.model_class)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: PreTrainedModel = model_class(config)
     initialise(model, seed)
     for parameter in model.parameters():

@@ -97,6 +97,14 @@ DAMAGED = {
     "another stage": json.dumps(GOOD | {"stage": "believed"}),
     "no checks": json.dumps(GOOD | {"checks": {}}),
     "an error that is not finite": json.dumps(GOOD | {"checks": {"eval": float("nan")}}),
+    "an error that is no float": json.dumps(GOOD | {"checks": {"eval": 10**400}}),
+    "an error of too many digits": json.dumps(GOOD | {"checks": {"eval": 0}}).replace(
+        '"eval": 0', f'"eval": {"9" * 9000}'
+    ),
+    "an infinite error": json.dumps(GOOD | {"checks": {"eval": -float("inf")}}),
+    "deeply nested levels": json.dumps(GOOD | {"levels": 0}).replace(
+        '"levels": 0', '"levels": ' + "[" * 900 + "]" * 900
+    ),
     "an error that is text": json.dumps(GOOD | {"checks": {"eval": "small"}}),
     "a short hash": json.dumps(GOOD | {"source": "abc"}),
     "a rewriter that is no number": json.dumps(GOOD | {"rewrite": True}),

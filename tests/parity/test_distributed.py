@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchkit.testing import CURVE_TOLERANCE, FP32_TOLERANCE, FUSED_FUNCTIONS, LOW_PRECISION_RATIO, relative_error
+from patchkit.testing import (
+    CURVE_TOLERANCE,
+    FP32_TOLERANCE,
+    FUSED_FUNCTIONS,
+    LOW_PRECISION_RATIO,
+    relative_error,
+    tiny_model,
+)
 
 STEPS, LAYERS = 3, 2
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -79,3 +86,35 @@ def check_mixed_precision(together, truth):
         patched = together["bfloat16", when]
         check_calls(plain, patched, 1)
         assert relative_error(patched["update"], truth["update"]) <= LOW_PRECISION_RATIO * upstream
+
+
+def launch_quantised(world, folder, model):
+    out = folder / f"{world}.pt"
+    worker = str(WORKER.with_name("quantised_worker.py"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, worker, str(rank), str(world), str(folder / "store"), str(out), str(model)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    return torch.load(out, weights_only=False)
+
+
+@pytest.mark.distributed
+def test_fsdp2_over_four_bits(tmp_path):
+    """What FSDP2 gathers is no ``Params4bit`` until the layer's own forward makes it one, so it runs upstream."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is Linux only")
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    alone, together = (launch_quantised(world, tmp_path, tmp_path / "model") for world in (1, 2))
+    plain = together["never"]
+    assert plain["calls"] == alone["never"]["calls"] == {}
+    check_equal(alone["before"], alone["never"], FP32_TOLERANCE)
+    for when in ("before", "after"):
+        check_equal(together[when], plain, FP32_TOLERANCE)
+        check_equal(together[when], alone["never"], CURVE_TOLERANCE)
+    assert alone["before"]["calls"] == Counter(dict.fromkeys(FUSED_FUNCTIONS, STEPS * LAYERS))
+    assert together["before"]["calls"] == together["after"]["calls"] == {}

@@ -12,6 +12,7 @@ from torch import nn
 from patchkit.testing.checks.base import InapplicableError, require_method, scenario
 from patchkit.testing.lora import randomise_adapter
 from patchkit.testing.parity import Inputs, Run, relative_error, run
+from patchkit.testing.random_state import seed_generators
 
 _PEFT_MODEL = "a PEFT model"
 _SECOND = "second"
@@ -87,7 +88,7 @@ def _add_second_adapter(model: nn.Module) -> str:
     config = copy.deepcopy(configs[first])
     config.r += 1
     config.init_lora_weights = False
-    torch.manual_seed(1)
+    seed_generators(1, model)
     add(_SECOND, config)
     randomise_adapter(model, _SECOND, seed=1)
     return first

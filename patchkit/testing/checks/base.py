@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from patchkit.testing.parity import FP32_TOLERANCE, Findings, Inputs, Measurement, Run, compare_runs, run
+from patchkit.testing.random_state import preserved_random_state
 
 Patch = Callable[[nn.Module], object]
 """Patches a model in place and returns whatever it reports."""
@@ -157,7 +158,7 @@ class Check:
         start = time.perf_counter()
         reason = ""
         try:
-            with _few_threads(model):
+            with _few_threads(model), preserved_random_state(model):
                 findings = self.judge(case)
             if own and not case.patched_modules:
                 findings += Findings(problems=("patchkit.apply changed no module: nothing was tested",))

@@ -23,6 +23,7 @@ from patchkit.testing.parity import (
     relative_error,
     run,
 )
+from patchkit.testing.random_state import seed_generators
 
 _STEPS = 50
 _LEARNING_RATE = 1e-3
@@ -56,7 +57,7 @@ def no_grad(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]]:
 def repeated_backward(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]]:
     """A backward must not overwrite what it saved, and must add to ``.grad``."""
     clear_gradients(model.train())
-    torch.manual_seed(0)
+    seed_generators(0, model)
     outputs = model(**inputs, use_cache=False)
     loss: Tensor = outputs.loss
     for stage, retain_graph in (("first", True), ("second", True), ("accumulated", False)):
@@ -82,7 +83,7 @@ def training_curve(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]
     if not parameters:
         raise InapplicableError("no trainable parameter")
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE)
-    torch.manual_seed(0)
+    seed_generators(0, model)
     for step in range(_STEPS):
         loss: Tensor = model(**inputs, use_cache=False).loss
         optimizer.zero_grad()
@@ -103,7 +104,7 @@ def weight_updates(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]
             trainable, lr=_LEARNING_RATE, eps=1e-3, fused=implementation == "fused", foreach=implementation == "foreach"
         )
         for step in range(2):
-            torch.manual_seed(step)
+            seed_generators(step, model)
             optimizer.zero_grad()
             model(**inputs, use_cache=False).loss.backward()
             optimizer.step()
@@ -198,7 +199,7 @@ def _block_inputs(width: int, like: Tensor) -> dict[str, Tensor]:
 def _run_block(module: nn.Module, hidden_states: Tensor) -> Run:
     clear_gradients(module)
     hidden_states = hidden_states.detach().requires_grad_()
-    torch.manual_seed(0)
+    seed_generators(0, module)
     output: Tensor = module(hidden_states)
     # Transposed memory: kernels may not count on a contiguous gradient.
     gradient = torch.linspace(-1, 1, output.numel(), device=output.device).reshape(output.shape[::-1]).to(output.dtype)

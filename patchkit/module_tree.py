@@ -1,0 +1,47 @@
+"""The modules of a model, whatever they are: what cannot be looked into is passed over, and nothing of it is called.
+
+``named_modules``, ``modules`` and attribute access are code of the model's classes. A scripted module has containers of
+its own there, a class that forgot ``super().__init__()`` has none, and others compute or raise. What patchkit looks
+for stands in ordinary dictionaries, so these are read, and one odd module leaves the rest of the model as accessible
+as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What ``model.named_modules()`` gives where nothing is odd: outside in, in order, each module once."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", model)]  # no recursion: a model may be deep, or hold itself
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        prefix = f"{name}." if name else ""
+        waiting += [(f"{prefix}{key}", child) for key, child in reversed(children_of(module).items())]
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The submodules of a module by name; none if they do not stand in a dictionary."""
+    modules = state_of(module).get("_modules")
+    if not isinstance(modules, dict):
+        return {}
+    # Of a copy: whoever reads it may change the model, or another thread does.
+    return {key: child for key, child in modules.copy().items() if child is not None}
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """The instance dictionary of a module, past what its class makes of attribute access; empty if there is none."""
+    try:
+        state = object.__getattribute__(module, "__dict__")
+    except Exception:  # a property of that name may raise anything
+        return {}
+    return state if isinstance(state, dict) else {}
