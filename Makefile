@@ -22,12 +22,13 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpu-settings test-peft mutants lint matrix counts clean
+.PHONY: help demo test test-cpu-settings test-peft attack mutants lint matrix counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test       run the tests"
 	@echo "make test-cpu-settings  the numeric tests under each setting of a CPU's kernels; SETTINGS=--help says which"
+	@echo "make attack     search longer for a way to make a patched model differ (minutes; ATTACK_SEED= ATTACK_EXAMPLES=)"
 	@echo "make lint       ruff, mypy, and zizmor for the workflows"
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
 	@echo "make mutants    put silent faults into the source, one at a time, and count those that the tests find"
@@ -52,6 +53,11 @@ test: $(VENV)/.test
 # Which kernels run depends on the CPU; these settings choose, so that one machine stands for several.
 test-cpu-settings: $(VENV)/.test
 	@$(BIN)/python tests/cpu_settings.py $(SETTINGS)
+
+# `make test` runs the same search from one seed and for a minute. A failure prints the seed, the steps and how to run it again.
+attack: $(VENV)/.test
+	@OMP_NUM_THREADS=1 ATTACK_SEED=$${ATTACK_SEED:-$$(date +%s)} ATTACK_SHARDS=$${ATTACK_SHARDS:-8} \
+	    ATTACK_EXAMPLES=$${ATTACK_EXAMPLES:-60} $(BIN)/python -m pytest -n $(JOBS) tests/attack $(PYTEST_ARGS)
 
 # Whatever PEFT is not given by a path is fetched: the source distribution of the installed version, which has its tests.
 PEFT ?= $(VENV)/peft

@@ -52,6 +52,10 @@ class ReleaseEnvironmentError(PatchkitError):
     """An environment with another transformers release cannot be made, or does not run."""
 
 
+class WorkerLostError(PatchkitError):
+    """A worker process ended, was stopped, or failed, and left a request without an answer."""
+
+
 class ReleaseError(PatchkitError, LookupError):
     """A release of transformers is unknown, or cannot be fetched from where pip is configured to look."""
 

@@ -31,10 +31,17 @@ class Found(NamedTuple):
 
 def find_blocks(model: nn.Module) -> Iterator[Found]:
     """Every registered block of a model, in the order of ``model.named_modules()``; a shared module once."""
-    known = blocks_by_class()
     for name, module in named_modules(model):
-        for cls in type(module).__mro__:
-            entry = known.get((cls.__module__, cls.__qualname__))
-            if entry is not None:
-                yield Found(name, module, *entry)
-                break
+        entry = registered(type(module))
+        if entry is not None:
+            yield Found(name, module, *entry)
+
+
+def registered(cls: type) -> tuple[Architecture, Block] | None:
+    """The entry of an architecture file that names a class, or else the nearest of its bases; None if none does."""
+    known = blocks_by_class()
+    for base in cls.__mro__:
+        entry = known.get((base.__module__, base.__qualname__))
+        if entry is not None:
+            return entry
+    return None

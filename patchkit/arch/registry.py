@@ -1,8 +1,6 @@
-"""Which architectures exist: the files of this folder, and plugins found through entry points.
+"""Which architectures exist: the files of this folder, and those of plugins (see :mod:`patchkit.arch.plugins`).
 
-A plugin is a package with an entry point in the group ``patchkit.architectures`` that loads an
-:class:`~patchkit.arch.spec.Architecture` or a sequence of them. A broken plugin is named and left out; it never
-breaks the others.
+What patchkit ships comes first: a plugin replaces neither an architecture nor the description of a class.
 """
 
 from __future__ import annotations
@@ -11,60 +9,37 @@ import difflib
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
 
 import patchkit.arch
-from patchkit.arch.spec import Architecture, Block
+from patchkit.arch.plugins import plugin_architectures
+from patchkit.arch.spec import Architecture, Block, description
 from patchkit.errors import PatchkitWarning, UnknownArchitectureError
 
-ENTRY_POINT_GROUP = "patchkit.architectures"
 
-
-def _built_in() -> Iterator[Architecture]:
-    for file in pkgutil.iter_modules(patchkit.arch.__path__):
-        module = importlib.import_module(f"patchkit.arch.{file.name}")
-        yield from (value for value in vars(module).values() if isinstance(value, Architecture))
-
-
-def _plugins() -> Iterator[Architecture]:
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            loaded = _load(entry_point)
-        except Exception as error:  # a plugin may raise anything while it is imported
-            warnings.warn(
-                f"architecture plugin {entry_point.name!r} ({entry_point.value}) is broken and was left out: {error!r}",
-                PatchkitWarning,
-                stacklevel=2,
-            )
-        else:
-            yield from loaded
-
-
-def _load(entry_point: EntryPoint) -> tuple[Architecture, ...]:
-    loaded = entry_point.load()
-    architectures = tuple(loaded) if isinstance(loaded, Iterable) else (loaded,)
-    for architecture in architectures:
-        if not isinstance(architecture, Architecture):
-            raise TypeError(f"expected patchkit.arch.spec.Architecture, found {type(architecture).__name__}")
-    return architectures
+@lru_cache(maxsize=1)
+def _built_in() -> dict[str, Architecture]:
+    modules = (
+        importlib.import_module(f"patchkit.arch.{one.name}") for one in pkgutil.iter_modules(patchkit.arch.__path__)
+    )
+    found = (value for module in modules for value in vars(module).values() if isinstance(value, Architecture))
+    return {architecture.name: architecture for architecture in found}
 
 
 @lru_cache(maxsize=1)
 def architectures() -> dict[str, Architecture]:
     """Every registered architecture by name, sorted. A plugin may not replace a built-in one."""
-    found = {architecture.name: architecture for architecture in _built_in()}
-    for architecture in _plugins():
+    found = dict(_built_in())
+    for architecture in plugin_architectures():
         if architecture.name in found:
-            warnings.warn(
-                f"architecture {architecture.name!r} of a plugin was left out: the name is taken",
-                PatchkitWarning,
-                stacklevel=2,
-            )
+            _left_out(f"architecture {architecture.name!r} of a plugin was left out: the name is taken")
         else:
             found[architecture.name] = architecture
     return dict(sorted(found.items()))
+
+
+def _left_out(message: str) -> None:
+    warnings.warn(message, PatchkitWarning, stacklevel=3)
 
 
 def find(name: str) -> Architecture:
@@ -83,9 +58,27 @@ def find(name: str) -> Architecture:
 
 @lru_cache(maxsize=1)
 def blocks_by_class() -> dict[tuple[str, str], tuple[Architecture, Block]]:
-    """Every registered block by (module, class name): how a module of a live model is recognised."""
-    return {
-        (architecture.module, block.class_name): (architecture, block)
-        for architecture in architectures().values()
-        for block in architecture.blocks
-    }
+    """Every registered block by (module, class name): how a module of a live model is recognised.
+
+    Of two descriptions of one class patchkit's own counts, or else that of the plugin that comes first.
+    """
+    found: dict[tuple[str, str], tuple[Architecture, Block]] = {}
+    for architecture in sorted(architectures().values(), key=lambda one: one.name not in _built_in()):
+        for block in architecture.blocks:
+            named = (architecture.module, block.class_name)
+            known, _ = found.setdefault(named, (architecture, block))
+            if known is not architecture:
+                _left_out(
+                    f"what architecture {architecture.name!r} of a plugin says of {'.'.join(named)} was left out: "
+                    f"{known.name!r} describes that class"
+                )
+    return found
+
+
+def foreign_description(architecture: Architecture, block: Block) -> str:
+    """What a block says of its class, for the key of a proof; empty if patchkit's own architecture file says the same.
+
+    Other names are another patch: a proof made with patchkit's own is none of it.
+    """
+    own = any(architecture.module == one.module and block in one.blocks for one in _built_in().values())
+    return "" if own else description(block)

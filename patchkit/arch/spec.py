@@ -6,7 +6,7 @@ so a file states only deviations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Tower = Literal["text", "vision"]
@@ -59,6 +59,13 @@ class GatedMLP:
 
 
 Block = Attention | GatedMLP
+
+
+def description(block: Block) -> str:
+    """What a block's description says, but for which class it is and where that sits: ``GatedMLP(gate='w1')``."""
+    words = ((one, getattr(block, one.name)) for one in fields(block) if one.name not in {"class_name", "tower"})
+    said = ", ".join(f"{one.name}={value!r}" for one, value in words if value != one.default)
+    return f"{type(block).__name__}({said})"
 
 
 @dataclass(frozen=True)

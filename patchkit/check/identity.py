@@ -1,4 +1,4 @@
-"""The ledger's key of a live class: its name, and hashes of the source that is really running."""
+"""The ledger's key of a live class: its name, hashes of the source that really runs, and how it is described."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from torch import nn
 
-from patchkit.arch.registry import blocks_by_class
+from patchkit.arch.discovery import registered
+from patchkit.arch.registry import foreign_description
 from patchkit.binding import PATCH, parts_of, patched_class
 from patchkit.check.ledger import Key
 from patchkit.check.outside import outside
@@ -34,16 +35,17 @@ def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
         elsewhere = outside(cls, owner, _passed_over(cls), names, method.function, module)
     except RewriteError as error:
         return str(error)
-    return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere)
+    entry = registered(cls)
+    description = foreign_description(*entry) if entry else ""
+    return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere, description)
 
 
 def _passed_over(cls: type) -> list[str]:
     """What the projections of a registered class are moved past."""
-    known = blocks_by_class()
-    entries = [known[key] for base in cls.__mro__ if (key := (base.__module__, base.__qualname__)) in known]
-    if not entries:
+    entry = registered(cls)
+    if entry is None:
         return []
-    _, block = entries[0]
+    _, block = entry
     patched = patched_class(cls, block, frozenset(parts_of(block)))
     if isinstance(patched, tuple):
         return []

@@ -184,13 +184,15 @@ def _reason(text: str) -> str:
     return reason if len(reason) <= 400 else f"{reason[:397]}..."
 
 
-@lru_cache(maxsize=1)
-def _settings() -> dict[str, str]:
-    """pip's configuration by name, with pip's precedence: its files, then for ``pip download``, then the environment.
+def pip_settings(command: str) -> dict[str, str]:
+    """pip's configuration by name, with pip's precedence: its files, then for one command of it, then the environment.
 
     An empty value is none, so that ``PIP_INDEX_URL=""`` leaves what a file says.
+
+    Raises:
+        ReleaseError: pip does not work; with its own reason.
     """
-    ranks = {"global": 0, "download": 1, ":env:": 2}
+    ranks = {"global": 0, command: 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
     for line in _pip("config", "list", seconds=_LIST_SECONDS).splitlines():
         key, equals, text = line.partition("=")
@@ -203,6 +205,11 @@ def _settings() -> dict[str, str]:
         if value and rank is not None and rank >= found.get(name, (0, ""))[0]:
             found[name] = (rank, value)
     return {name: value for name, (_, value) in found.items()}
+
+
+@lru_cache(maxsize=1)
+def _settings() -> dict[str, str]:
+    return pip_settings("download")
 
 
 def _pages() -> list[str]:

@@ -1,6 +1,7 @@
 """The ledger: what is proven is recorded, what is not proven is not trusted.
 
-A proof belongs to one class, the hash of its normalised source, and the version of the rewriter. Two files hold proofs:
+A proof belongs to one class, the hash of its normalised source, the version of the rewriter, and, where a plugin
+describes the class otherwise than patchkit does, the names in that description. Two files hold proofs:
 
 * ``patchkit/check/ledger.jsonl``, which ships with the package: what ``patchkit check`` proved, in full;
 * ``ledger.jsonl`` in the user's cache directory: what ``patchkit.apply`` verified on the spot.
@@ -42,12 +43,15 @@ class Key(NamedTuple):
         rewrite: ``REWRITE_VERSION`` of the rewriter.
         outside: hash of the code elsewhere that the proof relies on, see :mod:`patchkit.check.outside`; empty for most
             classes. Text alone does not say it, so the static stage knows only proofs for which it is empty.
+        description: empty where the class is described by patchkit's own architecture file; else the names that a
+            plugin gives its projections, see :func:`patchkit.arch.registry.foreign_description`.
     """
 
     class_name: str
     source: str
     rewrite: int
     outside: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Proof:
         data = {"class": key[0], "source": key[1], "rewrite": key[2], **data}
         if key[3]:
             data["outside"] = key[3]
+        if key[4]:
+            data["description"] = key[4]
         data["checks"] = {name: float(f"{error:.2g}") for name, error in self.checks.items()}
         return json.dumps(data, sort_keys=True)
 
@@ -93,7 +99,13 @@ class Proof:
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")
         try:
-            key = Key(_text(data["class"]), _text(data["source"]), data["rewrite"], _text(data.get("outside", "")))
+            key = Key(
+                _text(data["class"]),
+                _text(data["source"]),
+                data["rewrite"],
+                _text(data.get("outside", "")),
+                _text(data.get("description", "")),
+            )
             proof = cls(
                 key,
                 data["stage"],

@@ -1,8 +1,9 @@
 """The numeric stage of ``patchkit check``: the parity contract of an architecture on the transformers that is imported.
 
-``python -m patchkit.check.numeric --arch gemma3 --json`` writes one JSON object a line, one for each architecture, as
-soon as it is done. So it can run under another transformers release, in a process of its own (see
-:mod:`patchkit.check.environments`). Exit code 0: everything passed; 1: something failed; 2: wrong usage.
+Models run in worker processes, which :class:`patchkit.check.environments.Environment` starts and asks: the release's
+code is imported there and nowhere else. ``python -m patchkit.check.numeric --arch gemma3 --json`` does so for the
+installed release, and writes one JSON object a line, one for each architecture, as soon as it is done. Exit code 0:
+everything passed; 1: something failed, or was not shown; 2: wrong usage or environment.
 
 Nothing here imports torch before there is work to do, so that usage errors are quick.
 """
@@ -11,180 +12,48 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
-import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from patchkit.arch.registry import architectures, find
-from patchkit.check.ledger import SHIPPED, Proof, add_proofs
+from patchkit.check.ledger import SHIPPED, add_proofs
+from patchkit.check.outcomes import NUMERIC_CHECKS, ArchitectureOutcome, BlockOutcome, CheckOutcome
+from patchkit.check.probe import place_of
 from patchkit.errors import PatchkitError
 
 if TYPE_CHECKING:
     from patchkit.check.proving import Verdict
 
-Status = Literal["passed", "failed", "inapplicable"]
 
-NUMERIC_CHECKS = (
-    "forward_backward",
-    "eval",
-    "no_grad",
-    "repeated_backward",
-    "ragged_padding",
-    "dropout",
-    "training_curve",
-    "checkpointing_reentrant",
-    "checkpointing_non_reentrant",
-    "generate",
-    "disable_adapter",
-    "deepcopy",
-    "state_dict",
-    "revert",
-    "bfloat16",
-    "autocast_bfloat16_base",
-)
-"""What is run, of ``patchkit.testing.CHECKS``: what a class can break. The tests run the others."""
+def answer(request: bytes) -> bytes:
+    """What a worker is asked, as JSON, and its answer.
 
-
-@dataclass(frozen=True)
-class CheckOutcome:
-    """One check of one class.
-
-    Attributes:
-        status: ``inapplicable`` where upstream itself cannot do it.
-        error: the largest relative error, in low precision the ratio to upstream's own; None if nothing was measured.
-        reason: what failed, or why the check is inapplicable, in one line.
+    ``{"models_of": [architecture, ...]}`` is answered by the names of their tiny models, ``{"architecture": ...,
+    "model": ...}`` by the place of transformers and the outcome of :func:`check_model`.
     """
+    place = _place()  # before anything of the release is imported
+    asked = json.loads(request)
+    if "models_of" in asked:
+        from patchkit.testing import tiny_models_of
 
-    status: Status
-    error: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class BlockOutcome:
-    """What one tiny model showed of one class.
-
-    Attributes:
-        class_name: qualified name of the class that defines ``forward``.
-        source: hash of its source.
-        model: name of the tiny model.
-        status: of all checks together.
-        levels: the level at which each part ran.
-        checks: by name.
-        reason: what failed, or why nothing was shown, in one line; empty if it passed.
-        proof: its line in the ledger, if it passed.
-    """
-
-    class_name: str
-    source: str
-    model: str
-    status: Status
-    levels: Mapping[str, str]
-    checks: Mapping[str, CheckOutcome]
-    reason: str = ""
-    proof: str | None = None
+        return json.dumps({name: tiny_models_of(name) for name in asked["models_of"]}).encode()
+    outcome = check_model(asked["architecture"], asked["model"])
+    return json.dumps({"place": place, "outcome": outcome.to_json()}).encode()
 
 
-@dataclass(frozen=True)
-class ArchitectureOutcome:
-    """The numeric result of one architecture, as plain data.
-
-    Attributes:
-        architecture: its name.
-        versions: of transformers, torch, peft and Python.
-        blocks: one for each class and tiny model.
-        unpatched: classes that are recognised and not patched at all, with the reason.
-        problems: why a tiny model could not be checked, by its name.
-        seconds: of work, summed over processes.
-    """
-
-    architecture: str
-    versions: Mapping[str, str]
-    blocks: tuple[BlockOutcome, ...] = ()
-    unpatched: Mapping[str, str] | None = None
-    problems: Mapping[str, str] | None = None
-    seconds: float = 0.0
-
-    @property
-    def status(self) -> Status:
-        """``failed`` if any class failed, ``passed`` if all passed and there is one, else ``inapplicable``."""
-        found = {block.status for block in self.blocks}
-        if "failed" in found:
-            return "failed"
-        return "passed" if found == {"passed"} and not self.problems else "inapplicable"
-
-    @property
-    def proofs(self) -> tuple[Proof, ...]:
-        """What can be entered into the ledger."""
-        return tuple(Proof.from_line(block.proof) for block in self.blocks if block.proof)
-
-    def to_json(self) -> str:
-        """The outcome as one line."""
-        return json.dumps({"status": self.status, **asdict(self)})
-
-    @classmethod
-    def from_json(cls, line: str) -> ArchitectureOutcome:
-        """Read what :meth:`to_json` wrote."""
-        data = json.loads(line)
-        del data["status"]
-        blocks = [
-            BlockOutcome(**{**block, "checks": {name: CheckOutcome(**one) for name, one in block["checks"].items()}})
-            for block in data.pop("blocks")
-        ]
-        return cls(**data, blocks=tuple(blocks))
+@functools.lru_cache(maxsize=1)
+def _place() -> str:
+    return place_of("transformers")
 
 
-def check_architectures(names: Sequence[str], *, jobs: int = 1) -> Iterator[ArchitectureOutcome]:
-    """Run the contract for architectures, and yield each as soon as its last model is done.
-
-    Args:
-        names: registered architectures.
-        jobs: processes; 1 runs in this one.
-
-    Raises:
-        UnknownArchitectureError: a name is not registered; before anything runs.
-    """
-    tasks = {name: _models(name) for name in names}
-    parts: dict[str, list[ArchitectureOutcome]] = {name: [] for name in names}
-    for part in _run(tasks, jobs):
-        done = parts[part.architecture]
-        done.append(part)
-        if len(done) == max(len(tasks[part.architecture]), 1):
-            yield _joined(done)
-
-
-def _models(architecture: str) -> tuple[str, ...]:
-    find(architecture)
-    from patchkit.testing import tiny_models_of
-
-    return tiny_models_of(architecture)
-
-
-def _run(tasks: Mapping[str, Sequence[str]], jobs: int) -> Iterator[ArchitectureOutcome]:
-    pairs = [(architecture, model) for architecture, models in tasks.items() for model in models or ("",)]
-    if jobs <= 1 or len(pairs) == 1:
-        for architecture, model in pairs:
-            yield check_model(architecture, model)
-        return
-    # Processes of their own, and not forks: torch has threads.
-    with ProcessPoolExecutor(min(jobs, len(pairs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures: list[Future[ArchitectureOutcome]] = [pool.submit(check_model, *pair) for pair in pairs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _joined(parts: Sequence[ArchitectureOutcome]) -> ArchitectureOutcome:
+def joined(parts: Sequence[ArchitectureOutcome]) -> ArchitectureOutcome:
+    """The outcome of an architecture, from those of its tiny models."""
     unpatched = {name: reason for part in parts for name, reason in (part.unpatched or {}).items()}
     problems = {name: reason for part in parts for name, reason in (part.problems or {}).items()}
     return ArchitectureOutcome(
@@ -204,8 +73,6 @@ def check_model(architecture: str, name: str) -> ArchitectureOutcome:
         architecture: whose outcome it is; the blocks of its towers count too.
         name: a tiny model, or nothing if there is no recipe for the architecture.
     """
-    import functools
-
     import patchkit
     from patchkit.check.proving import prove, subjects_of, versions
     from patchkit.testing import tiny_inputs
@@ -284,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     failed = False
     try:
-        for outcome in check_architectures(list(_matching(options.arch)), jobs=options.jobs):
-            failed |= outcome.status == "failed"
+        names = list(_matching(options.arch))
+        from patchkit.check.environments import running_environment
+
+        for outcome in running_environment().check(names, jobs=options.jobs):
+            failed |= outcome.status != "passed"
             sys.stdout.write((outcome.to_json() if options.json else _text(outcome)) + "\n")
             sys.stdout.flush()
             if options.ledger and outcome.proofs:
@@ -319,7 +189,4 @@ def _text(outcome: ArchitectureOutcome) -> str:
 
 
 if __name__ == "__main__":
-    # Under its own name, not __main__: what other processes are sent has to be found there.
-    from patchkit.check import numeric
-
-    sys.exit(numeric.main())
+    sys.exit(main())

@@ -12,9 +12,11 @@ import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Literal
 
+import peft
+import torch
+import transformers
 from torch import nn
 
 from patchkit.adapters.readers import carries_adapter
@@ -64,10 +66,11 @@ class Verdict:
 
     @property
     def status(self) -> Status:
-        """``failed`` if a check failed; ``inapplicable`` if none passed, or everything ran at upstream level."""
+        """``failed`` if a check failed; ``inapplicable`` if the first did not pass, or all ran at upstream level."""
         if any(result.status == "failed" for result in self.results):
             return "failed"
-        shown = any(result.passed for result in self.results)
+        # What passes where upstream itself cannot go forward and backward is next to nothing.
+        shown = bool(self.results) and self.results[0].passed
         return "passed" if shown and set(self.levels.values()) - {"upstream"} else "inapplicable"
 
     @property
@@ -104,8 +107,9 @@ class Verdict:
 
 def versions() -> dict[str, str]:
     """The versions that a proof is made with."""
-    # Without "+cpu" and the like: the build is no part of the release.
-    found = {name: version(name).split("+")[0] for name in ("transformers", "torch", "peft")}
+    # Of the modules that run, whatever distribution is installed beside them; without "+cpu" and the like: the build is
+    # no part of the release.
+    found = {one.__name__: str(one.__version__).split("+")[0] for one in (transformers, torch, peft)}
     return {**found, "python": platform.python_version()}
 
 

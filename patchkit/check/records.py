@@ -15,7 +15,7 @@ from typing import Any, get_args
 from packaging.version import InvalidVersion, Version
 
 from patchkit.check.ledger import Key
-from patchkit.check.static import Finding, PartOutcome, Verdict, judge
+from patchkit.check.static import Finding, PartOutcome, Verdict, judge, key_of_finding
 from patchkit.check.storage import locked, write_whole
 from patchkit.errors import CacheError
 from patchkit.rewrite import REWRITE_VERSION
@@ -53,7 +53,7 @@ class Record:
     @property
     def key(self) -> Key:
         """What a numeric proof of the class would be of."""
-        return Key(self.finding.owner, self.finding.source, self.rewrite)
+        return key_of_finding(self.finding, self.rewrite)
 
     def to_line(self) -> str:
         """The record as one line, without line end."""

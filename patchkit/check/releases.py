@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -35,6 +36,7 @@ from patchkit.errors import CacheError, ReleaseError, RewriteError, WheelError
 
 INSTALLED = "installed"
 LATEST = "latest"
+WHEEL = "wheel"
 OLDEST = Version("4.48.0")
 """The first release that patchkit supports."""
 
@@ -135,9 +137,18 @@ def installed_release(package: str = PACKAGE) -> Release:
         raise ReleaseError(f"{package} is not installed{hint}")
     folder = Path(spec.submodule_search_locations[0])
     try:
-        version = str(Version(importlib.metadata.version(package)))
-    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by a package manager
-        version = _version_of_checkout(folder)
+        known = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        known = None
+    if known is not None and Path(str(known.locate_file(package))).resolve() == folder.resolve():
+        version = str(Version(known.version))
+    else:  # another is installed than would be imported (PYTHONPATH), or none is; or its files are elsewhere (editable)
+        try:
+            version = _version_of_checkout(folder)
+        except ReleaseError:
+            if known is None:
+                raise
+            version = str(Version(known.version))
     return Release(version, folder.parent, INSTALLED, package=package)
 
 
@@ -218,8 +229,8 @@ def _expand(spec: str, wheels: Path | None) -> list[Version | Release]:
         return [installed_release()]
     if spec == LATEST:
         return [list_versions(wheels)[-1]]
-    if spec.endswith(".whl") or "/" in spec or "\\" in spec or spec in {".", ".."} or Path(spec).is_dir():
-        return [release_at(Path(spec))]
+    if spec.endswith(".whl") or "/" in spec or "\\" in spec or spec in {".", ".."}:
+        return [release_at(Path(spec))]  # with a separator: a folder may be called 5.22.2, and would be built
     try:
         return [Version(spec)]
     except InvalidVersion:
@@ -228,7 +239,8 @@ def _expand(spec: str, wheels: Path | None) -> list[Version | Release]:
         wanted = SpecifierSet(spec)
     except InvalidSpecifier as error:
         raise ReleaseError(
-            f"{spec!r} is not a release, a range such as '>=5.20', '{LATEST}', '{INSTALLED}', or a path"
+            f"{spec!r} is not a release, a range such as '>=5.20', '{LATEST}', '{INSTALLED}', or a path "
+            f"(with a separator: .{os.sep}{spec})"
         ) from error
     known = list_versions(wheels)
     chosen: list[Version | Release] = [version for version in known if version in wanted]
@@ -257,7 +269,7 @@ def fetch(version: str, wheels: Path | None = None) -> Release:
         note = _hash_note(path.name, wheel.sha256)
     if Version(wheel.version) != Version(version):
         raise WheelError(f"{path.name} says that it is {PACKAGE} {wheel.version}, not {version}")
-    return _keep(place, wheel, note, "wheel", path.name)
+    return _keep(place, wheel, note, WHEEL, path.name)
 
 
 @contextmanager
@@ -386,7 +398,8 @@ def release_at(path: Path) -> Release:
         return _keep(place, read_wheel(path), "", str(path), path.name)
     for folder in (path / "src", path, path.parent):
         if (folder / PACKAGE / "models").is_dir() and (folder != path.parent or path.name == PACKAGE):
-            return Release(_version_of_checkout(folder / PACKAGE), folder.resolve(), str(path))
+            origin = os.path.join(".", path) if str(path) in {INSTALLED, WHEEL} else str(path)
+            return Release(_version_of_checkout(folder / PACKAGE), folder.resolve(), origin)
     what = "has no transformers/models" if path.is_dir() else "is no wheel" if path.exists() else "does not exist"
     raise ReleaseError(f"{path} {what}; expected a wheel, or a checkout with src/{PACKAGE}")
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from patchkit.arch.registry import find
 from patchkit.arch.spec import Architecture
 from patchkit.check.drift import Diagnosis, diagnose
-from patchkit.check.ledger import Key, Proof, find_proof
-from patchkit.check.numeric import ArchitectureOutcome
+from patchkit.check.ledger import Proof, find_proof
+from patchkit.check.outcomes import ArchitectureOutcome
 from patchkit.check.records import Records
-from patchkit.check.releases import Release, installed_release
-from patchkit.check.static import FAILURES, Finding, PartOutcome, Verdict, block_named
+from patchkit.check.releases import Release, installed_release, module_path
+from patchkit.check.static import FAILURES, Finding, PartOutcome, Verdict, block_named, key_of_finding
 from patchkit.check.sweep import sweep
 from patchkit.check.wheels import PACKAGE
-from patchkit.rewrite import REWRITE_VERSION
 from patchkit.rewrite.sites import BlockName
 
 
@@ -128,12 +127,17 @@ def check_static(
         ReleaseError: a release cannot be read.
         CacheError: the cache cannot be written.
     """
-    chosen = with_text_models(architectures)
+    asked = list(architectures)
+    chosen = with_text_models(asked)
     upstream = [one for one in chosen if _package(one) == PACKAGE]
     findings = sweep(releases, upstream, progress=progress) if upstream else []
     by_version = {(release.package, release.version): release for release in releases}
+    wanted = {release.version: _there(release, asked) for release in releases}
     entries = [
-        entry for finding in findings for entry in _entries(by_version[PACKAGE, finding.release], finding, records)
+        entry
+        for finding in findings
+        if finding.architecture in wanted[finding.release]
+        for entry in _entries(by_version[PACKAGE, finding.release], finding, records)
     ]
     plugins: dict[str, Release] = {}
     for architecture in chosen:
@@ -145,13 +149,19 @@ def check_static(
     return CheckReport(tuple(used), tuple(entries))
 
 
+def _there(release: Release, asked: Sequence[Architecture]) -> set[str]:
+    """What is to be looked for in a release: one without the multimodal model that was asked for has nothing of it."""
+    present = [one for one in asked if one.blocks or release.read(module_path(one.module)) is not None]
+    return {one.name for one in with_text_models(present)}
+
+
 def _package(architecture: Architecture) -> str:
     return architecture.module.partition(".")[0]
 
 
 def _entries(release: Release, finding: Finding, records: Records) -> Iterable[Entry]:
     verdicts = records.judged(finding)
-    proof = find_proof(Key(finding.owner, finding.source, REWRITE_VERSION)) if finding.source else None
+    proof = find_proof(key_of_finding(finding)) if finding.source else None
     architecture = find(finding.architecture)
     for part, verdict in verdicts.items():
         known = records.before(finding, part)

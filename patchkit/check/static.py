@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from patchkit.arch.registry import find
+from patchkit.arch.registry import architectures, find, foreign_description
 from patchkit.arch.spec import Architecture, Attention, Block
 from patchkit.check import cache
 from patchkit.check.class_table import ClassEntry, ClassTable, class_table
+from patchkit.check.ledger import Key
 from patchkit.check.releases import Release, module_path
 from patchkit.check.source_identity import source_hash
 from patchkit.check.storage import cache_directory, read_ours, warn_once, write_whole
@@ -96,6 +97,19 @@ class Finding:
     source: str
     parts: Mapping[BlockName, PartOutcome]
     rewritten: str = ""
+
+
+def key_of_finding(finding: Finding, rewrite: int = REWRITE_VERSION) -> Key:
+    """What a numeric proof of the class of a finding is of.
+
+    Args:
+        finding: of a class whose source is known.
+        rewrite: version of the rewriter.
+    """
+    architecture = architectures().get(finding.architecture)  # records may be of a plugin that is gone
+    named = [block for block in architecture.blocks if block.class_name == finding.block] if architecture else []
+    description = foreign_description(architecture, named[0]) if architecture and named else ""
+    return Key(finding.owner, finding.source, rewrite, description)
 
 
 def parts_of(block: Block) -> tuple[BlockName, ...]:

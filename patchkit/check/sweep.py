@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from patchkit.arch.spec import Architecture
 from patchkit.check import cache
-from patchkit.check.children import without_interruptions
 from patchkit.check.releases import Release
 from patchkit.check.static import Finding, examine, examine_named, unexaminable
 from patchkit.check.storage import prepare_cache, warn_once
-from patchkit.errors import CacheError
+from patchkit.check.workers import WorkerKind, ask_all
+from patchkit.errors import CacheError, PatchkitError, WorkerLostError
 
 _WORTH_PROCESSES = 24
 """Pairs of architecture and release from which processes are faster: starting one takes as long as a few pairs."""
+
+_SECONDS = 600.0
+
+ANSWER = f"{__name__}:answer"
+"""What a worker runs."""
+"""For one pair in a process, which takes about one second where nothing is known."""
 
 
 def sweep(
@@ -53,31 +58,34 @@ def sweep(
             found[index] = examine(release, architecture)
             progress(len(found), len(pairs))
     else:
-        # Spawned: a fork would copy the threads that draw progress and fetch wheels.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=context) as pool:
-            try:
-                with without_interruptions():
-                    futures = {pool.submit(examine_named, r, a.name): i for i, (r, a) in enumerate(pairs)}
-                for future in as_completed(futures):
-                    with suppress(BrokenProcessPool):
-                        found[futures[future]] = future.result()
-                        progress(len(found), len(pairs))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        for index, (release, architecture) in enumerate(pairs):
-            if index not in found:  # one process died, and took the rest with it: each alone, to see which
-                found[index] = _examine_alone(release, architecture.name)
-                progress(len(found), len(pairs))
+        for index, findings in _in_processes(pairs, processes):
+            found[index] = findings
+            progress(len(found), len(pairs))
     cache.trim(cache.OUTCOMES)
     return [finding for index in range(len(pairs)) for finding in found[index]]
 
 
-def _examine_alone(release: Release, architecture: str) -> list[Finding]:
-    """:func:`examine_named` in a process of its own, which may die of what it reads: a parser is native code."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(examine_named, release, architecture).result()
-        except BrokenProcessPool:
-            return unexaminable(release, architecture, "the process that read it died")
+def _in_processes(pairs: Sequence[tuple[Release, Architecture]], processes: int) -> Iterator[tuple[int, list[Finding]]]:
+    requests = [pickle.dumps((release, architecture.name)) for release, architecture in pairs]
+    kind = WorkerKind(Path(sys.executable), ANSWER, os.environ, Path.cwd(), _SECONDS, like_this=True)
+    for index, said in ask_all(kind, requests, processes):
+        release, architecture = pairs[index]
+        if isinstance(said, WorkerLostError):  # a parser is native code: what it reads may end its process
+            yield index, unexaminable(release, architecture.name, f"the process that read it died: {said}")
+            continue
+        found = pickle.loads(said)  # of a worker that runs patchkit alone, and nothing of a release
+        if isinstance(found, PatchkitError):
+            raise found
+        yield index, found
+
+
+def answer(request: bytes) -> bytes:
+    """What a worker is asked: a pickled release and the name of an architecture.
+
+    Returns:
+        The pickled findings, or the error that tells why there are none.
+    """
+    try:
+        return pickle.dumps(examine_named(*pickle.loads(request)))
+    except PatchkitError as error:
+        return pickle.dumps(error)

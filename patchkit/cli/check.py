@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,19 @@ RequireHashes = Annotated[
     bool, typer.Option("--require-hashes", help="Take no wheel whose hash no index publishes: an error, exit code 2.")
 ]
 
+TimeLimit = Annotated[
+    float,
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        min=1.0,
+        help="After which pip is stopped that installs a release, or a process that runs one small model.",
+    ),
+]
+
+SECONDS = 1800.0
+"""By default; as in :mod:`patchkit.check.environments`, which is not imported for ``--help``."""
+
 
 def check(
     arch: Annotated[
@@ -47,6 +61,15 @@ def check(
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Run no model whose very source the ledger proves already.")
     ] = False,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record",
+            help="In a checkout of patchkit, enter proofs into its own ledger, to be committed. "
+            "Default: the ledger in your cache.",
+        ),
+    ] = False,
+    time_limit: TimeLimit = SECONDS,
     wheels: Wheels = None,
     require_hashes: RequireHashes = False,
     diff: Annotated[
@@ -60,7 +83,8 @@ def check(
 
     The static stage rewrites the source of each release, which need not be installed, and compares with the last
     release that is recorded. The numeric stage runs the parity contract on small random models, for another release in
-    an environment of its own. Exit code 0: all verified; 1: drift or failure; 2: wrong usage or environment.
+    an environment of its own: separate packages and few variables of yours, but no sandbox. Check what you would
+    install. Exit code 0: all verified; 1: drift or failure; 2: wrong usage or environment.
     """
     if not arch and not every:
         raise typer.BadParameter("say which: --arch NAME, or --all", param_hint="--arch")
@@ -72,7 +96,8 @@ def check(
 
     records = Records.load()
     chosen, wanted = ["*"] if every else arch or [], transformers or ["installed"]
-    report = run(chosen, wanted, records, wheels, static, unproven, require_hashes)
+    numbers = None if static else Numbers(unproven, record, time_limit)
+    report = run(chosen, wanted, records, wheels, numbers, require_hashes)
     if junit:
         from patchkit.check.formats import as_junit
 
@@ -91,34 +116,52 @@ def check(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """How the numeric stage is run; see :func:`patchkit.check.numeric_stage.check_numeric`."""
+
+    unproven: bool
+    record: bool
+    seconds: float
+
+
 def run(
     arch: list[str],
     transformers: list[str],
     records: Records,
     wheels: Path | None,
-    static: bool,
-    unproven: bool,
+    numbers: Numbers | None,
     require_hashes: bool = False,
 ) -> CheckReport:
-    """Both stages, or the static one alone, with progress on standard error.
+    """The static stage, and the numeric one if it is asked for, with progress on standard error.
 
     Raises:
         PatchkitError: an architecture or release is unknown, or cannot be had.
     """
+    from patchkit.check.numeric_stage import check_numeric, ledger_to_write
     from patchkit.check.releases import resolve
     from patchkit.check.report import check_static
 
+    ledger = ledger_to_write(numbers is not None and numbers.record)  # before anything is done in vain
     chosen = select(arch)
     with progress_of("fetching releases") as fetched:
         releases = resolve(transformers, wheels=wheels, progress=fetched, require_hashes=require_hashes)
     with progress_of("rewriting") as rewritten:
         report = check_static(releases, chosen, records, rewritten)
-    if static:
+    if numbers is None:
         return report
-    from patchkit.check.numeric_stage import check_numeric
-
-    with progress_of("") as numbers:
-        return check_numeric(report, chosen, unproven=unproven, progress=lambda text, *done: numbers(*done, text=text))
+    with progress_of("") as shown:
+        report = check_numeric(
+            report,
+            chosen,
+            unproven=numbers.unproven,
+            record=numbers.record,
+            seconds=numbers.seconds,
+            progress=lambda text, *done: shown(*done, text=text),
+        )
+    if proofs := {proof.key for entry in report.numeric for proof in entry.outcome.proofs}:
+        error_console().print(f"proofs of {len(proofs)} classes are in {ledger}")
+    return report
 
 
 @contextmanager

@@ -7,6 +7,9 @@ table, is made visible here: print strings, with ``style=`` where they have one,
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +48,32 @@ class SafeConsole(Console):
         """Send a command to GitHub's runner, see :func:`patchkit.escaping.workflow_command`."""
         self.file.write(f"{line}\n")
         self.file.flush()
+
+
+@contextmanager
+def own_output() -> Iterator[None]:
+    """Keep standard output for the command: what other code writes to its file descriptor goes to standard error.
+
+    That is a plugin's compiled code, a process that it starts, or what it does when the program ends; ``--json`` has to
+    stay JSON. What it prints in Python while it loads goes there already, see :mod:`patchkit.arch.plugins`.
+    """
+    shared = sys.stdout
+    try:
+        if os.name == "nt" or shared.fileno() != 1:  # a console of Windows is written to in another way than a file
+            raise ValueError
+        shared.flush()
+        own = os.dup(1)
+        os.dup2(2, 1)
+    except (AttributeError, OSError, ValueError):  # one of them is closed, or no file
+        yield
+        return
+    sys.stdout = os.fdopen(own, "w", 1, encoding=shared.encoding, errors=shared.errors)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # who reads it has gone
+            sys.stdout.flush()
+        sys.stdout = shared  # which goes to standard error now
 
 
 def output_console(*, colour: bool = True, github: bool = False) -> SafeConsole:

@@ -18,7 +18,7 @@ from patchkit.cli.archs import archs
 from patchkit.cli.bench import bench
 from patchkit.cli.cache import cache
 from patchkit.cli.check import check
-from patchkit.cli.console import error_console
+from patchkit.cli.console import error_console, own_output
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
@@ -40,6 +40,9 @@ class PatchkitGroup(TyperGroup):
             return super().invoke(ctx)
         except PatchkitError as error:
             error_console().print(f"patchkit: error: {indented(str(error))}")
+            raise typer.Exit(2) from error
+        except SystemExit as error:  # of code that was loaded: no command ends so, and none is done by it
+            error_console().print(f"patchkit: error: something ended the command ({error!r}) before it was done")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             error_console().print("patchkit: interrupted; files are as they were")
@@ -89,7 +92,8 @@ def main() -> None:
     Python's own exit code for an unexpected exception is 1, which would read as a fault that ``check`` found.
     """
     try:
-        app()
+        with own_output():
+            app()
     except KeyboardInterrupt:  # before a command began, or after it
         sys.exit(INTERRUPTED)
     except Exception:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from patchkit.cli.check import RequireHashes, Wheels, run
+from patchkit.cli.check import SECONDS, Numbers, RequireHashes, TimeLimit, Wheels, run
 from patchkit.cli.console import output_console
 
 
@@ -18,12 +18,17 @@ def watch(
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="Read and rewrite only; run no model.")] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Add the releases to the records and write the matrix.")
+        bool,
+        typer.Option(
+            "--write",
+            help="Add the releases to records, ledger (of this checkout) and matrix.",
+        ),
     ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The matrix to write with --write.")] = Path(
         "compat_matrix.md"
     ),
     github: Annotated[bool, typer.Option("--github", help="Print annotations of GitHub Actions.")] = False,
+    time_limit: TimeLimit = SECONDS,
     wheels: Wheels = None,
     require_hashes: RequireHashes = False,
 ) -> None:
@@ -53,7 +58,8 @@ def watch(
         return
     names = [str(version) for version in new]
     console.print(f"new: {', '.join(names)}")
-    report = run(["*"], names, records, wheels, static, unproven=True, require_hashes=require_hashes)
+    numbers = None if static else Numbers(True, write, time_limit)
+    report = run(["*"], names, records, wheels, numbers, require_hashes)
     print_report(console, report)
     for line in as_github(report) if github else ():
         console.command(line)

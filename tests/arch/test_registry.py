@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import patchkit.arch
+from patchkit.arch import plugins as plugins_module
 from patchkit.arch import registry
 from patchkit.arch.spec import Architecture, Attention, GatedMLP
 from patchkit.errors import PatchkitWarning, UnknownArchitectureError
@@ -32,8 +33,8 @@ def plugins(monkeypatch):
     """Installs entry points for one test."""
 
     def install(**targets):
-        points = [EntryPoint(name, target, registry.ENTRY_POINT_GROUP) for name, target in targets.items()]
-        monkeypatch.setattr(registry, "entry_points", lambda group: points)
+        points = [EntryPoint(name, target, plugins_module.ENTRY_POINT_GROUP) for name, target in targets.items()]
+        monkeypatch.setattr(plugins_module, "entry_points", lambda group: points)
         registry.architectures.cache_clear()
         registry.blocks_by_class.cache_clear()
 
@@ -57,7 +58,7 @@ def test_the_architectures_of_the_card():
 def test_architecture_files_are_small_data():
     """Charter: under 40 lines, no code text, no function."""
     for path in Path(patchkit.arch.__file__).parent.glob("*.py"):
-        if path.name in {"__init__.py", "spec.py", "registry.py", "discovery.py"}:
+        if path.name in {"__init__.py", "spec.py", "registry.py", "discovery.py", "plugins.py"}:
             continue
         text = path.read_text()
         assert len(text.splitlines()) <= 40, path.name

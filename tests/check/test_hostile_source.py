@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from patchkit.check.formats import explanation
 from patchkit.check.records import Records
 from patchkit.check.releases import release_at
 from patchkit.check.report import CheckReport, check_static
-from patchkit.check.static import Definition, definition_of_forward, examine_named
+from patchkit.check.static import Definition, definition_of_forward
 from patchkit.check.sweep import sweep
 from patchkit.cli.main import app
 from patchkit.errors import ReleaseError, RewriteError
@@ -186,18 +185,12 @@ def test_many_heirs(tmp_path: Path) -> None:
         assert not finding.parts["o"].absent
 
 
-def dying(release: object, architecture: str) -> object:
-    """In a worker: llama's source ends the process, as a parser in native code can."""
-    if architecture == "llama":
-        os._exit(1)
-    return examine_named(release, architecture)
-
-
 def test_a_process_that_dies_of_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gemma = SMALL_LLAMA.replace("Llama", "Gemma")
     files = {path_of("llama"): SMALL_LLAMA, path_of("gemma"): gemma}
     release = folder_release(tmp_path, "5.91.0", files)
-    monkeypatch.setattr(sweep_module, "examine_named", dying)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(sweep_module, "ANSWER", "dying_worker:answer")
     found = sweep([release], [find("llama"), find("gemma")], processes=2)
     rules = {(f.architecture, f.class_name): [bool(part.rules) for part in f.parts.values()] for f in found}
     assert rules == {
@@ -207,7 +200,7 @@ def test_a_process_that_dies_of_one_class(tmp_path: Path, monkeypatch: pytest.Mo
         ("gemma", "GemmaMLP"): [True],
     }
     said = f"{path_of('llama')}:1: the process that read it died"
-    assert {part.reasons for f in found[:2] for part in f.parts.values()} == {(said,)}
+    assert all(part.reasons[0].startswith(said) for f in found[:2] for part in f.parts.values())
 
 
 @pytest.mark.parametrize("kind", STATEMENTS)

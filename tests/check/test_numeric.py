@@ -8,14 +8,15 @@ import sys
 
 import pytest
 from edited_upstream import RENAMED, edited_llama, swapping_rewriter
+from trap_folder import set_traps, sprung
 
 from patchkit import binding
 from patchkit.arch.registry import architectures
 from patchkit.check import numeric
 from patchkit.check.identity import key_of
 from patchkit.check.ledger import read_proofs
-from patchkit.check.numeric import NUMERIC_CHECKS, ArchitectureOutcome, check_architectures, check_model
-from patchkit.errors import UnknownArchitectureError
+from patchkit.check.numeric import check_model
+from patchkit.check.outcomes import NUMERIC_CHECKS, ArchitectureOutcome
 from patchkit.testing import tiny_models_of
 
 pytest_plugins = ["proof_fixtures"]
@@ -24,8 +25,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture(scope="module")
 def llama():
-    (outcome,) = check_architectures(["llama"])
-    return outcome
+    return check_model("llama", "llama")
 
 
 def test_an_architecture_passes(llama):
@@ -73,15 +73,11 @@ def test_a_wrong_rewrite_fails_and_names_the_class_and_the_check(tmp_path, monke
 
 @pytest.mark.parametrize("failure", ["no such model", "no recipe"])
 def test_what_cannot_be_built_is_no_pass(monkeypatch, failure):
-    if failure == "no recipe":
-        monkeypatch.setattr("patchkit.testing.tiny_models_of", lambda _: ())
-    else:
+    def missing(name):
+        raise ValueError(f"transformers 4.0 has no {name}")
 
-        def missing(name):
-            raise ValueError(f"transformers 4.0 has no {name}")
-
-        monkeypatch.setattr("patchkit.testing.tiny_models._from_transformers", missing)
-    (outcome,) = check_architectures(["llama"])
+    monkeypatch.setattr("patchkit.testing.tiny_models._from_transformers", missing)
+    outcome = check_model("llama", "" if failure == "no recipe" else "llama")
     assert outcome.status == "inapplicable"
     assert not outcome.proofs
     expected = "no recipe" if failure == "no recipe" else "transformers 4.0 has no Llama"
@@ -101,26 +97,25 @@ def test_vision_towers_are_patched_too():
     }  # fmt: skip
 
 
-def test_unknown_architectures_are_named_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(numeric, "check_model", lambda *_: pytest.fail("it ran"))
-    with pytest.raises(UnknownArchitectureError, match="did you mean llama"):
-        list(check_architectures(["qwen2", "lama"]))
-
-
-def process(*arguments):
+def process(*arguments, **options):
     command = [sys.executable, "-W", "ignore", "-m", "patchkit.check.numeric", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def test_as_a_process_in_two_processes(tmp_path):
-    """Outcomes are lines of stdout; proofs go into the ledger that is named."""
-    path = tmp_path / "ledger.jsonl"
-    result = process("--arch", "qwen2", "--arch", "gem*2", "--jobs", "2", "--json", "--ledger", str(path))
+def test_as_a_process_with_two_workers(tmp_path):
+    """Outcomes are lines of stdout; proofs go into the ledger that is named. Nothing of the current folder is run."""
+    path, traps = tmp_path / "ledger.jsonl", set_traps(tmp_path / "traps")
+    arguments = ["--arch", "qwen2", "--arch", "gem*2", "--jobs", "2", "--json", "--ledger", str(path)]
+    # As an installed command, which has its own folder first on the path, where -m has the current one.
+    script = tmp_path / "command"
+    script.write_text("import sys; from patchkit.check.numeric import main; sys.exit(main())")
+    result = subprocess.run([sys.executable, script, *arguments], cwd=traps, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    outcomes = [ArchitectureOutcome.from_json(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    outcomes = [ArchitectureOutcome.from_json(line) for line in result.stdout.splitlines()]
     assert {outcome.architecture for outcome in outcomes} == {"qwen2", "gemma2"}
     assert {outcome.status for outcome in outcomes} == {"passed"}
     assert set(read_proofs(path)) == {proof.key for outcome in outcomes for proof in outcome.proofs}
+    assert not sprung(traps)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +132,50 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, said):
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+FORGED = {
+    "another's proof": lambda data, block: block.update(source="0" * 64),
+    "another class": lambda data, block: block.update(class_name="transformers.models.llama.modeling_llama.LlamaMLP"),
+    "no class": lambda data, block: block.update(class_name="../../etc"),
+    "passed with a failed check": lambda data, block: block["checks"]["eval"].update(status="failed"),
+    "passed without its first check": lambda data, block: block["checks"]["forward_backward"].update(
+        status="inapplicable"
+    ),
+    "passed with a check left out": lambda data, block: block["checks"].pop("dropout"),
+    "a check that there is not": lambda data, block: block["checks"].update(more=block["checks"]["eval"]),
+    "passed at upstream level": lambda data, block: block.update(levels={"qkv": "upstream"}),
+    "passed without a proof": lambda data, block: block.update(proof=None),
+    "failed with a proof": lambda data, block: block.update(status="failed"),
+    "a status that there is not": lambda data, block: block.update(status="verified"),
+    "a proof that is none": lambda data, block: block.update(proof="{}"),
+    "a proof on the spot": lambda data, block: block.update(proof=block["proof"].replace('"numeric"', '"spot"')),
+    "a proof of other levels": lambda data, block: block.update(proof=block["proof"].replace('"fused"', '"linear"', 1)),
+    "a proof with an error below zero": lambda data, block: block.update(proof=block["proof"].replace('"eval": ', '"eval": -')),
+    "a proof of other versions": lambda data, block: block.update(proof=block["proof"].replace('"torch": "2', '"torch": "9')),
+    "other versions": lambda data, block: data["versions"].update(transformers="9.9.9"),
+    "no version": lambda data, block: data["versions"].pop("peft"),
+    "a number as text": lambda data, block: block["checks"]["eval"].update(error="0"),
+    "a list as object": lambda data, block: block.update(levels=[]),
+    "an object as list": lambda data, block: data.update(blocks={}),
+    "nothing": lambda data, block: data.clear(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_what_contradicts_itself_is_no_outcome(llama, forge):
+    """It comes from a process that ran the release's code."""
+    data = json.loads(llama.to_json())
+    attention = next(block for block in data["blocks"] if "qkv" in block["levels"])
+    forge(data, attention)
+    with pytest.raises(ValueError, match=r".+"):
+        ArchitectureOutcome.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("line", ["", "[]", "1", '"llama"', "{", "[" * 100_000, '{"status": NaN}'])
+def test_what_is_no_outcome_at_all(line):
+    with pytest.raises(ValueError, match=r".+"):
+        ArchitectureOutcome.from_json(line)
 
 
 def test_text(llama):

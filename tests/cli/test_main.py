@@ -55,3 +55,16 @@ def test_imports_nothing_heavy(arguments: list[str]) -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert outcome.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("code", [0, None, 1, "done"])
+def test_nothing_that_is_loaded_ends_a_command_as_if_it_were_done(
+    monkeypatch: pytest.MonkeyPatch, code: object
+) -> None:
+    def leave() -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("patchkit.cli.archs.architectures", leave)
+    result = CliRunner().invoke(app, ["archs"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"something ended the command (SystemExit({'' if code is None else repr(code)}" in result.stderr

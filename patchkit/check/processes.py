@@ -1,0 +1,168 @@
+"""Processes that patchkit starts: isolated interpreters, what of the user's environment they see, and their end.
+
+What runs a release's code and what runs pip see two different lists of variables. Neither sees the others, in which
+tokens and passwords are. This keeps packages apart; it is no sandbox: a process has the rights of the user who starts
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import patchkit
+
+_SYSTEM = (
+    r"PATH|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TMP|TEMP|LD_LIBRARY_PATH|DYLD_.*LIBRARY_PATH|LD_PRELOAD"
+    r"|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT|NUMBER_OF_PROCESSORS|PROCESSOR_.*"
+)
+_COMPUTING = (
+    r"(OMP|KMP|GOMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|MALLOC|MIMALLOC|CUDA|NVIDIA|ROCR|ROCM|HIP|HSA|ZE|ONEAPI|SYCL|ATEN"
+    r"|TORCH|TORCHINDUCTOR|PYTORCH|TRITON)_.*"
+)
+_NETWORK = (
+    r"HOME|USERPROFILE|APPDATA|LOCALAPPDATA|XDG_.*|USER|USERNAME|LOGNAME|NETRC|DBUS_SESSION_BUS_ADDRESS"
+    r"|(HTTP|HTTPS|ALL|NO)_PROXY|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
+)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def variables_for_release(home: Path) -> dict[str, str]:
+    """Environment variables of a process that runs the code of a release.
+
+    Args:
+        home: an empty folder that stands in for the user's home, where settings and tokens are.
+    """
+    places = {"HOME": str(home), "USERPROFILE": str(home)}
+    return {**_chosen(_SYSTEM, _COMPUTING), **places, **_OFFLINE}
+
+
+def variables_for_pip(settings: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables of pip where it installs.
+
+    Args:
+        settings: pip's own, by name: where it looks and how it gets there. Files of settings are not read again: one
+            that says where to install (``target``, ``prefix``, ``root``, ``user``) would make another environment.
+    """
+    own = {f"PIP_{name.upper().replace('-', '_')}": value for name, value in settings.items()}
+    return {**_chosen(_SYSTEM, _NETWORK), **own, "PIP_CONFIG_FILE": os.devnull}
+
+
+def _chosen(*patterns: str) -> dict[str, str]:
+    """The variables of this process that have one of these names, in either case, and are not called secret."""
+    wanted = re.compile("|".join(patterns), re.IGNORECASE)
+    return {name: value for name, value in os.environ.items() if wanted.fullmatch(name) and not _SECRET.search(name)}
+
+
+def package_folders() -> list[str]:
+    """The folders of installed packages that this process uses."""
+    names = ("site-packages", "dist-packages")
+    return [entry for entry in dict.fromkeys(sys.path) if os.path.basename(entry) in names and os.path.isdir(entry)]
+
+
+def isolated(python: Path, target: str, *arguments: str, like_this: bool = False) -> list[str]:
+    """The command that runs a module, or serves a function, in an isolated interpreter with this very patchkit.
+
+    Args:
+        python: the interpreter.
+        target: ``module``, or ``module:function``.
+        arguments: of the module.
+        like_this: whether it imports from where this process imports from: packages of the user, and the folders that
+            ``PYTHONPATH`` names by their whole path. An environment of its own has neither.
+    """
+    import patchkit_kernels
+
+    packages = {one.__name__: str(Path(one.__file__ or "").parents[1]) for one in (patchkit, patchkit_kernels)}
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep) if like_this else ()
+    setup = {
+        "packages": packages,
+        "first": [entry for entry in dict.fromkeys(named) if os.path.isabs(entry) and entry in sys.path],
+        "folders": package_folders() if like_this else [],
+    }
+    first = str(Path(__file__).with_name("isolated.py"))
+    return [str(python), "-I", "-X", "utf8", "-W", "ignore", first, json.dumps(setup), target, *arguments]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended.
+
+    Attributes:
+        code: its exit code; None if it was stopped at its time limit.
+        said: what it wrote to standard error.
+    """
+
+    code: int | None
+    said: str
+
+
+def run_limited(command: Sequence[str], variables: Mapping[str, str], seconds: float) -> Ended:
+    """Run a command to its end, or stop it and all that it started.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    # A file: a pipe stays open as long as anything that the command started, which may be longer than the command.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = start(command, variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+        code: int | None = None
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            stop(process)
+        said.seek(0)
+        return Ended(code, said.read())
+
+
+def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process as the head of its own group, which :func:`stop` ends as a whole."""
+    return subprocess.Popen(list(command), env=dict(variables), start_new_session=os.name != "nt", **options)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and, where the system has groups, all that it started and that did not leave its group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.name == "nt":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def empty_folder() -> Iterator[Path]:
+    """A folder of a process's own, for it to stand in. What it left there is deleted."""
+    with tempfile.TemporaryDirectory(prefix="patchkit-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def how_it_ended(code: int | None) -> str:
+    """The end of a process in words."""
+    if code is None or code >= 0:
+        return f"its process ended with exit code {code} before it had answered"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    cause = "; that is what happens where memory runs out" if name == "SIGKILL" else ""
+    return f"its process was killed ({name}{cause})"
+
+
+def last_line(text: str) -> str:
+    """The last line of a text that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
