@@ -7,6 +7,7 @@ JOBS ?= auto
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 PEFT_ARGS ?=
+MUTANTS_ARGS ?=
 SETTINGS ?=
 
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpu-settings test-peft attack lint matrix counts clean
+.PHONY: help demo test test-cpu-settings test-peft attack mutants lint matrix counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
@@ -30,12 +31,14 @@ help:
 	@echo "make attack     search longer for a way to make a patched model differ (minutes; ATTACK_SEED= ATTACK_EXAMPLES=)"
 	@echo "make lint       ruff, mypy, and zizmor for the workflows"
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
+	@echo "make mutants    put silent faults into the source, one at a time, and count those that the tests find"
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
 	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
 	@echo "make clean      remove what these made in this folder, $(VENV) included"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
 	@echo "           PEFT= PEFT_ARGS= of make test-peft: PEFT_ARGS=--help says which"
+	@echo "           MUTANTS_ARGS= of make mutants (try --help)"
 	@echo "           PIP_ARGS= for pip install, for example an --extra-index-url with CPU builds of torch"
 
 # glibc gives every large tensor back to the system and asks for it again at each step; the page faults make a step take
@@ -62,6 +65,10 @@ test-peft: $(VENV)/.peft-suite $(if $(filter $(VENV)/peft,$(PEFT)),$(VENV)/.peft
 	@$(BIN)/python -W ignore -m patchkit.peft_suite $(PEFT) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
 	    $(PEFT_ARGS) -- $(PYTEST_ARGS)
 
+# A sample by seed, minutes; stopped and called again, it goes on where it was.
+mutants: $(VENV)/.test
+	@$(BIN)/python -W ignore -m tools.mutants $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) $(MUTANTS_ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,7 +82,7 @@ counts: $(VENV)/.test
 	@$(BIN)/python -W ignore -m patchkit.cli.main bench --markdown benchmarks/README.md --json benchmarks/results/counts.json
 
 clean:
-	rm -rf $(VENV) demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv:

@@ -198,7 +198,7 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
         if inputs != features or lora_b.shape != (shape[0], rank) or lora_b.dtype != adapter_dtype:
             return "its A and B do not fit together"
         if (lora_bias is not None or magnitude is not None) and (
-            reason := _unfit_vectors(lora_bias, magnitude, shape[0], device, dims)
+            reason := _unfit_vectors(lora_bias, magnitude, lora_b, autocast, dims)
         ):
             return reason
         if adapter is not adapters[0] and adapter_dtype != lora:
@@ -219,14 +219,16 @@ def _draws(adapters: Sequence[Adapter]) -> bool:
 
 
 def _unfit_vectors(
-    bias: Tensor | None, magnitude: Tensor | None, outputs: int, device: torch.device, dims: int
+    bias: Tensor | None, magnitude: Tensor | None, lora_b: Tensor, autocast: torch.dtype | None, dims: int
 ) -> Reason | None:
     """Why the bias of B or DoRA's magnitude cannot be computed with; None if they can."""
     for vector in (bias, magnitude):
         if vector is not None and (
-            type(vector) not in PLAIN_TENSORS or vector.device != device or vector.shape != (outputs,)
+            type(vector) not in PLAIN_TENSORS or vector.device != lora_b.device or vector.shape != lora_b.shape[:1]
         ):
             return "the bias or magnitude of its adapter does not fit"
+    if bias is not None and bias.dtype != lora_b.dtype and autocast is None:
+        return "the bias of its B does not have B's dtype"
     return "DoRA makes a matrix of a single vector" if dims < 2 and magnitude is not None else None
 
 

@@ -6,6 +6,7 @@ import parity_mutants as mutants
 import pytest
 import torch
 
+import patchkit
 from patchkit.testing import CHECKS, add_lora, run_checks, tiny_inputs, tiny_model
 
 
@@ -125,6 +126,20 @@ def test_faults_are_reported(fault):
     for result in run_checks(model, inputs, patch, revert=mutants.restore, names=checks):
         assert result.status == "failed", result
         assert text in str(result)
+
+
+def test_falling_back_while_compiling_is_reported(monkeypatch):
+    """The numbers are right, and the graph has nothing of what was asked for."""
+    from patchkit.runtime import blocks
+
+    real = blocks.call_reason
+    model, inputs = case("llama")
+    assert CHECKS["compile"](model, inputs, patchkit.apply).passed
+    monkeypatch.setattr(blocks, "call_reason", lambda x: "compiling" if torch.compiler.is_compiling() else real(x))
+    result = CHECKS["compile"](model, inputs, patchkit.apply)
+    assert result.status == "failed"
+    assert "lora_projections: 2 calls are not in the graph" in str(result)
+    assert "lora_gated_mlp: 2 calls" in str(result)
 
 
 def test_a_global_monkey_patch_is_reported(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from patchkit.testing.checks.base import (
     scenario,
 )
 from patchkit.testing.checks.training import pad
+from patchkit.testing.fused_calls import fused_calls
 from patchkit.testing.parity import Findings, Inputs, Run, compare_runs, run
 
 _NEW_TOKENS = 6
@@ -51,18 +53,27 @@ def _generate(model: Any, prompt: Inputs) -> Run:
     return Run({"tokens": generated.sequences, "logits": torch.stack(generated.logits)})
 
 
-@check("compile", "torch.compile(fullgraph=True) of forward and backward against upstream without compilation")
+@check(
+    "compile", "torch.compile(fullgraph=True) of forward and backward, fused as without it, against upstream uncompiled"
+)
 def compile_fullgraph(case: Case) -> Findings:
     """Inapplicable where upstream itself does not trace as one graph."""
     inputs = cast_inputs(case.inputs, torch.float32)
     reference = run_upstream(cast_parameters(case.unpatched(), torch.float32).train(), inputs)
     candidate = case.patched(cast_parameters(case.unpatched(), torch.float32)).train()
+    with fused_calls() as eager:
+        run(candidate, inputs)
+    candidate.zero_grad()
     try:
-        found = _run_compiled(candidate, inputs)
+        with fused_calls() as traced:
+            found = _run_compiled(candidate, inputs)
     except Exception:
         _require_compilable(case, inputs)
         raise
-    return compare_runs(reference, found)
+    # What is traced twice is noted twice; what is missing was left upstream for the compiler alone.
+    missing = Counter(eager) - Counter(traced)
+    problems = tuple(f"{name}: {count} calls are not in the graph" for name, count in missing.items())
+    return compare_runs(reference, found) + Findings(problems=problems)
 
 
 def _run_compiled(model: nn.Module, inputs: Inputs) -> Run:

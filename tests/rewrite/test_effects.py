@@ -1,0 +1,73 @@
+"""Every word by which a call is judged, in every spelling, alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from patchkit.arch.spec import Attention
+from patchkit.rewrite import effects
+from patchkit.rewrite.rewriter import rewrite
+
+SPELLINGS = {"lower": str.lower, "UPPER": str.upper, "Title": str.title}
+
+REASONS = {
+    "_DRAWING": "may draw random numbers",
+    "_STATE": "may change how projections are computed",
+    "_RUNNING": "may run another projection",
+}
+
+
+def over(between: str):
+    """What becomes of projections that a statement stands between."""
+    lines = ["a = self.q_proj(x)", "b = self.k_proj(x)", between, "c = self.v_proj(x)"]
+    body = "".join(f"        {line}\n" for line in lines)
+    return rewrite(f"class Block:\n    def forward(self, x, y):\n{body}", Attention("Block"))
+
+
+@pytest.mark.parametrize("call", ["torch.a{}b(y)", "y.a{}b()", "a{}b(y)", "self.norm.a{}b(y)"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("table", REASONS)
+def test_each_word_that_is_unsafe(table, spelling, call):
+    for word in getattr(effects, table):
+        if any(word in other and word != other for other in effects._DRAWING) and table != "_DRAWING":
+            continue  # said by the other table
+        found = over(f"z = {call.format(SPELLINGS[spelling](word))}")
+        assert {site.rule for site in found.sites} == {"call-alone"}, word
+        assert any(REASONS[table] in skip.reason for skip in found.skips), (word, found.skips)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "call"),
+    list(itertools.product(SPELLINGS, ["self.a{}b(y)", "self.inner.a{}b(y)", "self.a{}b.inner(y)"])),
+)
+def test_each_word_that_is_quiet(spelling, call):
+    for word in effects._QUIET_ON_SELF:
+        assert {site.rule for site in over(f"z = {call.format(SPELLINGS[spelling](word))}").sites} == {
+            "qkv-together"
+        }, word
+
+
+@pytest.mark.parametrize("method", sorted(effects.HARMLESS_METHODS))
+def test_each_harmless_method(method):
+    for between in (f"z = x.{method}()", f"z = self.weight.{method}()"):
+        assert {site.rule for site in over(between).sites} == {"qkv-together"}
+    assert {site.rule for site in over("z = x.other()").sites} == {"call-alone"}
+
+
+@pytest.mark.parametrize("attribute", sorted(effects.HARMLESS_ATTRIBUTES))
+def test_each_harmless_attribute(attribute):
+    assert {site.rule for site in over(f"z = x.{attribute}").sites} == {"qkv-together"}
+    assert {site.rule for site in over(f"z = x.{attribute}\n        change(z)").sites} == {"qkv-together"}
+
+
+@pytest.mark.parametrize("attribute", ["data", "T", "mT", "H", "mH", "grad", "real", "imag", "storage", "_base"])
+def test_attributes_that_share_memory(attribute):
+    assert {site.rule for site in over(f"z = x.{attribute}").sites} == {"call-alone"}
+
+
+@pytest.mark.parametrize("function", sorted(effects.HARMLESS_FUNCTIONS))
+def test_each_harmless_function(function):
+    assert {site.rule for site in over(f"z = {function}(x)").sites} == {"qkv-together"}
+    assert {site.rule for site in over(f"z = other.{function}(x)").sites} == {"call-alone"}
