@@ -114,11 +114,14 @@ class LoraEmbedding(torch.autograd.Function):
         ids: Tensor,
         scale: Tensor | None,
         constants: tuple[Any, ...],
-        weight: Tensor,
-        ratio: Tensor | None,
-        *factors: Tensor,
+        *tensors: Any,
     ) -> Tensor:
-        """``[..., hidden]``; saves what this file's docstring says."""
+        """``[..., hidden]``; saves what this file's docstring says.
+
+        The tensors are W, c (or None), and A and B of every adapter. They are not named: torch.compile leaves the
+        context out where a call has as many arguments as forward has parameters, ``*tensors`` counted as one.
+        """
+        weight, ratio, *factors = tensors
         ctx.constants = constants
         need_weight, need_ratio, *needed = ctx.needs_input_grad[3:]
         y, reduced, z = _embed(_Lookup(ids.reshape(-1), scale, *constants), weight, ratio, factors)

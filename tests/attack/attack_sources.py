@@ -160,7 +160,7 @@ NOISE = (
     "(other := {0})",
     "del other\nother = 1",
     "match {0}.dim():\n    case 3:\n        other = 3\n    case _:\n        other = 4",
-    "global TRACE; TRACE = 1",
+    "globals()['TRACE'] = 1",
     "other = __class__.__name__",
     "other = super().__repr__",
     "other = self.__secret",

@@ -422,7 +422,7 @@ def test_forward_mode_and_tracing_run_upstream():
     traced = torch.jit.trace(mlp, x)
     assert torch.allclose(traced(x), expected(x), rtol=1e-5, atol=1e-5)
     assert "prim::PythonOp" not in kinds(traced)
-    assert "prim::PythonOp" in kinds(torch.jit.trace(fused_alone, x))
+    assert "prim::PythonOp" in kinds(torch.jit.trace(fused_alone, x, check_trace=False))
 
 
 def fused_alone(x):
