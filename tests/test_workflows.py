@@ -23,7 +23,7 @@ WRITES = {("watch.yml", "propose")}
 
 
 def test_there_are_workflows() -> None:
-    assert set(WORKFLOWS) == {"ci.yml", "watch.yml", "cpu-settings.yml"}
+    assert set(WORKFLOWS) == {"ci.yml", "watch.yml", "weekly.yml"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -107,9 +107,9 @@ def test_what_writes_runs_nothing_of_the_release() -> None:
 
 
 def test_every_setting_of_a_cpu_has_a_job() -> None:
-    matrix = JOBS["cpu-settings.yml", "numeric"]["strategy"]["matrix"]
+    matrix = JOBS["weekly.yml", "numeric"]["strategy"]["matrix"]
     assert matrix == {"aten": ["as-is", "default", "avx2"], "onednn": ["as-is", "AVX2"], "threads": [1, 2]}
-    assert "schedule" in triggers(WORKFLOWS["cpu-settings.yml"])
+    assert "schedule" in triggers(WORKFLOWS["weekly.yml"])
 
 
 def test_the_table_of_settings(tmp_path: Path) -> None:
