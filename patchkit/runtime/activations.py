@@ -43,21 +43,23 @@ def read_activation(module: object) -> Activation | None:
     """The name of the function, or None if it is not one that is fused, or must be called for another reason."""
     if unfit_activation(module) is not None:
         return None
-    if not isinstance(module, nn.Module):
-        return "silu"
-    return "gelu_tanh" if type(module) is nn.GELU and module.approximate == "tanh" else _NAMES[type(module)]
+    kind: Any = type(module)
+    name = _NAMES.get(kind)
+    if name is None:
+        return "silu"  # the function itself
+    return "gelu_tanh" if kind is nn.GELU and module.approximate == "tanh" else name  # type: ignore[attr-defined]
 
 
 def unfit_activation(module: object) -> Reason | None:
     """Why an activation must be called, or None."""
-    if not isinstance(module, nn.Module):
-        return _FUNCTION.replaced() if module is F.silu else _NOT_FUSED
-    formula = _FORMULAS.get(type(module))
+    kind: Any = type(module)
+    formula = _FORMULAS.get(kind)
     if formula is None:
-        return _NOT_FUSED
-    reason = interference(module)
+        return _FUNCTION.replaced() if module is F.silu else _NOT_FUSED
+    reason = interference(module)  # type: ignore[arg-type]
     if reason is not None:
         return reason
+    # Tracing asks in another way; every graph is made of the answer.
     if torch.compiler.is_compiling() or not formula.intact():
         reason = formula.replaced()
         if reason is not None:
@@ -65,7 +67,7 @@ def unfit_activation(module: object) -> Reason | None:
     state = module.__dict__
     if state.get("inplace"):
         return "it works in place"
-    if "act" in state and not _is_own_act(type(module), state["act"]):
+    if "act" in state and not _is_own_act(kind, state["act"]):
         return "its act is a function of its own"
     return None
 

@@ -80,11 +80,11 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
     """
     if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
+    if x.layout is not torch.strided:
+        return "the input is a sparse or nested tensor"
     dims = x.dim()
     if dims == 0:
         return "the input is a scalar"
-    if x.layout is not torch.strided or x.is_nested:
-        return "the input is a sparse or nested tensor"
     if (
         module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
@@ -112,7 +112,11 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
     device, autocast = x.device, None
     if _any_autocast() and device.type != "meta" and torch.is_autocast_enabled(device.type):
         autocast = torch.get_autocast_dtype(device.type)
-    return quick(Input, (x.shape[-1], x.dtype, device, autocast, precision, dims, table))
+    try:
+        features = x.shape[-1]
+    except RuntimeError:  # the older kind of nested tensor calls itself strided, and has no sizes
+        return "the input is a sparse or nested tensor"
+    return quick(Input, (features, x.dtype, device, autocast, precision, dims, table))
 
 
 def _surroundings() -> Reason | None:
