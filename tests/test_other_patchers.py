@@ -230,7 +230,13 @@ PATCHERS = [
     Patcher("a bound method", bind_method, NO_MLP, NO_MLP, "bind_method.<locals>.forward, which owns the block"),
     Patcher("compiled MLP", compile_in_place("mlp"), FUSED, FUSED),
     Patcher("compiled MLP, replaced", compile_and_replace("mlp"), FUSED, FUSED),
-    Patcher("compiled projection", compile_in_place("q_proj"), FUSED, FUSED),
+    Patcher(
+        "compiled projection",
+        compile_in_place("q_proj"),
+        FUSED | {"qkv": "linear"},
+        FUSED | {"qkv": "linear"},
+        "q_proj: its call was replaced on the instance, as module.compile() does",
+    ),
     Patcher(
         "compiled projection, replaced",
         compile_and_replace("q_proj"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
 from patchkit.adapters.formula import name_of, nothing_changed
 from patchkit.adapters.protocol import Reason
@@ -76,3 +77,7 @@ def displaced(
 
 
 _while_tracing = torch.compiler.assume_constant_result(PatchedForward.displaced)  # type: ignore[no-untyped-call]
+
+# ``module.compile()`` compiles what a module calls, each function by itself: first of all a look-up of ``forward``. The
+# bound method that this gives would be made again by a look-up of ``forward``, without end.
+skip_code(PatchedForward.__get__.__code__)  # type: ignore[no-untyped-call,unused-ignore]

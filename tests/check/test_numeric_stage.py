@@ -41,7 +41,7 @@ class FakeEnvironment:
 
 def block(name: str, source: str, status: Status, description: str = "", module: str = "llama") -> BlockOutcome:
     path = f"transformers.models.{module}.modeling_{module}.{name}"
-    key = Key(path, source_hash(source), REWRITE_VERSION, description)
+    key = Key(path, source_hash(source), REWRITE_VERSION, description=description)
     proof = Proof(key, "numeric", {"mlp": "fused"}, {"forward_backward": 1.3e-6}, VERSIONS, "2026-01-02")
     reason = "" if status == "passed" else "forward_backward: gradient of x differs by 0.5"
     checks = {"forward_backward": CheckOutcome(status, 1.3e-6 if status == "passed" else 0.5, reason)}
@@ -144,7 +144,9 @@ FORGED = {
     "another source": block("LlamaAttention", ELSEWHERE, "passed"),
     "another class": block("GemmaAttention", ATTENTION, "passed", module="gemma"),
     "a class that there is not": block("LlamaLinear", ATTENTION, "passed"),
-    "another description": block("LlamaAttention", ATTENTION, "passed", "Attention(q='k_proj', k='q_proj')"),
+    "another description": block(
+        "LlamaAttention", ATTENTION, "passed", description="Attention(q='k_proj', k='q_proj')"
+    ),
 }
 
 

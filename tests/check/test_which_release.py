@@ -152,7 +152,7 @@ def test_drift_goes_on_until_it_is_repaired(tmp_path):
 
 
 def listing(monkeypatch, text):
-    monkeypatch.setattr(index, "_pip", lambda *arguments: text if arguments == ("config", "list") else "")
+    monkeypatch.setattr(index, "_pip", lambda *arguments, **_: text if arguments == ("config", "list") else "")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 """
 
 
+def interruptible() -> None:
+    """In a process before it begins: a shell lets what it starts in the background ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def in_session(session: int) -> list[str]:
     """The processes that have the environment variable of this test, by their command lines."""
     found = []
@@ -59,7 +64,13 @@ def test_while_an_index_says_nothing(tmp_path: Path, whole_group: bool) -> None:
         }
         command = [sys.executable, "-m", "patchkit.cli.main", "check", "-a", "llama", "--static", "-t", "4.90.0"]
         process = subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=interruptible,
         )
         try:
             assert server.stdout.readline() == "asked\n"
@@ -111,6 +122,7 @@ def test_while_processes_rewrite(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         start_new_session=True,
+        preexec_fn=interruptible,
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (130, "patchkit: interrupted; files are as they were\n")
@@ -123,7 +135,7 @@ def test_while_processes_rewrite(tmp_path: Path) -> None:
         ("bench", "patchkit.testing.comparison.compare_architecture"),
         ("cache", "patchkit.check.cache.entries"),
         ("check --all", "patchkit.check.releases.resolve"),
-        ("diff --arch llama", "patchkit.cli.diff.architectures"),
+        ("diff --arch llama", "patchkit.cli.diff.find"),
         ("env", "patchkit.cli.env.Environment.read"),
         ("matrix", "patchkit.check.releases.resolve"),
         ("watch", "patchkit.check.index.list_versions"),

@@ -132,10 +132,12 @@ def test_falling_back_while_compiling_is_reported(monkeypatch):
     """The numbers are right, and the graph has nothing of what was asked for."""
     from patchkit.runtime import blocks
 
-    real = blocks.call_reason
+    real = blocks.input_of
     model, inputs = case("llama")
     assert CHECKS["compile"](model, inputs, patchkit.apply).passed
-    monkeypatch.setattr(blocks, "call_reason", lambda x: "compiling" if torch.compiler.is_compiling() else real(x))
+    monkeypatch.setattr(
+        blocks, "input_of", lambda x, precision: "compiling" if torch.compiler.is_compiling() else real(x, precision)
+    )
     result = CHECKS["compile"](model, inputs, patchkit.apply)
     assert result.status == "failed"
     assert "lora_projections: 2 calls are not in the graph" in str(result)
