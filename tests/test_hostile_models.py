@@ -267,7 +267,7 @@ def lazily(mlp):
 
 
 def unlike(mlp):
-    mlp.gate_proj._modules["lora_A"] = "text"
+    mlp.gate_proj.lora_dropout._modules["default"] = "text"
 
 
 @pytest.mark.parametrize("change", [lambda mlp: setattr(mlp, "__class__", RaisingMLP), lazily, unlike])

@@ -166,8 +166,10 @@ def _followed(address: Address, settings: Mapping[str, str], end: float) -> tupl
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Leaves redirects to :func:`_followed`: urllib sends every header along, and reads all of the answer."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow nothing."""
+    def http_error_302(self, *_: Any, **__: Any) -> None:
+        """Follow nothing, and do not even take the address apart."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _opener(settings: Mapping[str, str]) -> urllib.request.OpenerDirector:

@@ -13,7 +13,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import patchkit
-from patchkit.testing import add_lora, compare_runs, fused_calls, randomise_adapter, run, tiny_inputs, tiny_model
+from patchkit.testing import (
+    Result,
+    RoundingErrors,
+    add_lora,
+    compare_runs,
+    fused_calls,
+    randomise_adapter,
+    run,
+    tiny_inputs,
+    tiny_model,
+)
+from patchkit.testing.tiny_models import generator_for
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::patchkit.errors.PatchkitWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -266,22 +277,21 @@ def test_state(state, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_autocast(model):
-    """In low precision: not further from float32 than upstream is, in the total of all gradients."""
-    original = MODELS[model]()
-    truth = run_it(copy.deepcopy(original))
-    reference, patched = copy.deepcopy(original), original
-    patchkit.apply(patched)
-    expected, found = (run_it(m, autocast=torch.bfloat16) for m in (reference, patched))
-
-    def distance(result):
-        return (
-            sum((result.gradients[name].double() - g.double()).square().sum() for name, g in truth.gradients.items())
-            ** 0.5
-        )
-
-    assert found.gradients.keys() == expected.gradients.keys()
-    assert {n: g.dtype for n, g in found.gradients.items()} == {n: g.dtype for n, g in expected.gradients.items()}
-    assert distance(found) <= patchkit.testing.LOW_PRECISION_RATIO * distance(expected)
+    """In low precision: all gradients together are not further from float32 than upstream's are, over some draws."""
+    original, errors = MODELS[model](), RoundingErrors()
+    for draw in range(6):
+        reference = copy.deepcopy(original)
+        with torch.no_grad():
+            for name, parameter in reference.named_parameters():
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator_for(name, draw)))
+        truth, patched = run_it(copy.deepcopy(reference)), copy.deepcopy(reference)
+        patchkit.apply(patched)
+        expected, found = (run_it(m, autocast=torch.bfloat16) for m in (reference, patched))
+        assert found.gradients.keys() == expected.gradients.keys()
+        assert {n: g.dtype for n, g in found.gradients.items()} == {n: g.dtype for n, g in expected.gradients.items()}
+        gradients = truth.gradients.items()
+        errors.add_draw("all", [Result(g, expected.gradients[name], found.gradients[name]) for name, g in gradients])
+    assert not errors.failures()
 
 
 @pytest.mark.parametrize("model", MODELS)
