@@ -140,9 +140,15 @@ def submodule(module: nn.Module, name: str) -> Any:
     """
     state = module.__dict__
     found: nn.Module | None = state["_modules"].get(name)
-    if found is None or name in state or name in state["_parameters"] or name in state["_buffers"]:
+    # A block has neither parameters nor buffers of its own, as a rule.
+    if found is None or name in state or ((state["_parameters"] or state["_buffers"]) and _hides(state, name)):
         return getattr(module, name)
     return found
+
+
+def _hides(state: dict[str, Any], name: str) -> bool:
+    """Whether ``torch.nn.Module`` finds a parameter or buffer of this name before a submodule."""
+    return name in state["_parameters"] or name in state["_buffers"]
 
 
 def _trained(weight: object) -> bool:

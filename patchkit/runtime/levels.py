@@ -181,12 +181,13 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     shape = weight.shape
     if len(shape) != 2 or shape[1] != features:
         return f"its weight has shape {tuple(shape)} for {features} features (sharded, or not a matrix)"
+    outputs = shape[0]
     if weight.device != device:
         return "it is on another device than its input"
     if bias is not None and (
         type(bias) not in PLAIN_TENSORS
         or bias.device != device
-        or bias.shape != (shape[0],)
+        or bias.shape != (outputs,)
         or (bias.dtype != dtype and not stored and autocast is None)
     ):
         return "its bias does not fit its weight"
@@ -197,15 +198,19 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
             return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
         if lora_a.device != device or lora_b.device != device:
             return "its adapter is on another device than its input"
-        rank, inputs = lora_a.shape
+        try:
+            (rank, inputs), (rows, columns) = lora_a.shape, lora_b.shape
+        except ValueError:
+            return "its A or B is not a matrix"
         adapter_dtype = lora_a.dtype
-        if inputs != features or lora_b.shape != (shape[0], rank) or lora_b.dtype != adapter_dtype:
+        # Numbers, not shapes: comparing a torch.Size costs more than making it.
+        if inputs != features or rows != outputs or columns != rank or lora_b.dtype is not adapter_dtype:
             return "its A and B do not fit together"
         if (lora_bias is not None or magnitude is not None) and (
             reason := _unfit_vectors(lora_bias, magnitude, lora_b, autocast, dims)
         ):
             return reason
-        if adapter is not adapters[0] and adapter_dtype != lora:
+        if adapter_dtype is not lora and adapter is not adapters[0]:
             return "its adapters differ in dtype"
         lora = adapter_dtype
     precision = table.get((given_dtype, autocast, dtype, lora, stored, adapter_precision))

@@ -201,6 +201,8 @@ def test_a_function_of_another_name_of_the_same_file():
 @pytest.mark.parametrize("place", [(F, "linear"), (lora.Linear, "forward"), (LlamaMLP, "forward")], ids=str)
 def test_replaced_before_compiling(place, monkeypatch):
     """In one graph, and with what stood there when it was traced."""
+    # The compiler learns once in a process which functions are torch's: before one of them is replaced.
+    torch.compile(lambda t: torch.nn.functional.linear(t, t), backend="eager")(torch.ones(2, 2))
     model, reference = model_and_reference({})
     patchkit.apply(model)
     replaced(monkeypatch, *place)
