@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,23 +59,27 @@ class Formula:
             attributes of a ``torch.nn.Module`` go through is included. A name that the installed release lacks takes no
             part.
         absent: classes, and names that neither they nor their bases may define, because their instances do.
-        beyond: another formula that is always asked about first: what it compares is not compared again.
+        after: another formula that is always asked about first. Once this one is in use, the other compares its
+            functions too, so that they cost nothing more where many layers have the same formula.
 
     Attributes:
         intact: whether all functions are known to be the library's own. False may also say that it is not known yet,
             and :meth:`replaced` decides.
+        held: whether ``after`` has compared the functions of this one when it was last found intact.
     """
 
-    __slots__ = ("_absent", "_beyond", "_culprit", "_functions", "_met", "intact")
+    __slots__ = ("_absent", "_after", "_culprit", "_functions", "_guests", "_met", "held", "intact")
 
     def __init__(
         self,
         functions: Mapping[Any, str],
         absent: Mapping[type, str] | None = None,
         *,
-        beyond: Formula | None = None,
+        after: Formula | None = None,
     ) -> None:
-        self._beyond = beyond
+        self._after = after
+        self._guests: list[Formula] = []
+        self.held = False
         self._functions = {owner: tuple(names.split()) for owner, names in functions.items()}
         self._absent = {owner: tuple(names.split()) for owner, names in (absent or {}).items()}
         self.intact: Callable[[], bool] = _unknown
@@ -102,20 +105,29 @@ class Formula:
 
     def look_up(self) -> str | None:
         """The same, where nothing is traced."""
-        if self.intact():
-            return None
-        if self._culprit is None or not self._culprit.still_holds():
-            places = list(self._places())
-            self._met.update((place.owner, place.name) for place in places)
-            self._culprit = next((place for place in places if not _is_own(place)), None)
-            if self._culprit is None:
-                self.intact = self._comparison(places)
-                return None
-        return _described(self._culprit)
+        if not self.intact():
+            for guest in self._guests:
+                guest.held = False
+            self._guests.clear()
+            if self._culprit is None or not self._culprit.still_holds():
+                places = list(self._places())
+                self._met.update((place.owner, place.name) for place in places)
+                self._culprit = next((place for place in places if not _is_own(place)), None)
+                if self._culprit is None:
+                    self.intact = _comparison(places, self._classes())
+            if self._culprit is not None:
+                return _described(self._culprit)
+        if self._after is not None and not self.held and self._after.intact():
+            self._after._take_in(self)
+        return None
 
-    def _comparison(self, places: list[_Place]) -> Callable[[], bool]:
-        known = set() if self._beyond is None else {(id(place.home), place.name) for place in self._beyond._places()}
-        return _comparison([place for place in places if (id(place.home), place.name) not in known], self._classes())
+    def _take_in(self, guest: Formula) -> None:
+        formulas = (self, *self._guests, guest)
+        places = [place for formula in formulas for place in formula._places()]
+        classes = dict.fromkeys(cls for formula in formulas for cls in formula._classes())
+        self.intact = _comparison(places, list(classes))
+        self._guests.append(guest)
+        guest.held = True
 
     def _places(self) -> Iterator[_Place]:
         for owner, names in self._functions.items():
@@ -202,21 +214,20 @@ def nothing_changed(*owners: type) -> Callable[[], bool]:
 def _comparison(places: list[_Place], classes: list[type]) -> Callable[[], bool]:
     """A function that says whether all is as it is now.
 
-    It runs at every call of a block. So each namespace is asked once for all of its names, in C, and the whole is made
-    from text: a chain of comparisons takes a third of the time of a loop.
+    It runs at every call of a block, so it is one chain of comparisons, made from text: a loop takes three times as
+    long.
     """
-    values: dict[str, object] = {"sizes": tuple(map(len, map(vars, classes)))}
-    values |= {f"class_{index}": vars(cls) for index, cls in enumerate(classes)}
+    values: dict[str, object] = {f"class_{index}": vars(cls) for index, cls in enumerate(classes)}
     homes: dict[int, tuple[Owner, dict[str, object]]] = {}
     for place in places:
         if place.wanted and place.home is not object:
             homes.setdefault(id(place.home), (place.home, {}))[1][place.name] = place.value
-    lengths = "".join(f"len(class_{index}), " for index in range(len(classes)))
-    terms = [f"({lengths}) == sizes"] if classes else []
+    terms = [f"len(class_{index}) == {len(vars(cls))}" for index, cls in enumerate(classes)]
     for index, (home, wanted) in enumerate(homes.values()):
-        take = itemgetter(*wanted)
-        values |= {f"home_{index}": vars(home), f"take_{index}": take, f"values_{index}": take(wanted)}
-        terms.append(f"take_{index}(home_{index}) {'==' if len(wanted) > 1 else 'is'} values_{index}")
+        values[f"home_{index}"] = vars(home)
+        for name, value in wanted.items():
+            values[f"{name}_{index}"] = value
+            terms.append(f"home_{index}[{name!r}] is {name}_{index}")
     # A KeyError: something was deleted.
     text = (
         f"def make({', '.join(values)}):\n def intact():\n  try:\n   return {' and '.join(terms) or 'True'}\n"

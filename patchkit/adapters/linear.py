@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchkit.adapters.formula import Formula
-from patchkit.adapters.protocol import Reason, interference
+from patchkit.adapters.protocol import Reason, interference, quick
 from patchkit_kernels.projection import Projection
 
 LINEAR = Formula({nn.Linear: "forward", F: "linear"}, {nn.Linear: "weight bias"})
@@ -18,7 +18,7 @@ LOOKED_UP = ("weight", "bias")
 def read_linear(module: nn.Module) -> Projection | Reason:
     """The weight and bias of a ``torch.nn.Linear``, or why it must be called instead."""
     found = weight_and_bias(module)
-    return found if isinstance(found, str) else Projection(*found)
+    return found if isinstance(found, str) else quick(Projection, (*found, ()))
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None] | Reason:

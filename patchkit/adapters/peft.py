@@ -58,7 +58,7 @@ _DORA = Formula(
         lora.Linear: "get_base_layer",
     },
     {dora.DoraLinearLayer: "weight", lora.Linear: "lora_magnitude_vector"},
-    beyond=FORMULA,
+    after=FORMULA,
 )
 _SAVED = Formula(
     {
@@ -66,9 +66,11 @@ _SAVED = Formula(
         "disable_adapters active_adapters",
     },
     {ModulesToSaveWrapper: "modules_to_save original_module _adapters"},
-    beyond=FORMULA,
+    after=FORMULA,
 )
 
+_traced = torch.compiler.is_dynamo_compiling  # a comparison would be a guard for each function
+_Linear, _ModuleDict, _Identity, _Dropout = nn.Linear, nn.ModuleDict, nn.Identity, nn.Dropout
 _LOOKED_UP = ("_check_forward_args", "_cast_input_dtype", "base_layer", "lora_A", "lora_B", "lora_dropout")
 _USUAL_LINEAR = len(nn.Linear(1, 1, device="meta").__dict__)
 _USUAL_DROPOUT = {nn.Identity: len(nn.Identity().__dict__), nn.Dropout: len(nn.Dropout().__dict__)}
@@ -103,16 +105,31 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
                 return "its adapters are disabled"
             if state["merged_adapters"]:
                 return "its adapters are merged"
-            base = modules["base_layer"]
-            read = bases.get(type(base))
-            if read is None:
-                return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
-            found = read(base)
-            if isinstance(found, str):
-                return f"base layer: {found}"
-            chosen: Any = module._active_adapter  # PEFT keeps one name or a list of names
+            base: nn.Module = modules["base_layer"]
+            own = base.__dict__
+            # What weight_and_bias looks at, without the call: nearly every base is such a layer.
+            if (
+                type(base) is not _Linear
+                or (own["_forward_pre_hooks"] or own["_forward_hooks"])
+                or (own["_backward_hooks"] or own["_backward_pre_hooks"])
+                or ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
+                or ("weight" in own or "bias" in own)
+            ):
+                read = bases.get(type(base))
+                if read is None:
+                    return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
+                found = read(base)
+                if isinstance(found, str):
+                    return f"base layer: {found}"
+                weight, bias = found
+            else:
+                parameters = own["_parameters"]
+                weight, bias = parameters["weight"], parameters["bias"]
+                if weight is None:
+                    return "base layer: its weight is not a parameter"
+            chosen = state["_active_adapter"]  # PEFT keeps one name or a list of names
             factors = modules["lora_A"]
-            if type(factors) is not nn.ModuleDict:
+            if type(factors) is not _ModuleDict:
                 return "its adapters are not kept in a torch.nn.ModuleDict"
             available = factors.__dict__["_modules"]
             adapters: tuple[Adapter, ...] = ()
@@ -124,7 +141,7 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
                     adapters += (adapter,)
         except KeyError as error:
             return f"its adapter lacks a part: there is no {error}"
-        return quick(Projection, (found[0], found[1], adapters))
+        return quick(Projection, (weight, bias, adapters))
 
     return read_lora
 
@@ -146,11 +163,11 @@ def _read_adapter(
             return "get_base_layer was replaced on the instance"
         magnitude = read
     factors_b, dropouts = modules["lora_B"], modules["lora_dropout"]
-    if type(factors_b) is not nn.ModuleDict or type(dropouts) is not nn.ModuleDict:
+    if type(factors_b) is not _ModuleDict or type(dropouts) is not _ModuleDict:
         return "its adapters are not kept in a torch.nn.ModuleDict"
     dropout: Any = dropouts.__dict__["_modules"][name]
     lora_a, lora_b = factors_a[name], factors_b.__dict__["_modules"][name]
-    if type(lora_a) is not nn.Linear or type(lora_b) is not nn.Linear:
+    if type(lora_a) is not _Linear or type(lora_b) is not _Linear:
         return "its adapter is not made of two linear layers"
     own_a, own_b, own, kind = lora_a.__dict__, lora_b.__dict__, dropout.__dict__, type(dropout)
     if (
@@ -179,7 +196,10 @@ def _read_adapter(
         if reason is not None:
             return reason
     probability = 0.0
-    if kind is not nn.Identity:
+    if kind is _Dropout and type(own["p"]) is float and 0.0 <= own["p"] <= 1.0 and not own["inplace"]:
+        if own["training"]:
+            probability = own["p"]
+    elif kind is not _Identity:
         dropped = drop_probability(dropout)
         if isinstance(dropped, str):
             return dropped
@@ -187,11 +207,11 @@ def _read_adapter(
     bias = parameters_b["bias"]
     if magnitude is None:
         return quick(Adapter, (weight_a, weight_b, scaling, bias, None, probability))
-    if kind is nn.Identity or not state["training"]:
+    if kind is _Identity or not state["training"]:
         probability = 0.0  # PEFT asks the layer, not its dropout, whether it trains
     elif not probability:
         return "its dropout does not train with it"
-    return Adapter(weight_a, weight_b, scaling, bias, magnitude, probability)
+    return quick(Adapter, (weight_a, weight_b, scaling, bias, magnitude, probability))
 
 
 def _read_magnitude(state: dict[str, Any], modules: dict[str, Any], name: str) -> torch.Tensor | Reason:
@@ -203,13 +223,17 @@ def _read_magnitude(state: dict[str, Any], modules: dict[str, Any], name: str) -
     if type(layer) is not dora.DoraLinearLayer:
         return f"its magnitude is kept by a {type(layer).__qualname__}"
     own = layer.__dict__
-    hidden = "weight" in own or "get_weight_norm" in own or "get_lora_weight" in own
-    reason = interference(layer, ("weight", "get_weight_norm", "get_lora_weight") if hidden else ())
-    if reason is None and (torch.compiler.is_compiling() or not _DORA.intact()):
-        reason = _DORA.replaced()
-    if reason is not None:
-        return f"magnitude of adapter {name!r}: {reason}"
-    if getattr(dora, "ENABLE_DORA_CACHING", False) and not layer.training:
+    if (
+        (own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
+        or ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
+        or ("weight" in own or "get_weight_norm" in own or "get_lora_weight" in own)
+        or _traced()
+        or not _DORA.held
+    ):
+        reason = interference(layer, ("weight", "get_weight_norm", "get_lora_weight")) or _DORA.replaced()
+        if reason is not None:
+            return f"magnitude of adapter {name!r}: {reason}"
+    if not own["training"] and getattr(dora, "ENABLE_DORA_CACHING", False):
         return "PEFT's DoRA cache is on"
     magnitude = own["_parameters"].get("weight")
     return "its magnitude is not a parameter" if magnitude is None else magnitude

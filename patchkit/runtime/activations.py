@@ -33,21 +33,33 @@ _NAMES: dict[type[nn.Module], Activation] = {
     nn.GELU: "gelu_erf",  # or the other, which it says itself
 }
 _FORMULAS = {
-    kind: Formula({kind: "forward _gelu_python _gelu_tanh_python", F: "silu gelu"}, beyond=FORMULA) for kind in _NAMES
+    kind: Formula({kind: "forward _gelu_python _gelu_tanh_python", F: "silu gelu"}, after=FORMULA) for kind in _NAMES
 }
 _FUNCTION = Formula({F: "silu"})
+_traced = torch.compiler.is_dynamo_compiling
 _NOT_FUSED: Reason = "it is not fused"
 
 
 def read_activation(module: object) -> Activation | None:
     """The name of the function, or None if it is not one that is fused, or must be called for another reason."""
-    if unfit_activation(module) is not None:
-        return None
     kind: Any = type(module)
-    name = _NAMES.get(kind)
-    if name is None:
-        return "silu"  # the function itself
-    return "gelu_tanh" if kind is nn.GELU and module.approximate == "tanh" else name  # type: ignore[attr-defined]
+    formula = _FORMULAS.get(kind)
+    if formula is None:  # maybe the function itself
+        return "silu" if unfit_activation(module) is None else None
+    state = module.__dict__
+    # What unfit_activation looks at, without the calls: this runs at every call of an MLP.
+    if (
+        (state["_forward_pre_hooks"] or state["_forward_hooks"])
+        or (state["_backward_hooks"] or state["_backward_pre_hooks"])
+        or ("forward" in state or "_call_impl" in state or "_compiled_call_impl" in state)
+        or ("act" in state or state.get("inplace"))
+        or _traced()
+        or not formula.held
+    ) and unfit_activation(module) is not None:
+        return None
+    if kind is nn.GELU and module.approximate == "tanh":  # type: ignore[attr-defined]
+        return "gelu_tanh"
+    return _NAMES[kind]
 
 
 def unfit_activation(module: object) -> Reason | None:
@@ -56,14 +68,9 @@ def unfit_activation(module: object) -> Reason | None:
     formula = _FORMULAS.get(kind)
     if formula is None:
         return _FUNCTION.replaced() if module is F.silu else _NOT_FUSED
-    reason = interference(module)  # type: ignore[arg-type]
+    reason = interference(module) or formula.replaced()  # type: ignore[arg-type]
     if reason is not None:
         return reason
-    # Tracing asks in another way; every graph is made of the answer.
-    if torch.compiler.is_compiling() or not formula.intact():
-        reason = formula.replaced()
-        if reason is not None:
-            return reason
     state = module.__dict__
     if state.get("inplace"):
         return "it works in place"

@@ -58,12 +58,14 @@ def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice
     """The level of projections that read the same input (q, k and v, or one alone)."""
     if isinstance(given, str):
         return Choice("upstream", (given,) * len(modules))
-    readings = tuple([examine(module, given) for module in modules])
-    precision, with_adapter = _together(readings)
+    readings, precision, with_adapter = _examine_all(modules, given)
     if not with_adapter:
-        return Choice("upstream", readings, None, NO_ADAPTER)
-    if isinstance(precision, str):
-        return Choice("linear", readings, reason=precision)
+        return quick(Choice, ("upstream", readings, None, NO_ADAPTER, None))
+    if precision is None:
+        found = common_precision(readings)
+        if isinstance(found, str):
+            return Choice("linear", readings, reason=found)
+        precision = found
     return quick(Choice, ("fused", readings, precision, None, None))
 
 
@@ -73,30 +75,31 @@ def choose_mlp(
     """The level of a gated MLP."""
     if isinstance(given, str):
         return Choice("upstream", (given,) * (len(inputs) + 1))
-    readings = [examine(module, given) for module in inputs]
+    readings, precision, with_adapter = _examine_all(inputs, given)
     # Down reads what gate and up yield, one joint projection both of them.
     dtype, width, same_width = given.dtype, 0, True
     for reading in readings:
-        if isinstance(reading, Ready):
+        if type(reading) is Ready:
             own = reading.projection.weight.shape[0] * len(inputs) // 2
             same_width = same_width and width in (0, own)
             dtype, width = reading.precision.output, own
     features = width if width and same_width else _in_features(down)
-    readings.append(examine(down, quick(Input, (features, dtype, *given[2:]))))
-    found = tuple(readings)
-    precision, with_adapter = _together(found)
+    last = examine(down, quick(Input, (features, dtype, *given[2:])))
+    readings += (last,)
+    with_adapter = with_adapter or (type(last) is Ready and adapted(last))
+    found = precision if type(last) is Ready and last.precision is precision else common_precision(readings)
     name = read_activation(activation)
     level: Level = "linear" if with_adapter else "upstream"
-    if isinstance(precision, str):
-        return Choice(level, found, reason=precision)
+    if isinstance(found, str):
+        return Choice(level, readings, reason=found)
     if not same_width:
-        return Choice(level, found, reason="gate and up differ in width")
+        return Choice(level, readings, reason="gate and up differ in width")
     if name is None:
         why = unfit_activation(activation)
-        return Choice(level, found, reason=f"activation {type(activation).__qualname__}: {why}")
-    if not with_adapter and not _wants_gradient(x, found):
-        return Choice("upstream", found, reason=NO_GRADIENT)
-    return quick(Choice, ("fused", found, precision, None, name))
+        return Choice(level, readings, reason=f"activation {type(activation).__qualname__}: {why}")
+    if not with_adapter and not _wants_gradient(x, readings):
+        return Choice("upstream", readings, reason=NO_GRADIENT)
+    return quick(Choice, ("fused", readings, found, None, name))
 
 
 def _in_features(module: nn.Module) -> int:
@@ -105,14 +108,20 @@ def _in_features(module: nn.Module) -> int:
     return found
 
 
-def _together(readings: Sequence[Ready | Reason]) -> tuple[Precision | Reason, bool]:
-    """The precision of :func:`common_precision`, and whether any projection has an adapter.
+def _examine_all(
+    modules: Sequence[nn.Module], given: Input
+) -> tuple[tuple[Ready | Reason, ...], Precision | None, bool]:
+    """What is found of each, the precision of them all, and whether any has an adapter.
 
-    In one look at each where they agree, as they do at most calls.
+    The precision is None where they do not all have the same one at once, and :func:`common_precision` decides. In one
+    look at each: they agree at most calls.
     """
+    readings: list[Ready | Reason] = []
     common: Precision | None = None
     agreed, with_adapter = True, False
-    for reading in readings:
+    for module in modules:
+        reading = examine(module, given)
+        readings.append(reading)
         if type(reading) is not Ready:
             agreed = False
             continue
@@ -123,7 +132,7 @@ def _together(readings: Sequence[Ready | Reason]) -> tuple[Precision | Reason, b
             common = precision
         elif precision is not common:
             agreed = False
-    return common if agreed and common is not None else common_precision(readings), with_adapter
+    return tuple(readings), common if agreed else None, with_adapter
 
 
 def _wants_gradient(x: Tensor, readings: Sequence[Ready | Reason]) -> bool:
@@ -140,15 +149,10 @@ def submodule(module: nn.Module, name: str) -> Any:
     """
     state = module.__dict__
     found: nn.Module | None = state["_modules"].get(name)
-    # A block has neither parameters nor buffers of its own, as a rule.
-    if found is None or name in state or ((state["_parameters"] or state["_buffers"]) and _hides(state, name)):
+    # A block has neither parameters nor buffers of its own, as a rule; they are found before a submodule.
+    if found is None or name in state or state["_parameters"] or state["_buffers"]:
         return getattr(module, name)
     return found
-
-
-def _hides(state: dict[str, Any], name: str) -> bool:
-    """Whether ``torch.nn.Module`` finds a parameter or buffer of this name before a submodule."""
-    return name in state["_parameters"] or name in state["_buffers"]
 
 
 def _trained(weight: object) -> bool:

@@ -30,12 +30,15 @@ from patchkit.adapters.readers import READERS, casts_input, read_projection
 from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
 from patchkit_kernels.projection import Adapter, Precision, Projection
 
-_functorch = torch._C._functorch
+_traced = torch.compiler.is_dynamo_compiling
+_functorch_level = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
 _function_modes = torch._C._len_torch_function_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _any_autocast = torch._C._is_any_autocast_enabled
+_strided, _Parameter = torch.strided, nn.Parameter
 
+UNFIT_VECTOR: Reason = "the bias or magnitude of its adapter does not fit"
 GLOBAL_HOOK: Reason = "a global module hook is registered"
 
 Level = Literal["fused", "linear", "upstream"]
@@ -80,9 +83,13 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
     """
     if type(x) not in PLAIN_TENSORS:
         return f"the input is a {type(x).__module__}.{type(x).__qualname__}"
-    if x.layout is not torch.strided:
+    if x.layout is not _strided:
         return "the input is a sparse or nested tensor"
-    dims = x.dim()
+    try:
+        shape = x.shape
+    except RuntimeError:  # the older kind of nested tensor calls itself strided, and has no sizes
+        return "the input is a sparse or nested tensor"
+    dims = len(shape)
     if dims == 0:
         return "the input is a scalar"
     if (
@@ -93,7 +100,7 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
     ) and any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in _global_hooks()):
         return GLOBAL_HOOK
     table = PRECISIONS
-    if torch.compiler.is_compiling():
+    if _traced():
         table = {}
         reason = FORMULA.replaced() or _function_mode()
         if reason is not None:
@@ -102,21 +109,17 @@ def input_of(x: Tensor, precision: AdapterPrecision = "peft") -> Input | Reason:
         not FORMULA.intact()
         or _function_modes()
         or _dispatch_modes()
-        or _functorch.peek_interpreter_stack() is not None
+        or _functorch_level() is not None
         or forward_ad._current_level >= 0
         or _tracing_state() is not None
     ):
         reason = _surroundings()
         if reason is not None:
             return reason
-    device, autocast = x.device, None
+    device, dtype, autocast = x.device, x.dtype, None
     if _any_autocast() and device.type != "meta" and torch.is_autocast_enabled(device.type):
         autocast = torch.get_autocast_dtype(device.type)
-    try:
-        features = x.shape[-1]
-    except RuntimeError:  # the older kind of nested tensor calls itself strided, and has no sizes
-        return "the input is a sparse or nested tensor"
-    return quick(Input, (features, x.dtype, device, autocast, precision, dims, table))
+    return quick(Input, (shape[-1], dtype, device, autocast, precision, dims, table))
 
 
 def _surroundings() -> Reason | None:
@@ -124,7 +127,9 @@ def _surroundings() -> Reason | None:
     reason = FORMULA.replaced()
     if reason is not None:
         return reason
-    if _functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling():  # export that runs the code instead of tracing it
+        return _function_mode()
+    if _functorch_level() is not None:
         return "inside a torch.func transform"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
@@ -165,23 +170,25 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     """A projection module for this input: its tensors and precision, or why it must be called."""
     reader = READERS.get(type(module))
     projection = read_projection(module) if reader is None else reader(module)
-    if isinstance(projection, str):
-        return projection
+    if type(projection) is not Projection:
+        return projection  # type: ignore[return-value]
     features, given_dtype, device, autocast, adapter_precision, dims, table = given
     weight, bias, adapters = projection
     kind = type(weight)
-    if kind in PLAIN_TENSORS:
+    if kind is _Parameter or kind in PLAIN_TENSORS:
         dtype, stored = weight.dtype, False  # type: ignore[union-attr]
-        if weight.layout is not torch.strided:  # type: ignore[union-attr]
+        if weight.layout is not _strided:  # type: ignore[union-attr]
             return "its weight is sparse"
     elif isinstance(weight, Tensor):
         return f"its weight is a {kind.__module__}.{kind.__qualname__}"
     else:
         dtype, stored = weight.compute_dtype(given_dtype), True
-    shape = weight.shape
-    if len(shape) != 2 or shape[1] != features:
-        return f"its weight has shape {tuple(shape)} for {features} features (sharded, or not a matrix)"
-    outputs = shape[0]
+    try:
+        outputs, inputs = weight.shape
+    except ValueError:
+        inputs = None
+    if inputs != features:
+        return f"its weight has shape {tuple(weight.shape)} for {features} features (sharded, or not a matrix)"
     if weight.device != device:
         return "it is on another device than its input"
     if bias is not None and (
@@ -194,7 +201,9 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
     lora = dtype
     for adapter in adapters:
         lora_a, lora_b, _, lora_bias, magnitude, _ = adapter
-        if type(lora_a) not in PLAIN_TENSORS or type(lora_b) not in PLAIN_TENSORS:
+        if (type(lora_a) is not _Parameter and type(lora_a) not in PLAIN_TENSORS) or (
+            type(lora_b) is not _Parameter and type(lora_b) not in PLAIN_TENSORS
+        ):
             return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
         if lora_a.device != device or lora_b.device != device:
             return "its adapter is on another device than its input"
@@ -206,18 +215,24 @@ def examine(module: nn.Module, given: Input) -> Ready | Reason:
         # Numbers, not shapes: comparing a torch.Size costs more than making it.
         if inputs != features or rows != outputs or columns != rank or lora_b.dtype is not adapter_dtype:
             return "its A and B do not fit together"
-        if (lora_bias is not None or magnitude is not None) and (
-            reason := _unfit_vectors(lora_bias, magnitude, lora_b, autocast, dims)
-        ):
-            return reason
+        if magnitude is not None:
+            if _is_unfit(magnitude, device, rows):
+                return UNFIT_VECTOR
+            if dims < 2:
+                return "DoRA makes a matrix of a single vector"
+        if lora_bias is not None:
+            if _is_unfit(lora_bias, device, rows):
+                return UNFIT_VECTOR
+            if autocast is None and lora_bias.dtype is not adapter_dtype:
+                return "the bias of its B does not have B's dtype"
         if adapter_dtype is not lora and adapter is not adapters[0]:
             return "its adapters differ in dtype"
         lora = adapter_dtype
     precision = table.get((given_dtype, autocast, dtype, lora, stored, adapter_precision))
     if precision is None:
         precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
-    if isinstance(precision, str):
-        return precision
+    if type(precision) is not Precision:
+        return precision  # type: ignore[return-value]
     if autocast is not None and precision.drawn != given_dtype and _draws(adapters) and not casts_input(module):
         precision = precision._replace(drawn=given_dtype)
     return quick(Ready, (projection, precision))
@@ -227,18 +242,13 @@ def _draws(adapters: Sequence[Adapter]) -> bool:
     return any(adapter.dropout for adapter in adapters)
 
 
-def _unfit_vectors(
-    bias: Tensor | None, magnitude: Tensor | None, lora_b: Tensor, autocast: torch.dtype | None, dims: int
-) -> Reason | None:
-    """Why the bias of B or DoRA's magnitude cannot be computed with; None if they can."""
-    for vector in (bias, magnitude):
-        if vector is not None and (
-            type(vector) not in PLAIN_TENSORS or vector.device != lora_b.device or vector.shape != lora_b.shape[:1]
-        ):
-            return "the bias or magnitude of its adapter does not fit"
-    if bias is not None and bias.dtype != lora_b.dtype and autocast is None:
-        return "the bias of its B does not have B's dtype"
-    return "DoRA makes a matrix of a single vector" if dims < 2 and magnitude is not None else None
+def _is_unfit(vector: Tensor, device: torch.device, outputs: int) -> bool:
+    """Whether the bias of B or DoRA's magnitude cannot be computed with."""
+    try:
+        (size,) = vector.shape
+    except ValueError:
+        return True
+    return size != outputs or vector.device != device or type(vector) not in PLAIN_TENSORS
 
 
 def adapted(ready: Ready) -> bool:
