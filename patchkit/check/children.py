@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from patchkit.check.processes import start, stop
 
 _LOOK_EVERY = 0.1
 _SAID_LIMIT = 16 * 2**20
@@ -49,7 +51,7 @@ def run_child(
     folder: Path | None = None,
     limit: int = 0,
 ) -> Done:
-    """Run a process to its end.
+    """Run a process to its end, and end with it all that it started and left.
 
     Args:
         command: the program and its arguments.
@@ -65,15 +67,7 @@ def run_child(
     end = time.monotonic() + seconds
     # Files, because a pipe that a grandchild holds open is never at its end.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as said:
-        # A session of its own, so that it can be ended with all that it started.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=said,
-            env=environment,
-            start_new_session=os.name != "nt",
-        )
+        process = start(command, environment, stdin=subprocess.DEVNULL, stdout=output, stderr=said)
         _running.add(process)
         try:
             while process.poll() is None:
@@ -85,10 +79,8 @@ def run_child(
                     raise ChildError(f"it fetched more than {limit >> 20} MiB")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_EVERY)
-        except BaseException:
-            _end(process)
-            raise
         finally:
+            stop(process)
             _running.discard(process)
         return Done(process.returncode, _text(output), _text(said))
 
@@ -99,7 +91,7 @@ def all_stopped() -> Iterator[None]:
     _stopping.set()
     try:
         for process in list(_running):
-            _end(process)
+            stop(process)
         yield
     finally:
         _stopping.clear()
@@ -125,15 +117,6 @@ def without_interruptions() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.name == "nt":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _size(folder: Path) -> int:

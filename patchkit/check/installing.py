@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from patchkit.check.children import ChildError, run_child
 from patchkit.check.index import pip_settings
-from patchkit.check.processes import isolated, last_line, run_limited, variables_for_pip
+from patchkit.check.processes import isolated, last_line, variables_for_pip
 from patchkit.errors import ReleaseEnvironmentError
 
 _PINNED = ("torch", "triton", "numpy", "libcst")
@@ -58,13 +59,15 @@ def install(python: Path, requirements: tuple[str, ...], label: str, seconds: fl
     if not os.path.isdir(requirements[0]):
         arguments += ["--only-binary", ":all:"]
     settings = {name: value for name, value in pip_settings("install").items() if name in _SETTINGS}
-    ended = run_limited(isolated(python, "pip", *arguments, *requirements), variables_for_pip(settings), seconds)
-    if ended.code is None:
+    command = isolated(python, "pip", *arguments, *requirements)
+    try:
+        done = run_child(command, seconds=seconds, environment=variables_for_pip(settings))
+    except ChildError as error:
         raise ReleaseEnvironmentError(
-            f"transformers {label} cannot be installed: pip took longer than {seconds:g} s and was stopped"
-        )
-    if ended.code:
-        raise ReleaseEnvironmentError(f"transformers {label} cannot be installed: {_reason(ended.said)}")
+            f"transformers {label} cannot be installed: pip was stopped, because {error}"
+        ) from error
+    if done.code:
+        raise ReleaseEnvironmentError(f"transformers {label} cannot be installed: {_reason(done.said)}")
 
 
 def _pins() -> Iterator[str]:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,39 +92,6 @@ def isolated(python: Path, target: str, *arguments: str, like_this: bool = False
     }
     first = str(Path(__file__).with_name("isolated.py"))
     return [str(python), "-I", "-X", "utf8", "-W", "ignore", first, json.dumps(setup), target, *arguments]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended.
-
-    Attributes:
-        code: its exit code; None if it was stopped at its time limit.
-        said: what it wrote to standard error.
-    """
-
-    code: int | None
-    said: str
-
-
-def run_limited(command: Sequence[str], variables: Mapping[str, str], seconds: float) -> Ended:
-    """Run a command to its end, or stop it and all that it started.
-
-    Raises:
-        OSError: it cannot be started.
-    """
-    # A file: a pipe stays open as long as anything that the command started, which may be longer than the command.
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        process = start(command, variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
-        code: int | None = None
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            stop(process)
-        said.seek(0)
-        return Ended(code, said.read())
 
 
 def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:

@@ -26,8 +26,10 @@ def other(self, x):
 def formulas():
     first = Formula({Shared: "forward"})
     later = Formula({Part: "forward"}, {Shared: "magnitude"}, after=first)
-    assert first.replaced() is None and later.replaced() is None
-    assert first.intact() and later.held
+    assert first.replaced() is None
+    assert later.replaced() is None
+    assert first.intact()
+    assert later.held
     return first, later
 
 
@@ -41,9 +43,12 @@ def test_what_only_the_later_one_stands_for(owner, name, formulas, monkeypatch):
         assert first.intact()
         assert not later.held
         assert later.replaced() == f"{__name__}.{owner.__name__}.{name} was replaced by {__name__}.other"
-        assert first.intact() and not later.held
-    assert first.replaced() is None and later.replaced() is None
-    assert first.intact() and later.held
+        assert first.intact()
+        assert not later.held
+    assert first.replaced() is None
+    assert later.replaced() is None
+    assert first.intact()
+    assert later.held
 
 
 def test_what_both_stand_for(formulas, monkeypatch):
@@ -53,13 +58,17 @@ def test_what_both_stand_for(formulas, monkeypatch):
         assert not first.intact()
         assert first.replaced() == f"torch.nn.modules.module.Module._call_impl was replaced by {__name__}.other"
         assert not later.held
-    assert first.replaced() is None and later.replaced() is None
-    assert first.intact() and later.held
+    assert first.replaced() is None
+    assert later.replaced() is None
+    assert first.intact()
+    assert later.held
 
 
 def test_an_unrelated_attribute_makes_all_look_again(formulas, monkeypatch):
     first, later = formulas
     monkeypatch.setattr(Shared, "unrelated", 1, raising=False)
     assert not first.intact()
-    assert first.replaced() is None and not later.held
-    assert later.replaced() is None and later.held
+    assert first.replaced() is None
+    assert not later.held
+    assert later.replaced() is None
+    assert later.held

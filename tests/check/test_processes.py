@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from trap_folder import TRAPS, set_traps, sprung
 
-from patchkit.check.processes import isolated, run_limited, variables_for_pip, variables_for_release
+from patchkit.check.children import ChildError, run_child
+from patchkit.check.processes import isolated, variables_for_pip, variables_for_release
 from patchkit.check.workers import WorkerKind, ask_all
 
 TOKENS = (
@@ -132,13 +133,24 @@ def test_a_command_is_stopped_with_all_that_it_started(tmp_path):
     inner = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     start = time.monotonic()
-    ended = run_limited([sys.executable, "-c", outer], os.environ, 1.0)
-    assert ended.code is None
+    with pytest.raises(ChildError, match="was not done after 1 s"):
+        run_child([sys.executable, "-c", outer], seconds=1.0, environment=os.environ)
     assert time.monotonic() - start < 3
     time.sleep(3)
     assert not mark.exists()
 
 
 def test_what_a_command_says_and_how_it_ends():
-    ended = run_limited([sys.executable, "-c", "import sys; print('out'); sys.exit('no')"], os.environ, 60.0)
-    assert (ended.code, ended.said.strip()) == (1, "no")
+    command = [sys.executable, "-c", "import sys; print('out'); sys.exit('no')"]
+    done = run_child(command, seconds=60.0, environment=os.environ)
+    assert (done.code, done.output.strip(), done.said.strip()) == (1, "out", "no")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no process groups there")
+def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
+    mark = tmp_path / "mark"
+    inner = f"import time; time.sleep(2); open({str(mark)!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {inner!r}])"
+    assert run_child([sys.executable, "-c", code], seconds=60.0, environment=os.environ).code == 0
+    time.sleep(2.5)
+    assert not mark.exists()
