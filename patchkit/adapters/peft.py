@@ -69,7 +69,6 @@ _SAVED = Formula(
     after=FORMULA,
 )
 
-_traced = torch.compiler.is_dynamo_compiling  # a comparison would be a guard for each function
 _Linear, _ModuleDict, _Identity, _Dropout = nn.Linear, nn.ModuleDict, nn.Identity, nn.Dropout
 _LOOKED_UP = ("_check_forward_args", "_cast_input_dtype", "base_layer", "lora_A", "lora_B", "lora_dropout")
 _USUAL_LINEAR = len(nn.Linear(1, 1, device="meta").__dict__)
@@ -227,7 +226,6 @@ def _read_magnitude(state: dict[str, Any], modules: dict[str, Any], name: str) -
         (own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
         or ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
         or ("weight" in own or "get_weight_norm" in own or "get_lora_weight" in own)
-        or _traced()
         or not _DORA.held
     ):
         reason = interference(layer, ("weight", "get_weight_norm", "get_lora_weight")) or _DORA.replaced()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import activations as upstream
@@ -36,7 +35,6 @@ _FORMULAS = {
     kind: Formula({kind: "forward _gelu_python _gelu_tanh_python", F: "silu gelu"}, after=FORMULA) for kind in _NAMES
 }
 _FUNCTION = Formula({F: "silu"})
-_traced = torch.compiler.is_dynamo_compiling
 _NOT_FUSED: Reason = "it is not fused"
 
 
@@ -53,7 +51,6 @@ def read_activation(module: object) -> Activation | None:
         or (state["_backward_hooks"] or state["_backward_pre_hooks"])
         or ("forward" in state or "_call_impl" in state or "_compiled_call_impl" in state)
         or ("act" in state or state.get("inplace"))
-        or _traced()
         or not formula.held
     ) and unfit_activation(module) is not None:
         return None

@@ -216,6 +216,23 @@ def test_replaced_before_compiling(place, monkeypatch):
     assert bool(calls) == (place[0] is LlamaMLP)
 
 
+@pytest.mark.parametrize("config", [{}, DORA], ids=["LoRA", "DoRA"])
+def test_a_graph_has_no_guard_on_what_was_compared(config, monkeypatch):
+    """What is known of the functions changes between calls; a guard on it would compile everything once more."""
+    model, _ = model_and_reference(config)
+    patchkit.apply(model)
+    inputs = tiny_inputs("llama", model)
+    model(**inputs)
+    monkeypatch.setattr(lora.Linear, "unrelated", 1, raising=False)  # all is to be looked up again
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled(**inputs)
+        model(**inputs)
+        compiled(**inputs)
+    torch.compiler.reset()
+
+
 # The forward of a patched class, and how it finds its projections.
 
 
