@@ -156,3 +156,17 @@ def test_any_number_of_dimensions(shape, dora, dropout):
     found = make_apply_linear("peft")(None, layer, x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scaling", [0.0, -2.5, 3, 1e300])
+def test_scaling_is_any_finite_number(scaling):
+    layer = adapted(["proj"]).proj
+    layer.scaling["default"] = scaling
+    assert read_projection(layer).adapters[0].scaling == scaling
+
+
+@pytest.mark.parametrize("scaling", [float("inf"), -float("inf"), float("nan"), True, None, torch.tensor(2.0)], ids=str)
+def test_scaling_that_is_no_finite_number(scaling):
+    layer = adapted(["proj"]).proj
+    layer.scaling["default"] = scaling
+    assert read_projection(layer).startswith("its scaling is ")

@@ -22,8 +22,12 @@ from patchkit.runtime.levels import Input, examine
 from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
 
 
-def test_libraries_are_met_with_their_first_layer():
-    code = """
+ASKED_FIRST = ["carries_adapter(layer)", "len(read_projection(layer).adapters) == 1"]
+
+
+@pytest.mark.parametrize("question", ASKED_FIRST)
+def test_libraries_are_met_with_their_first_layer(question):
+    code = f"""
         import sys
         from torch import nn
         import patchkit
@@ -34,12 +38,13 @@ def test_libraries_are_met_with_their_first_layer():
         patchkit.apply(tiny_model("llama"))
         assert isinstance(read_projection(nn.Bilinear(2, 2, 2)), str)
         assert not carries_adapter(nn.Linear(2, 2))
-        assert not {"loralib", "torchtune"} & set(sys.modules)
+        assert not {{"loralib", "torchtune"}} & set(sys.modules)
         assert set(READERS) == known
 
         import loralib
-        assert len(read_projection(loralib.Linear(4, 4, r=2)).adapters) == 1
-        assert set(READERS) - known == {loralib.Linear, loralib.MergedLinear}
+        layer = loralib.Linear(4, 4, r=2)
+        assert {question}
+        assert set(READERS) - known == {{loralib.Linear, loralib.MergedLinear}}
         assert "torchtune" not in sys.modules
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
