@@ -17,10 +17,11 @@ from torchtune.modules.peft import DoRALinear, LoRALinear
 
 import patchkit
 from patchkit.adapters import readers
+from patchkit.adapters.linear import read_linear
+from patchkit.adapters.protocol import Library
 from patchkit.adapters.readers import carries_adapter, casts_input
 from patchkit.runtime.levels import Input, examine
 from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
-
 
 ASKED_FIRST = ["carries_adapter(layer)", "len(read_projection(layer).adapters) == 1"]
 
@@ -64,6 +65,23 @@ def test_a_release_without_the_known_layers_runs_upstream(monkeypatch, caplog):
     assert len(caplog.messages) == 1
     assert "a_library.layers" in caplog.messages[0]
     assert "of_another_release" in caplog.messages[0]
+
+
+def test_a_release_that_is_not_known_keeps_no_other_library_out(monkeypatch):
+    class Layer(nn.Linear):
+        pass
+
+    known = types.ModuleType("patchkit.adapters.of_this_release")
+    known.LIBRARY = Library({Layer: read_linear}, (Layer,), casts_input=True)
+    monkeypatch.setitem(sys.modules, known.__name__, known)
+    monkeypatch.setattr(readers, "READERS", dict(readers.READERS))
+    monkeypatch.setattr(readers, "_LIBRARIES", list(readers._LIBRARIES))
+    waiting = {"a.layers": "patchkit.adapters.of_another_release", "b.layers": known.__name__}
+    monkeypatch.setattr(readers, "_NOT_MET", waiting)
+    for name in list(waiting):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert not isinstance(readers.read_projection(Layer(2, 2)), str)
+    assert carries_adapter(Layer(2, 2))
 
 
 def adapted_by(library):
