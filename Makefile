@@ -22,14 +22,16 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpu-settings test-peft attack mutants lint matrix counts clean
+.PHONY: help demo test quick test-cpu-settings test-peft attack mutants lint format matrix counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test       run the tests"
+	@echo "make quick      the tests of the rewriter, the architectures and the API on one tiny model (seconds)"
 	@echo "make test-cpu-settings  the numeric tests under each setting of a CPU's kernels; SETTINGS=--help says which"
 	@echo "make attack     search longer for a way to make a patched model differ (minutes; ATTACK_SEED= ATTACK_EXAMPLES=)"
 	@echo "make lint       ruff, mypy, and zizmor for the workflows"
+	@echo "make format     let ruff order the imports and lay out the code"
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
 	@echo "make mutants    put silent faults into the source, one at a time, and count those that the tests find"
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
@@ -50,6 +52,10 @@ demo: $(VENV)/.demo $(VENV)/.weights
 test: $(VENV)/.test
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
+# In one process: the others would take longer to start than the tests take.
+quick: $(VENV)/.test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/rewrite tests/arch/test_registry.py tests/test_api.py $(PYTEST_ARGS)
+
 # Which kernels run depends on the CPU; these settings choose, so that one machine stands for several.
 test-cpu-settings: $(VENV)/.test
 	@$(BIN)/python tests/cpu_settings.py $(SETTINGS)
@@ -62,7 +68,7 @@ attack: $(VENV)/.test
 # Whatever PEFT is not given by a path is fetched: the source distribution of the installed version, which has its tests.
 PEFT ?= $(VENV)/peft
 test-peft: $(VENV)/.peft-suite $(if $(filter $(VENV)/peft,$(PEFT)),$(VENV)/.peft-source)
-	@$(BIN)/python -W ignore -m patchkit.peft_suite $(PEFT) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
+	@$(BIN)/python -W ignore -m tools.peft_suite $(PEFT) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
 	    $(PEFT_ARGS) -- $(PYTEST_ARGS)
 
 # A sample by seed, minutes; stopped and called again, it goes on where it was.
@@ -74,6 +80,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/zizmor --quiet --offline --persona=pedantic --min-severity=low .github/workflows
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
 
 matrix: $(VENV)/.test
 	@$(BIN)/python -m patchkit.cli.main matrix

@@ -284,7 +284,7 @@ def make_apply_mlp(
     order: Sequence[str],
     precision: AdapterPrecision,
     *,
-    gate_first: bool = True,
+    gate_first: bool,
 ) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_mlp(x)`` of a class that computes ``down(activation(gate(x)) * up(x))``.
 

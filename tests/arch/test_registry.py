@@ -91,6 +91,7 @@ def test_a_broken_plugin_is_named_and_isolated(plugins, target):
         assert registry.find("olmo") is OLMO
 
 
+@pytest.mark.slow
 def test_a_plugin_architecture_is_patched(plugins):
     """From entry point to fused training, with nothing but names."""
     import copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stand_ins import assert_same_behaviour
@@ -12,6 +13,8 @@ from stand_ins import assert_same_behaviour
 from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import Rewritten
+
+pytestmark = pytest.mark.slow
 
 VARIABLES = ("x", "y", "a", "b", "q", "k", "query", "h")
 variables = st.sampled_from(VARIABLES)

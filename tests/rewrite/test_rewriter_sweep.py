@@ -63,6 +63,7 @@ def blocks_in(source: str) -> Iterator[tuple[Block, str]]:
                     yield GatedMLP(node.name, activation="act_fn" if "act_fn" in made else "activation_fn"), forward
 
 
+@pytest.mark.slow
 def test_every_class_of_transformers_with_these_names() -> None:
     seen: Counter[str] = Counter()
     rules_of: dict[tuple[Block, str], set[str]] = {}

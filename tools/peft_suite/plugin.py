@@ -1,6 +1,6 @@
 """The pytest plugin of both runs: it seeds and records each test, and in the patched run injects ``patchkit.apply``.
 
-Loaded with ``-p patchkit.peft_suite.plugin``, in the processes of pytest-xdist too. The plain run never imports
+Loaded with ``-p tools.peft_suite.plugin``, in the processes of pytest-xdist too. The plain run never imports
 patchkit's runtime.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from patchkit.peft_suite.outcomes import Outcome, write
+from tools.peft_suite.outcomes import Outcome, write
 
 _COUNTS = "patchkit counts"
 _RANK = ("passed", "skipped", "xfailed", "xpassed", "failed", "error")
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Injects before any test module is imported."""
     counts: Counter[str] = Counter()
     if config.getoption("--peft-patched") and not _distributes(config):
-        from patchkit.peft_suite.injection import inject
+        from tools.peft_suite.injection import inject
 
         inject(counts)
     config.pluginmanager.register(_Tests(counts, stand_ins=config.getoption("--peft-stand-ins")))

@@ -31,7 +31,7 @@ def suite(tmp_path_factory):
 def everything(suite):
     """The suite run once, on two processes, so that what is counted has to cross from one to the other."""
     json_file = suite / "outcomes.json"
-    command = [sys.executable, "-W", "ignore", "-m", "patchkit.peft_suite", str(suite), "--stand-ins", "never"]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.peft_suite", str(suite), "--stand-ins", "never"]
     command += ["--json", str(json_file), "--repeats", "0", "--jobs", "2"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode in (0, 1), result.stdout + result.stderr

@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 
 from patchkit.errors import PatchkitError
-from patchkit.peft_suite.outcomes import Outcome, read
-from patchkit.peft_suite.stand_ins import write_datasets
+from tools.peft_suite.outcomes import Outcome, read
+from tools.peft_suite.stand_ins import write_datasets
 
-_PLUGIN = "patchkit.peft_suite.plugin"
+_PLUGIN = "tools.peft_suite.plugin"
 # PEFT makes an error of every deprecation in transformers. With a transformers that is newer than this PEFT, that ends
 # tests in both runs before they reach a block.
 _WARNINGS = ("-W", "default::FutureWarning", "-W", "default::DeprecationWarning")

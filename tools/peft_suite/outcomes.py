@@ -13,7 +13,7 @@ MISSING = "missing"
 """The result of a test that the other run has, and this one has not."""
 
 MODELS, BLOCKS, FUSED, REFUSED = "models patched", "blocks patched", "fused calls", "models on meta"
-"""What is counted in each test of a patched run: see :func:`patchkit.peft_suite.injection.inject`."""
+"""What is counted in each test of a patched run: see :func:`tools.peft_suite.injection.inject`."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from patchkit.peft_suite.__main__ import command
-from patchkit.peft_suite.outcomes import Outcome
-from patchkit.peft_suite.runner import Suite, SuiteError, hub_is_reachable, versions
+from tools.peft_suite.__main__ import command
+from tools.peft_suite.outcomes import Outcome
+from tools.peft_suite.runner import Suite, SuiteError, hub_is_reachable, versions
 
 FUSED = Outcome("passed", counts={"fused calls": 1})
 

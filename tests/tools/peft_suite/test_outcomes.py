@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from patchkit.peft_suite.outcomes import MISSING, Outcome, compare, read, write
+from tools.peft_suite.outcomes import MISSING, Outcome, compare, read, write
 
 
 def of(*results, **counts):

@@ -7,7 +7,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from patchkit.peft_suite.stand_ins import STAND_INS, write_stand_ins
+from tools.peft_suite.stand_ins import STAND_INS, write_stand_ins
 
 LLAMA = "trl-internal-testing/tiny-random-LlamaForCausalLM"
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchkit.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED
+from tools.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED
 
 
 def inject(counts: Counter[str]) -> None:

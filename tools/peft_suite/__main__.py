@@ -1,4 +1,4 @@
-"""``python -m patchkit.peft_suite PATH``: see the package."""
+"""``python -m tools.peft_suite PATH``: see the package."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from patchkit.peft_suite import tables
-from patchkit.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED, Comparison, Run, compare, differing
-from patchkit.peft_suite.runner import Suite, SuiteError, check_source, hub_is_reachable, versions
-from patchkit.peft_suite.stand_ins import write_stand_ins
+from tools.peft_suite import tables
+from tools.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED, Comparison, Run, compare, differing
+from tools.peft_suite.runner import Suite, SuiteError, check_source, hub_is_reachable, versions
+from tools.peft_suite.stand_ins import write_stand_ins
 
 StandIns = Literal["auto", "always", "never"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from patchkit.peft_suite.outcomes import FUSED, MISSING, Comparison, Outcome
+from tools.peft_suite.outcomes import FUSED, MISSING, Comparison, Outcome
 
 if TYPE_CHECKING:
     from rich.table import Table
