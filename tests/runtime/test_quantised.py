@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import patchkit
+from patchkit.runtime.blocks import NO_GRADIENT
 from patchkit.testing import add_lora, compare_runs, fused_calls, run, tiny_inputs, tiny_model
 from patchkit.testing.checks.precision import ErrorTally
 
@@ -106,6 +107,18 @@ def test_quantised_equals_peft(saved, stored, options):
     report = patchkit.apply(model)
     assert not [row for row in report.rows if row.level != "fused" and not row.expected], str(report)
     same(reference, model)
+
+
+@pytest.mark.parametrize("stored", ["nf4", "int8"])
+def test_a_layer_of_which_nothing_is_trained(saved, stored):
+    """Its MLP has no adapter, its input no gradient, and its weights cannot have any."""
+    model = load(saved, STORED[stored], target_modules=["q_proj"], layers_to_transform=[1])
+    reference = copy.deepcopy(model)
+    patchkit.apply(model)
+    inputs = tiny_inputs("llama", model)
+    assert compare_runs(run(reference, inputs), run(model, inputs)).passed
+    (row,) = [row for row in patchkit.report(model).rows if row.name.endswith("layers.0.mlp")]
+    assert row.reason == NO_GRADIENT
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
