@@ -25,7 +25,8 @@ from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture
 from patchkit.check import cache
 from patchkit.check.class_table import class_table
-from patchkit.check.releases import Release, fetch
+from patchkit.check.kept_releases import fetch
+from patchkit.check.release import Release
 from patchkit.check.storage import CACHE_VARIABLE
 from patchkit.check.sweep import sweep
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from patchkit.arch.registry import find
-from patchkit.check.releases import Release, module_path
+from patchkit.check.release import Release, module_path
 from patchkit.check.static import Definition, Finding, block_named, definition_of_forward
 from patchkit.errors import RewriteError
 from patchkit.rewrite.sites import Rewritten

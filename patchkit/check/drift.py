@@ -19,7 +19,7 @@ import patchkit.arch
 from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP
 from patchkit.check.class_table import class_table
 from patchkit.check.records import Record
-from patchkit.check.releases import Release, module_path
+from patchkit.check.release import Release, module_path
 from patchkit.check.static import Definition, Finding, definition_of_forward
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal

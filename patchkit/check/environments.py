@@ -28,7 +28,7 @@ from patchkit.check.installing import install
 from patchkit.check.numeric import joined
 from patchkit.check.outcomes import VERSIONED, ArchitectureOutcome
 from patchkit.check.processes import empty_folder, package_folders, variables_for_release
-from patchkit.check.releases import installed_release
+from patchkit.check.release import installed_release
 from patchkit.check.storage import cache_directory, locked, read_ours
 from patchkit.check.wheels import PACKAGE
 from patchkit.check.workers import Worker, WorkerKind, ask_all

@@ -11,7 +11,7 @@ from patchkit.check.changes import rewritten_method
 from patchkit.check.ledger import Key
 from patchkit.check.matrix import MEANINGS, PARTS, SYMBOLS, Cell, Matrix
 from patchkit.check.records import Record
-from patchkit.check.releases import Release
+from patchkit.check.release import Release
 from patchkit.escaping import json_in_html
 from patchkit.rewrite.source import split_lines
 

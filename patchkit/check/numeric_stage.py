@@ -17,7 +17,7 @@ from patchkit.arch.spec import Architecture
 from patchkit.check.environments import SECONDS, Environment, environment_for, running_environment
 from patchkit.check.ledger import SHIPPED, USER_LIMIT, Key, Proof, add_proofs, user_ledger
 from patchkit.check.outcomes import ArchitectureOutcome
-from patchkit.check.releases import WHEEL, Release, module_path
+from patchkit.check.release import WHEEL, Release, module_path
 from patchkit.check.report import CheckReport, Entry, NumericEntry, with_text_models
 from patchkit.check.static import Finding, examine, key_of_finding
 from patchkit.check.wheels import PACKAGE

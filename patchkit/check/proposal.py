@@ -19,7 +19,7 @@ from packaging.version import InvalidVersion, Version
 from patchkit.arch.registry import architectures
 from patchkit.check.ledger import Key, Proof
 from patchkit.check.records import Record, Records
-from patchkit.check.releases import module_path
+from patchkit.check.release import module_path
 from patchkit.check.static import Finding, PartOutcome, block_named, parts_of
 from patchkit.errors import ProposalError
 from patchkit.escaping import is_name, one_line

@@ -11,7 +11,7 @@ from patchkit.check.drift import Diagnosis, diagnose
 from patchkit.check.ledger import Proof, find_proof
 from patchkit.check.outcomes import ArchitectureOutcome
 from patchkit.check.records import Records
-from patchkit.check.releases import Release, installed_release, module_path
+from patchkit.check.release import Release, installed_release, module_path
 from patchkit.check.static import FAILURES, Finding, PartOutcome, Verdict, block_named, key_of_finding
 from patchkit.check.sweep import sweep
 from patchkit.check.wheels import PACKAGE

@@ -18,7 +18,7 @@ from patchkit.arch.spec import Architecture, Attention, Block
 from patchkit.check import cache
 from patchkit.check.class_table import ClassEntry, ClassTable, class_table
 from patchkit.check.ledger import Key
-from patchkit.check.releases import Release, module_path
+from patchkit.check.release import Release, module_path
 from patchkit.check.source_identity import source_hash
 from patchkit.check.storage import cache_directory, read_ours, warn_once, write_whole
 from patchkit.errors import CacheError, RewriteError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from patchkit.arch.spec import Architecture
 from patchkit.check import cache
-from patchkit.check.releases import Release
+from patchkit.check.release import Release
 from patchkit.check.static import Finding, examine, examine_named, unexaminable
 from patchkit.check.storage import prepare_cache, warn_once
 from patchkit.check.workers import WorkerKind, ask_all

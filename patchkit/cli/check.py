@@ -187,7 +187,7 @@ def progress_of(text: str) -> Iterator[Callable[..., None]]:
 def print_changes(console: SafeConsole, report: CheckReport, records: Records, wheels: Path | None) -> None:
     """For each class: what upstream changed since the release it is compared with, and the rewrite."""
     from patchkit.check.changes import rewrite_change, upstream_change
-    from patchkit.check.releases import fetch
+    from patchkit.check.kept_releases import fetch
     from patchkit.cli.diff import style_of
 
     shown = set()

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from patchkit.check.formats import explanation, numeric_faults
-from patchkit.check.releases import Release
+from patchkit.check.release import Release
 from patchkit.check.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static import Verdict
 from patchkit.cli.console import SafeConsole

@@ -12,7 +12,7 @@ from patchkit.cli.console import output_console
 
 if TYPE_CHECKING:
     from patchkit.check.records import Records
-    from patchkit.check.releases import Release
+    from patchkit.check.release import Release
 
 
 def matrix(

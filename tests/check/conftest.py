@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from patchkit.check import index, releases
+from patchkit.check import index, release
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "cache"
     if "wheels" not in request.keywords:
         monkeypatch.setenv("PATCHKIT_CACHE", str(folder))
-    for remembered in (index._settings, index._links, releases._archive):
+    for remembered in (index._settings, index._links, release.archive_of):
         remembered.cache_clear()
     return folder
 

@@ -10,7 +10,7 @@ from patchkit.check.drift import Diagnosis, Edit
 from patchkit.check.ledger import Key, Proof
 from patchkit.check.numeric import ArchitectureOutcome
 from patchkit.check.records import Record
-from patchkit.check.releases import Release
+from patchkit.check.release import Release
 from patchkit.check.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static import Finding, PartOutcome
 

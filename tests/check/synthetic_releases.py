@@ -10,7 +10,7 @@ from pathlib import Path
 
 from patchkit.arch.registry import find
 from patchkit.check.records import Records
-from patchkit.check.releases import Release, module_path
+from patchkit.check.release import Release, module_path
 from patchkit.check.static import examine
 
 LLAMA = "transformers/models/llama/modeling_llama.py"

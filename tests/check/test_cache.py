@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from synthetic_releases import LLAMA, SMALL_LLAMA, make_wheel
 
-from patchkit.check import cache, releases, storage
-from patchkit.check.releases import fetch
+from patchkit.check import cache, kept_releases, storage
+from patchkit.check.kept_releases import fetch
 from patchkit.check.storage import cache_directory
 from patchkit.errors import CacheError
 
@@ -22,7 +22,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from patchkit.check import cache
-from patchkit.check.releases import fetch
+from patchkit.check.kept_releases import fetch
 print("ready", flush=True)
 for _ in range(int(sys.argv[2])):
     release = fetch("4.90.0", Path(sys.argv[1]))
@@ -62,14 +62,14 @@ def test_two_processes_at_once(wheels: Path) -> None:
 KEEPER = """
 import sys
 from pathlib import Path
-from patchkit.check import releases
+from patchkit.check import kept_releases
 from patchkit.check.wheels import read_wheel
 place, wheel = Path(sys.argv[1]), read_wheel(Path(sys.argv[2]))
 content = place.read_bytes()
-releases.packed = lambda *_: content  # packing takes most of the time, and nothing is written meanwhile
+kept_releases.packed = lambda *_: content  # packing takes most of the time, and nothing is written meanwhile
 print("ready", flush=True)
 while True:
-    releases._keep(place, wheel, "", "wheel", "")
+    kept_releases._keep(place, wheel, "", "wheel", "")
 """
 
 
@@ -184,7 +184,7 @@ def test_a_wheel_that_was_being_fetched_is_in_the_cache_and_not_lost_elsewhere(
         places.append(folder)
         return next(wheels.glob("*.whl"))  # type: ignore[union-attr]
 
-    monkeypatch.setattr(releases, "download_wheel", download)
+    monkeypatch.setattr(kept_releases, "download_wheel", download)
     fetch("4.90.0", wheels)
     (place,) = places
     assert storage.is_known(place, cache_directory()), "so that it is swept"

@@ -169,7 +169,7 @@ def test_a_wheel_that_is_never_whole(
 
 
 def test_what_was_being_fetched_is_not_left(use_index: UseIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchkit.check.releases import fetch
+    from patchkit.check.kept_releases import fetch
 
     monkeypatch.setattr(index, "_DOWNLOAD_SECONDS", 5.0)
     with hostile_index(one_wheel(slowly(b"x"))) as server:

@@ -14,8 +14,10 @@ from synthetic_releases import LLAMA, SMALL_LLAMA, make_index, make_wheel
 from typer.testing import CliRunner
 
 from patchkit.arch.registry import find
-from patchkit.check import children, index, releases
-from patchkit.check.releases import fetch, release_at, resolve
+from patchkit.check import children, index, kept_releases, releases
+from patchkit.check.kept_releases import fetch
+from patchkit.check.release import archive_of
+from patchkit.check.releases import release_at, resolve
 from patchkit.check.static import examine
 from patchkit.check.storage import cache_directory
 from patchkit.cli.main import app
@@ -27,7 +29,7 @@ FLIPS = 400
 
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releases, "published", lambda _: index.Published(frozenset(), "there is no index"))
+    monkeypatch.setattr(kept_releases, "published", lambda _: index.Published(frozenset(), "there is no index"))
 
 
 def kept_from_before(place: Path, version: str = "4.90.0", **about: object) -> None:
@@ -53,7 +55,7 @@ def test_every_flipped_byte_is_found_and_mended(tmp_path: Path, sealed: bool) ->
         damaged = bytearray(whole)
         damaged[position] ^= chance.randrange(1, 256)
         place.write_bytes(damaged)
-        releases._archive.cache_clear()
+        archive_of.cache_clear()
         release = fetch("4.90.0", wheel_folder)
         assert (release.version, release.read(LLAMA), release.model_files()) == ("4.90.0", SMALL_LLAMA, [LLAMA])
         survived += place.read_bytes() == damaged
@@ -69,7 +71,7 @@ def test_what_is_no_archive_is_fetched_anew(tmp_path: Path, content: bytes) -> N
     wheel_folder = make_wheel(tmp_path / "wheels").parent
     place = fetch("4.90.0", wheel_folder).location
     place.write_bytes(content)
-    releases._archive.cache_clear()
+    archive_of.cache_clear()
     assert fetch("4.90.0", wheel_folder).read(LLAMA) == SMALL_LLAMA
 
 
@@ -88,7 +90,7 @@ def test_damage_after_it_was_found_is_an_error_that_says_which_release(tmp_path:
     damaged = bytearray(release.location.read_bytes())
     damaged[len(damaged) // 2] ^= 255
     release.location.write_bytes(damaged)
-    releases._archive.cache_clear()
+    archive_of.cache_clear()
     for ask in (lambda: examine(release, find("llama")), release.model_files):
         with pytest.raises(ReleaseError, match=r"transformers 4\.90\.0.*archive is damaged"):
             ask()
@@ -128,7 +130,7 @@ class TestHashThatWasNotChecked:
         assert release.hash_note == f"SHA-256 checked against {address}/transformers/"
         assert release.read(LLAMA) == SMALL_LLAMA
         asked: list[str] = []
-        monkeypatch.setattr(releases, "published", asked.append)
+        monkeypatch.setattr(kept_releases, "published", asked.append)
         assert fetch("4.90.0") == release
         assert asked == []
 

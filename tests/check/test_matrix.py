@@ -20,7 +20,7 @@ from patchkit.check.ledger import Key, Proof, read_proofs
 from patchkit.check.matrix import RELEASES, make_matrix, to_markdown
 from patchkit.check.matrix_html import to_html
 from patchkit.check.records import Record, Records
-from patchkit.check.releases import installed_release
+from patchkit.check.release import installed_release
 from patchkit.check.sweep import sweep
 from patchkit.rewrite import REWRITE_VERSION
 

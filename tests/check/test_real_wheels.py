@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from patchkit.arch.registry import architectures
+from patchkit.check.kept_releases import fetch
 from patchkit.check.records import Records
-from patchkit.check.releases import fetch, installed_release
+from patchkit.check.release import installed_release
 from patchkit.check.static import examine
 
 RELEASES = ("4.48.3", "4.57.6", "5.0.0", "5.23.0")

@@ -10,7 +10,7 @@ from patchkit.arch.registry import find
 from patchkit.check import identity, static
 from patchkit.check.identity import key_of
 from patchkit.check.ledger import find_proof
-from patchkit.check.releases import installed_release
+from patchkit.check.release import installed_release
 from patchkit.errors import PatchkitWarning
 from patchkit.testing import tiny_model
 

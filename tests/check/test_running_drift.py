@@ -11,7 +11,7 @@ from synthetic_releases import SMALL_LLAMA, folder_release, path_of
 from patchkit.arch.registry import find
 from patchkit.check.matrix import make_matrix
 from patchkit.check.records import Record, Records
-from patchkit.check.releases import Release
+from patchkit.check.release import Release
 from patchkit.check.report import check_static
 from patchkit.check.static import Finding, PartOutcome, examine
 

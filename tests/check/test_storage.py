@@ -15,8 +15,8 @@ import pytest
 from synthetic_releases import LLAMA, SMALL_LLAMA, folder_release
 
 from patchkit.arch.registry import find
-from patchkit.check import ledger, owners, releases, static, storage
-from patchkit.check.releases import fetch
+from patchkit.check import ledger, owners, release, static, storage
+from patchkit.check.kept_releases import fetch
 from patchkit.check.storage import OUTCOMES, cache_directory, prepare_cache, read_ours, write_whole
 from patchkit.check.sweep import sweep
 from patchkit.errors import CacheError, PatchkitWarning
@@ -154,7 +154,7 @@ class TestWhatSomebodyElseCanWrite:
     def test_a_release_is_not_read(self, forge: Forge, where: str, tmp_path, monkeypatch) -> None:
         place = cache_directory() / "sources" / "transformers-4.90.0.zip"
         write_whole(place, b"")
-        releases._archive.cache_clear()
+        release.archive_of.cache_clear()
         for folder in (place.parent, cache_directory()):
             folder.chmod(0o755)
         forge({"the file": place, "its folder": place.parent, "the cache": cache_directory()}[where], monkeypatch)

@@ -10,7 +10,8 @@ import pytest
 from synthetic_releases import LLAMA, SMALL_LLAMA, make_index, make_wheel
 
 from patchkit.check import wheels, zip_members
-from patchkit.check.releases import fetch, release_at, resolve
+from patchkit.check.kept_releases import fetch
+from patchkit.check.releases import release_at, resolve
 from patchkit.check.storage import cache_directory
 from patchkit.check.wheels import is_model_file, read_wheel
 from patchkit.errors import CacheError, PatchkitError, ReleaseError, WheelError
@@ -145,11 +146,11 @@ def test_another_hash_than_the_index_says(tmp_path: Path, use_index) -> None:
 
 def test_our_own_check_of_the_hash(tmp_path: Path, use_index, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pip's: what it hands over is another file."""
-    from patchkit.check import releases
+    from patchkit.check import kept_releases
 
     use_index(make_index(tmp_path / "index", make_wheel(tmp_path / "wheels")))
     other = make_wheel(tmp_path / "other", files={LLAMA: "x = 1"})
-    monkeypatch.setattr(releases, "download_wheel", lambda *_: other)
+    monkeypatch.setattr(kept_releases, "download_wheel", lambda *_: other)
     with pytest.raises(WheelError, match=r"has the SHA-256 \w{64}, but file://.*/transformers/ says \w{64}"):
         fetch("4.90.0")
     assert nothing_is_kept()

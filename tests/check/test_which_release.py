@@ -22,7 +22,8 @@ from patchkit.check.environments import running_environment
 from patchkit.check.identity import key_of
 from patchkit.check.index import pip_settings
 from patchkit.check.ledger import SHIPPED, Proof, find_proof, read_proofs
-from patchkit.check.releases import INSTALLED, WHEEL, Release, installed_release, release_at, resolve
+from patchkit.check.release import INSTALLED, WHEEL, Release, installed_release
+from patchkit.check.releases import release_at, resolve
 from patchkit.check.report import check_static
 from patchkit.check.sweep import sweep
 from patchkit.errors import ReleaseError

@@ -132,9 +132,10 @@ def test_github(snapshot: SnapshotAssertion) -> None:
 
 @pytest.mark.usefixtures("releases")
 def test_diff(snapshot: SnapshotAssertion, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchkit.check import releases as releases_module
+    from patchkit.check import kept_releases
+    from patchkit.check.releases import release_at
 
-    monkeypatch.setattr(releases_module, "fetch", lambda *_: releases_module.release_at(Path("known")))
+    monkeypatch.setattr(kept_releases, "fetch", lambda *_: release_at(Path("known")))
     result = check("--arch", "llama", "--diff")
     assert result.stdout.partition("# llama")[2] == snapshot
 

@@ -94,7 +94,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 import patchkit.check.sweep as module
 from patchkit.arch.registry import architectures
-from patchkit.check.releases import installed_release
+from patchkit.check.release import installed_release
 from patchkit.cli import main
 import typer
 
