@@ -176,6 +176,24 @@ def test_left_to_loralib(kind, reason):
     assert_same(reference, model)
 
 
+def held_in_a_buffer(layer, name):
+    tensor = getattr(layer, name).detach()
+    delattr(layer, name)
+    layer.register_buffer(name, tensor)
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("kind", [loralib.Linear, loralib.MergedLinear])
+def test_a_factor_that_is_no_parameter(kind, factor):
+    options = {"enable_lora": [True, True]} if kind is loralib.MergedLinear else {}
+    model = replaced("llama", make(kind, **options))
+    held_in_a_buffer(model.model.layers[0].mlp.down_proj, factor)
+    reference = copy.deepcopy(model)
+    report = patchkit.apply(model)
+    assert report.counts == {"linear": 1, "fused": 5}
+    assert_same(reference, model)
+
+
 def test_one_projection_left_to_loralib():
     """The others of its block are fused alone."""
     model = replaced("llama", make(loralib.Linear, lora_dropout=0.3))
