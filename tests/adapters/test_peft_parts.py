@@ -42,6 +42,13 @@ HOOKS = {
     "backward": lambda part: part.register_full_backward_hook(lambda module, gin, gout: (gin[0] * 2,)),
     "backward_pre": lambda part: part.register_full_backward_pre_hook(lambda module, gout: (gout[0] * 2,)),
     "replaced forward": lambda part: setattr(part, "forward", MethodType(lambda self, *args: args[0].sum(), part)),
+    "replaced call": lambda part: setattr(part, "_call_impl", lambda *args: args[0].sum()),
+    "compiled": lambda part: part.compile(backend="eager"),
+}
+SAID = {
+    "replaced forward": "forward was replaced",
+    "replaced call": "its call was replaced",
+    "compiled": "module.compile()",
 }
 
 LINEAR = {
@@ -65,7 +72,7 @@ def test_each_hook_on_each_part_of_a_projection(part, hook, dropout):
     HOOKS[hook](LINEAR[part](layer))
     said = read_projection(layer)
     assert isinstance(said, str)
-    assert ("forward was replaced" if "replaced" in hook else f"a {hook.partition('_')[0]} hook") in said
+    assert SAID.get(hook, f"a {hook.partition('_')[0]} hook") in said
 
 
 @pytest.mark.parametrize(("part", "hook"), list(itertools.product(EMBEDDING, HOOKS)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from patchkit.arch.spec import Attention, GatedMLP
+from patchkit.rewrite.method import Method
 from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.source import find_method
 
 QKV = "q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)"
 SOURCE = f"""class Other:
@@ -121,3 +123,12 @@ def test_forms_of_a_statement(before: str, after: str) -> None:
 def test_where_the_class_may_stand(name: str, source: str) -> None:
     rewritten = rewrite(source.replace("CALL", "self.o_proj(x)"), Attention(name))
     assert rewritten.source == source.replace("CALL", "self.apply_o(x)")
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 200])
+def test_a_message_quotes_at_most_a_hundred_characters(length: int) -> None:
+    name = "x" * length
+    source = f"class Block:\n    def forward(self):\n        return {name}\n"
+    method = Method(find_method(source, "Block", "forward", "block.py"), "block.py")
+    (node,) = [node for node in method.names if node.value == name]
+    assert method.quote(node) == (f"`{name}`" if length <= 100 else f"`{name[:97]}...`")
