@@ -15,7 +15,6 @@ from torch import nn
 from patchkit.adapters.embedding_readers import read_embedding
 from patchkit.adapters.readers import read_projection
 from patchkit.runtime.blocks import make_apply_linear
-from patchkit.runtime.levels import UNFIT_VECTOR, Ready, examine, input_of
 from patchkit.testing import randomise_adapter
 
 
@@ -178,20 +177,3 @@ def test_scaling_that_is_no_finite_number(scaling):
     layer = adapted(["proj"]).proj
     layer.scaling["default"] = scaling
     assert read_projection(layer).startswith("its scaling is ")
-
-
-VECTORS = {
-    "magnitude": ({"use_dora": True}, lambda layer: layer.lora_magnitude_vector["default"], "weight"),
-    "bias of B": ({"lora_bias": True}, lambda layer: layer.lora_B["default"], "bias"),
-}
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (6, 1), (1, 6)], ids=str)
-@pytest.mark.parametrize("vector", VECTORS)
-def test_a_vector_of_another_shape(vector, shape):
-    config, holder, name = VECTORS[vector]
-    layer = adapted(["proj"], **config).proj
-    given = input_of(torch.ones(2, 4))
-    assert isinstance(examine(layer, given), Ready)
-    setattr(holder(layer), name, nn.Parameter(torch.ones(shape)))
-    assert examine(layer, given) == UNFIT_VECTOR
