@@ -27,7 +27,7 @@ install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
 	@echo "make test       run the tests"
-	@echo "make quick      the tests of the rewriter, the architectures and the API on one tiny model (seconds)"
+	@echo "make quick      the tests of the rewriter, the architectures and the API on one tiny model (a minute)"
 	@echo "make test-cpu-settings  the numeric tests under each setting of a CPU's kernels; SETTINGS=--help says which"
 	@echo "make attack     search longer for a way to make a patched model differ (minutes; ATTACK_SEED= ATTACK_EXAMPLES=)"
 	@echo "make lint       ruff, mypy, and zizmor for the workflows"

@@ -112,7 +112,7 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
                 or (own["_forward_pre_hooks"] or own["_forward_hooks"])
                 or (own["_backward_hooks"] or own["_backward_pre_hooks"])
                 or ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
-                or ("weight" in own or "bias" in own)
+                or ("weight" in own or "bias" in own or "bias" not in own["_parameters"])
             ):
                 read = bases.get(type(base))
                 if read is None:
@@ -123,7 +123,7 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
                 weight, bias = found
             else:
                 parameters = own["_parameters"]
-                weight, bias = parameters["weight"], parameters["bias"]
+                weight, bias = parameters.get("weight"), parameters["bias"]
                 if weight is None:
                     return "base layer: its weight is not a parameter"
             chosen = state["_active_adapter"]  # PEFT keeps one name or a list of names

@@ -177,3 +177,13 @@ def test_scaling_that_is_no_finite_number(scaling):
     layer = adapted(["proj"]).proj
     layer.scaling["default"] = scaling
     assert read_projection(layer).startswith("its scaling is ")
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_base_whose_tensor_is_a_buffer(name):
+    """It is the base that is named, and not the adapter."""
+    layer = adapted(["proj"]).proj
+    tensor = getattr(layer.base_layer, name).detach()
+    delattr(layer.base_layer, name)
+    layer.base_layer.register_buffer(name, tensor)
+    assert read_projection(layer) == f"base layer: its {name} is not a parameter"
