@@ -187,3 +187,24 @@ def test_a_base_whose_tensor_is_a_buffer(name):
     delattr(layer.base_layer, name)
     layer.base_layer.register_buffer(name, tensor)
     assert read_projection(layer) == f"base layer: its {name} is not a parameter"
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("part", ["base", "A", "B"])
+def test_what_hides_a_parameter(part, name):
+    layer = adapted(["proj"]).proj
+    LINEAR[part](layer).__dict__[name] = torch.ones(1)
+    assert f"{name} was replaced on the instance" in read_projection(layer)
+
+
+DROPOUTS = {
+    "in place": (nn.Dropout(0.3, inplace=True), "its dropout works in place"),
+    "of another kind": (nn.AlphaDropout(0.3), "its dropout is a AlphaDropout"),
+}
+
+
+@pytest.mark.parametrize("kind", DROPOUTS)
+def test_dropout_that_is_left_to_peft(kind):
+    layer = adapted(["proj"], lora_dropout=0.3).proj
+    layer.lora_dropout["default"], reason = DROPOUTS[kind]
+    assert read_projection(layer) == reason
