@@ -23,12 +23,12 @@ from rich.table import Table
 
 from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture
-from patchkit.check import cache
-from patchkit.check.class_table import class_table
-from patchkit.check.kept_releases import fetch
-from patchkit.check.release import Release
-from patchkit.check.storage import CACHE_VARIABLE
-from patchkit.check.sweep import sweep
+from patchkit.cache import contents as cache
+from patchkit.cache.storage import CACHE_VARIABLE
+from patchkit.check.static.sweep import sweep
+from patchkit.upstream.classes import class_table
+from patchkit.upstream.kept_releases import fetch
+from patchkit.upstream.release import Release
 
 
 def main() -> None:

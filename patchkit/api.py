@@ -13,14 +13,10 @@ from torch import nn
 from patchkit.adapters.readers import carries_adapter
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
-from patchkit.binding import (
-    Patch,
-    original_class,
-    parts_of,
-    patch_of,
-    swap,
-)
-from patchkit.check.trust import TRUSTS, Trust, refusal_of, refusals
+from patchkit.binding.ownership import find_displaced
+from patchkit.binding.patch import Patch, parts_of, patch_of
+from patchkit.binding.restoring import Classes
+from patchkit.binding.swap import original_class, swap
 from patchkit.describe import fed_with_gradient
 from patchkit.errors import (
     MetaModelError,
@@ -32,7 +28,6 @@ from patchkit.errors import (
 )
 from patchkit.layers import find_layers
 from patchkit.module_tree import named_modules, state_of
-from patchkit.ownership import find_displaced
 from patchkit.planning import (
     Planned,
     describe_block,
@@ -44,9 +39,9 @@ from patchkit.planning import (
     skips_of,
 )
 from patchkit.reporting import Report, Row
-from patchkit.restoring import Classes
 from patchkit.rewrite.sites import BlockName, PartName, Skip
 from patchkit.runtime.precision import AdapterPrecision
+from patchkit.trust.policy import TRUSTS, Trust, refusal_of, refusals
 from patchkit.version import __version__
 
 logger = logging.getLogger("patchkit")

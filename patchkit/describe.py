@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from patchkit.adapters.readers import read_projection
 from patchkit.arch.spec import Attention, Block, GatedMLP
-from patchkit.binding import Patch, looked_up, parts_of, patched_class
+from patchkit.binding.classes import looked_up, patched_class
+from patchkit.binding.ownership import replaced_on_instance
+from patchkit.binding.patch import Patch, parts_of
 from patchkit.module_tree import named_modules, state_of
-from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.rewrite.sites import BlockName, Skip
 from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared

@@ -20,18 +20,20 @@ from torch import Tensor, nn
 from patchkit.adapters.embedding_readers import EMBEDDING_READERS
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.readers import READERS, carries_adapter
-from patchkit.binding import PATCH, Patch, copying, original_class, patch_of, replaced_since
+from patchkit.binding.classes import copying
+from patchkit.binding.ownership import replaced_on_instance
+from patchkit.binding.patch import PATCH, Patch, patch_of, replaced_since
+from patchkit.binding.swap import original_class
 from patchkit.describe import NOT_PATCHED, stand_in
 from patchkit.module_tree import named_modules
-from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.runtime.blocks import NO_ADAPTER, THEN_CALLED, Watched, is_for_hooks
 from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.embedding import NO_EMBEDDING_ADAPTER, ReadyEmbedding, call_embedding, choose_embedding
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit.upstream_source import read_method
-from patchkit_kernels.lora_linear import lora_linear
+from patchkit.upstream.live import read_method
+from patchkit_kernels.lora.linear import lora_linear
 
 LayerName = Literal["embedding", "head"]
 

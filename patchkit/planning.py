@@ -8,11 +8,13 @@ from typing import NamedTuple
 from torch import nn
 
 from patchkit.arch.discovery import Found
-from patchkit.binding import PATCH, Patch, original_class, parts_of, patch_of, patched_class, replaced_since
+from patchkit.binding.classes import patched_class
+from patchkit.binding.ownership import replaced_on_instance
+from patchkit.binding.patch import PATCH, Patch, parts_of, patch_of, replaced_since
+from patchkit.binding.swap import original_class
 from patchkit.describe import describe
 from patchkit.errors import PatchkitError
 from patchkit.layers import Layer, PlannedLayer, describe_layer, plan_layer
-from patchkit.ownership import replaced_on_instance
 from patchkit.reporting import Row
 from patchkit.rewrite.sites import BlockName, Skip
 from patchkit.runtime.precision import AdapterPrecision

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
-from patchkit import binding
+from patchkit.binding import swap as binding
 from patchkit.errors import (
     MetaModelError,
     NotAModelError,

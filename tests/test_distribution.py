@@ -15,9 +15,9 @@ from patchkit.version import __version__
 ROOT = Path(__file__).parents[1]
 DATA = {
     "patchkit/py.typed": "patchkit/py.typed",
-    "patchkit/check/ledger.jsonl": "patchkit/check/ledger.jsonl",
-    "patchkit/check/records.jsonl": "patchkit/check/records.jsonl",
-    "patchkit/check/matrix.html": "patchkit/check/matrix.html",
+    "patchkit/trust/ledger.jsonl": "patchkit/trust/ledger.jsonl",
+    "patchkit/check/static/records.jsonl": "patchkit/check/static/records.jsonl",
+    "patchkit/check/results/matrix.html": "patchkit/check/results/matrix.html",
     "patchkit_kernels/py.typed": "kernels/patchkit_kernels/py.typed",
 }
 """What is no module: where it is in the wheel, and in the repository."""

@@ -21,7 +21,7 @@ model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_h
                                      num_key_value_heads=1, vocab_size=32))
 logits = model(input_ids=torch.tensor([[1, 2, 3]])).logits
 assert logits.shape == (1, 3, 32)
-import patchkit, patchkit_kernels.lora_mlp
+import patchkit, patchkit_kernels.lora.gated_mlp
 assert patchkit.apply(model).rows
 {check}
 print("fine")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from patchkit.adapters.formula import Formula
 from patchkit.adapters.linear import LOOKED_UP
 from patchkit.adapters.protocol import BaseReader, Reader, Reason, interference
-from patchkit_kernels.projection import Projection
+from patchkit_kernels.lora.projection import Projection
 
 BITSANDBYTES = Formula(
     {

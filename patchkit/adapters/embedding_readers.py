@@ -7,7 +7,7 @@ from torch import nn
 
 from patchkit.adapters.peft_embedding import read_lora_embedding
 from patchkit.adapters.protocol import EmbeddingReader, Reason
-from patchkit_kernels.embedding import EmbeddingTable
+from patchkit_kernels.lora.embedding import EmbeddingTable
 
 EMBEDDING_READERS: dict[type[nn.Module], EmbeddingReader] = {LoraEmbedding: read_lora_embedding}
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from patchkit.adapters.formula import Formula
 from patchkit.adapters.protocol import Reason, interference, quick
-from patchkit_kernels.projection import Projection
+from patchkit_kernels.lora.projection import Projection
 
 LINEAR = Formula({nn.Linear: "forward", F: "linear"}, {nn.Linear: "weight bias"})
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from patchkit.adapters.formula import Formula
 from patchkit.adapters.linear import weight_and_bias
 from patchkit.adapters.protocol import Library, Reason, drop_probability, interference, lacks_cast, unfit_scaling
-from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable
-from patchkit_kernels.projection import Adapter, Projection
+from patchkit_kernels.lora.embedding import EmbeddingAdapter, EmbeddingTable
+from patchkit_kernels.lora.projection import Adapter, Projection
 
 # Without dropout, loralib sets a function that returns its argument; each layer has a copy of the same code.
 _NO_DROPOUT = LoRALayer(r=0, lora_alpha=1, lora_dropout=0.0, merge_weights=False).lora_dropout.__code__

@@ -31,7 +31,7 @@ from patchkit.adapters.protocol import (
     quick,
     unfit_scaling,
 )
-from patchkit_kernels.projection import Adapter, Projection
+from patchkit_kernels.lora.projection import Adapter, Projection
 
 # What every layer asks of itself, and where its parts are.
 LAYER = "forward _check_forward_args _cast_input_dtype disable_adapters merged active_adapters active_adapter"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from patchkit.adapters.formula import Formula
 from patchkit.adapters.protocol import Reason, interference, unfit_scaling
 from patchkit.adapters.scaled_embedding import is_scaled_embedding
-from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable
+from patchkit_kernels.lora.embedding import EmbeddingAdapter, EmbeddingTable
 
 _PARTS = "base_layer lora_embedding_A lora_embedding_B scaling lora_variant input_fns output_fns"
 _EMBEDDING = Formula(

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from patchkit_kernels.embedding import EmbeddingTable
-from patchkit_kernels.projection import Projection, QuantizedWeight
+from patchkit_kernels.lora.embedding import EmbeddingTable
+from patchkit_kernels.lora.projection import Projection, QuantizedWeight
 
 LARGEST = sys.float_info.max
 

@@ -20,7 +20,7 @@ from patchkit.adapters.linear import read_linear
 from patchkit.adapters.peft import peft_library
 from patchkit.adapters.protocol import Library, Reader, Reason
 from patchkit.module_tree import named_modules
-from patchkit_kernels.projection import Projection
+from patchkit_kernels.lora.projection import Projection
 
 logger = logging.getLogger("patchkit")
 

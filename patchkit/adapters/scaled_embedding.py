@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchkit.upstream_source import definition, parsed, read_method
+from patchkit.upstream.live import definition, parsed, read_method
 
 _EXPECTED = ast.dump(ast.parse("super().forward(ids) * self.embed_scale.to(self.weight.dtype)", mode="eval").body)
 

@@ -30,7 +30,7 @@ from patchkit.adapters.protocol import (
     lacks_cast,
     unfit_scaling,
 )
-from patchkit_kernels.projection import Adapter, Projection
+from patchkit_kernels.lora.projection import Adapter, Projection
 
 _PARTS = "weight bias lora_a lora_b dropout"
 _FORMULA = Formula(

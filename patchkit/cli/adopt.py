@@ -26,13 +26,13 @@ def adopt(
     """
     import datetime
 
-    from patchkit.check.ledger import SHIPPED as LEDGER
-    from patchkit.check.ledger import add_proofs, read_proofs
-    from patchkit.check.matrix import make_matrix, to_markdown
-    from patchkit.check.proposal import read_proposal
-    from patchkit.check.records import SHIPPED, Records
-    from patchkit.check.storage import write_whole
+    from patchkit.cache.storage import write_whole
+    from patchkit.check.results.matrix import make_matrix, to_markdown
+    from patchkit.check.results.proposal import read_proposal
+    from patchkit.check.static.records import SHIPPED, Records
     from patchkit.escaping import fenced, visible
+    from patchkit.trust.ledger import SHIPPED as LEDGER
+    from patchkit.trust.ledger import add_proofs, read_proofs
 
     records = Records.load(SHIPPED)
     found = read_proposal(folder, records, read_proofs(LEDGER))

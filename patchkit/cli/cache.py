@@ -23,9 +23,9 @@ def cache(
 
     from rich.table import Table
 
-    from patchkit.check.cache import clear as clear_cache
-    from patchkit.check.cache import entries
-    from patchkit.check.storage import cache_directory
+    from patchkit.cache.contents import clear as clear_cache
+    from patchkit.cache.contents import entries
+    from patchkit.cache.storage import cache_directory
 
     console = output_console()
     if clear:

@@ -17,8 +17,8 @@ from patchkit.escaping import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from patchkit.check.records import Records
-    from patchkit.check.report import CheckReport
+    from patchkit.check.results.report import CheckReport
+    from patchkit.check.static.records import Records
 
 Wheels = Annotated[
     Path | None, typer.Option("--wheels", metavar="DIR", help="Take wheels from this folder, not from pip's index.")
@@ -39,7 +39,7 @@ TimeLimit = Annotated[
 ]
 
 SECONDS = 1800.0
-"""By default; as in :mod:`patchkit.check.environments`, which is not imported for ``--help``."""
+"""By default; as in :mod:`patchkit.check.numeric.environments`, which is not imported for ``--help``."""
 
 
 def check(
@@ -88,10 +88,10 @@ def check(
     """
     if not arch and not every:
         raise typer.BadParameter("say which: --arch NAME, or --all", param_hint="--arch")
-    from patchkit.check.formats import as_github
-    from patchkit.check.formats import as_json as to_json
-    from patchkit.check.records import Records
-    from patchkit.check.storage import write_whole
+    from patchkit.cache.storage import write_whole
+    from patchkit.check.results.formats import as_github
+    from patchkit.check.results.formats import as_json as to_json
+    from patchkit.check.static.records import Records
     from patchkit.cli.check_table import print_report
 
     records = Records.load()
@@ -99,7 +99,7 @@ def check(
     numbers = None if static else Numbers(unproven, record, time_limit)
     report = run(chosen, wanted, records, wheels, numbers, require_hashes)
     if junit:
-        from patchkit.check.formats import as_junit
+        from patchkit.check.results.formats import as_junit
 
         write_whole(junit, as_junit(report))
     console = output_console(github=github)
@@ -118,7 +118,7 @@ def check(
 
 @dataclass(frozen=True)
 class Numbers:
-    """How the numeric stage is run; see :func:`patchkit.check.numeric_stage.check_numeric`."""
+    """How the numeric stage is run; see :func:`patchkit.check.numeric.stage.check_numeric`."""
 
     unproven: bool
     record: bool
@@ -138,9 +138,9 @@ def run(
     Raises:
         PatchkitError: an architecture or release is unknown, or cannot be had.
     """
-    from patchkit.check.numeric_stage import check_numeric, ledger_to_write
-    from patchkit.check.releases import resolve
-    from patchkit.check.report import check_static
+    from patchkit.check.numeric.stage import check_numeric, ledger_to_write
+    from patchkit.check.results.report import check_static
+    from patchkit.upstream.releases import resolve
 
     ledger = ledger_to_write(numbers is not None and numbers.record)  # before anything is done in vain
     chosen = select(arch)
@@ -186,9 +186,9 @@ def progress_of(text: str) -> Iterator[Callable[..., None]]:
 
 def print_changes(console: SafeConsole, report: CheckReport, records: Records, wheels: Path | None) -> None:
     """For each class: what upstream changed since the release it is compared with, and the rewrite."""
-    from patchkit.check.changes import rewrite_change, upstream_change
-    from patchkit.check.kept_releases import fetch
+    from patchkit.check.static.changes import rewrite_change, upstream_change
     from patchkit.cli.diff import style_of
+    from patchkit.upstream.kept_releases import fetch
 
     shown = set()
     for entry in report.entries:

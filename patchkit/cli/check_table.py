@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 from rich.text import Text
 
-from patchkit.check.formats import explanation, numeric_faults
-from patchkit.check.release import Release
-from patchkit.check.report import CheckReport, Entry, NumericEntry
-from patchkit.check.static import Verdict
+from patchkit.check.results.formats import explanation, numeric_faults
+from patchkit.check.results.report import CheckReport, Entry, NumericEntry
+from patchkit.check.static.examine import Verdict
 from patchkit.cli.console import SafeConsole
 from patchkit.escaping import indented, one_line
+from patchkit.upstream.release import Release
 
 STYLES: dict[Verdict, str] = {
     "rewritten": "green",

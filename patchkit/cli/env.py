@@ -138,7 +138,7 @@ def _triton_kernels(accelerators: tuple[Device, ...], problem: str) -> tuple[boo
         return False, problem
     if not accelerators:
         return False, "torch sees no CUDA, ROCm or XPU device; the torch references run on the CPU"
-    from patchkit_kernels.triton_support import TRITON_AVAILABLE
+    from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE
 
     if not TRITON_AVAILABLE:
         return False, "triton cannot be imported; the torch references run on the device"

@@ -11,8 +11,8 @@ from patchkit.cli.check import RequireHashes, Wheels, progress_of
 from patchkit.cli.console import output_console
 
 if TYPE_CHECKING:
-    from patchkit.check.records import Records
-    from patchkit.check.release import Release
+    from patchkit.check.static.records import Records
+    from patchkit.upstream.release import Release
 
 
 def matrix(
@@ -38,12 +38,12 @@ def matrix(
     Runs the static stage; the numeric one is `patchkit check`, whose proofs the matrix shows. Nothing is written
     before everything is done.
     """
-    from patchkit.check.ledger import SHIPPED as LEDGER
-    from patchkit.check.ledger import read_proofs
-    from patchkit.check.matrix import RELEASES, make_matrix, to_markdown
-    from patchkit.check.records import SHIPPED, Records
-    from patchkit.check.releases import OLDEST, resolve
-    from patchkit.check.storage import write_whole
+    from patchkit.cache.storage import write_whole
+    from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
+    from patchkit.check.static.records import SHIPPED, Records
+    from patchkit.trust.ledger import SHIPPED as LEDGER
+    from patchkit.trust.ledger import read_proofs
+    from patchkit.upstream.releases import OLDEST, resolve
 
     if every and records is None:
         raise typer.BadParameter("--every is not what the package ships: say --records FILE", param_hint="--every")
@@ -55,7 +55,7 @@ def matrix(
     known, releases = record(known, wanted, wheels, require_hashes)
     table = make_matrix(known, read_proofs(LEDGER))
     if html:
-        from patchkit.check.matrix_html import to_html
+        from patchkit.check.results.matrix_html import to_html
 
         have = {release.version for release in releases}
         with progress_of("fetching releases") as fetched:
@@ -75,9 +75,9 @@ def record(
     import datetime
 
     from patchkit.arch.registry import architectures
-    from patchkit.check.releases import resolve
-    from patchkit.check.sweep import sweep
-    from patchkit.check.wheels import PACKAGE
+    from patchkit.check.static.sweep import sweep
+    from patchkit.upstream.releases import resolve
+    from patchkit.upstream.wheels import PACKAGE
 
     upstream = [one for one in architectures().values() if one.module.startswith(f"{PACKAGE}.")]
     with progress_of("fetching releases") as fetched:

@@ -38,10 +38,10 @@ def watch(
     """
     from packaging.version import InvalidVersion, Version
 
-    from patchkit.check.formats import as_github
-    from patchkit.check.index import list_versions
-    from patchkit.check.records import SHIPPED, Records
+    from patchkit.check.results.formats import as_github
+    from patchkit.check.static.records import SHIPPED, Records
     from patchkit.cli.check_table import print_report
+    from patchkit.upstream.index import list_versions
 
     console = output_console(github=github)
     records = Records.load()
@@ -64,11 +64,11 @@ def watch(
     for line in as_github(report) if github else ():
         console.command(line)
     if write:
-        from patchkit.check.ledger import SHIPPED as LEDGER
-        from patchkit.check.ledger import read_proofs
-        from patchkit.check.matrix import make_matrix, to_markdown
-        from patchkit.check.storage import write_whole
+        from patchkit.cache.storage import write_whole
+        from patchkit.check.results.matrix import make_matrix, to_markdown
         from patchkit.cli.matrix import record
+        from patchkit.trust.ledger import SHIPPED as LEDGER
+        from patchkit.trust.ledger import read_proofs
 
         records, _ = record(records, names, wheels, require_hashes)
         text = to_markdown(make_matrix(records, read_proofs(LEDGER)))

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import libcst as cst
 
-from patchkit.rewrite.method import Method
+from patchkit.rewrite.parsed_method import Method
 from patchkit.rewrite.straight_line import Place, Reason, Statement, statements
 
 

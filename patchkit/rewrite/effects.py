@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import libcst as cst
 
-from patchkit.rewrite.method import Method
+from patchkit.rewrite.parsed_method import Method
 
 HARMLESS_ATTRIBUTES = frozenset(
     {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_nested", "requires_grad", "itemsize"}

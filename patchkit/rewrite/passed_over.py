@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 import libcst as cst
 
 from patchkit.rewrite.effects import HARMLESS_METHODS
-from patchkit.rewrite.method import Method, end_of
+from patchkit.rewrite.parsed_method import Method, end_of
 from patchkit.rewrite.straight_line import Statement
 
 _TENSOR_METHODS = HARMLESS_METHODS | {

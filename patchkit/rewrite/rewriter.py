@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.rewrite.edits import Plan
-from patchkit.rewrite.gated_mlp import plan_mlp
-from patchkit.rewrite.method import Method
-from patchkit.rewrite.projections import plan_output, plan_qkv
+from patchkit.rewrite.parsed_method import Method
+from patchkit.rewrite.rules.gated_mlp import plan_mlp
+from patchkit.rewrite.rules.projections import plan_output, plan_qkv
 from patchkit.rewrite.sites import BlockName, Rewritten, Skip
-from patchkit.rewrite.source import failures_of, find_method
+from patchkit.upstream.source import failures_of, find_method
 
 ALL_BLOCKS: frozenset[BlockName] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import libcst as cst
 
 from patchkit.rewrite.effects import aliases, changes_in_place, is_harmless_read, why_call_is_unsafe
-from patchkit.rewrite.method import Method
+from patchkit.rewrite.parsed_method import Method
 
 Statement = cst.BaseSmallStatement | cst.BaseCompoundStatement
 

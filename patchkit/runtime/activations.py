@@ -15,7 +15,7 @@ from transformers import activations as upstream
 from patchkit.adapters.formula import Formula
 from patchkit.adapters.peft import FORMULA
 from patchkit.adapters.protocol import Reason, interference
-from patchkit_kernels.activations import Activation
+from patchkit_kernels.ops.activations import Activation
 
 _SILU = {nn.SiLU, getattr(upstream, "SiLUActivation", nn.SiLU)}
 # Before transformers 5 the tanh form was PytorchGELUTanh; where both names exist they are one class.

@@ -27,10 +27,10 @@ from patchkit.runtime.levels import (
     input_of,
 )
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit_kernels.activations import Activation
-from patchkit_kernels.lora_linear import lora_linear, lora_projections
-from patchkit_kernels.lora_mlp import lora_gated_mlp
-from patchkit_kernels.projection import Precision
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
+from patchkit_kernels.lora.linear import lora_linear, lora_projections
+from patchkit_kernels.lora.projection import Precision
+from patchkit_kernels.ops.activations import Activation
 
 NO_ADAPTER: Reason = "no active LoRA adapter"
 NO_GRADIENT: Reason = "no adapter and no gradient: nothing to save"

@@ -11,8 +11,8 @@ from patchkit.adapters.embedding_readers import read_embedding
 from patchkit.adapters.protocol import Reason
 from patchkit.runtime.levels import PLAIN_TENSORS, input_of
 from patchkit.runtime.precision import FLOATS, HALVES, AdapterPrecision
-from patchkit_kernels.dora_norm import dora_weight_norm
-from patchkit_kernels.embedding import EmbeddingTable, lora_embedding
+from patchkit_kernels.lora.embedding import EmbeddingTable, lora_embedding
+from patchkit_kernels.ops.dora_norm import dora_weight_norm
 
 NO_EMBEDDING_ADAPTER: Reason = "no active LoRA adapter"
 

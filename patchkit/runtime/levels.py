@@ -28,7 +28,7 @@ from patchkit.adapters.peft import FORMULA
 from patchkit.adapters.protocol import Reason, quick
 from patchkit.adapters.readers import READERS, casts_input, read_projection
 from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
-from patchkit_kernels.projection import Adapter, Precision, Projection
+from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 
 _traced = torch.compiler.is_dynamo_compiling
 _functorch_level = torch._C._functorch.peek_interpreter_stack

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from patchkit.adapters.protocol import Reason
-from patchkit_kernels.projection import Precision
+from patchkit_kernels.lora.projection import Precision
 
 AdapterPrecision = Literal["peft", "fast"]
 """The option ``precision`` of ``patchkit.apply``: the adapter's products in PEFT's dtype, or in the activation's."""

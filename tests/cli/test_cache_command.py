@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from patchkit.check.storage import prepare_cache
+from patchkit.cache.storage import prepare_cache
 from patchkit.cli.main import app
 
 

@@ -12,12 +12,13 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 from typer.testing import CliRunner, Result
 
-import patchkit.check.records as records_module
+import patchkit.check.static.records as records_module
 from patchkit.arch import registry
 from patchkit.arch.registry import find
-from patchkit.check import ledger, matrix
+from patchkit.check.results import matrix
 from patchkit.cli import diff
 from patchkit.cli.main import app
+from patchkit.trust import ledger
 
 ATTENTION = """\
 class {name}Attention(nn.Module):
@@ -132,8 +133,8 @@ def test_github(snapshot: SnapshotAssertion) -> None:
 
 @pytest.mark.usefixtures("releases")
 def test_diff(snapshot: SnapshotAssertion, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchkit.check import kept_releases
-    from patchkit.check.releases import release_at
+    from patchkit.upstream import kept_releases
+    from patchkit.upstream.releases import release_at
 
     monkeypatch.setattr(kept_releases, "fetch", lambda *_: release_at(Path("known")))
     result = check("--arch", "llama", "--diff")
@@ -232,7 +233,7 @@ def test_damaged_records_are_named(tmp_path: Path) -> None:
 def test_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from packaging.version import Version
 
-    from patchkit.check import index, releases
+    from patchkit.upstream import index, releases
 
     known = {"5.90.0": "known", "5.91.0": "new"}
     monkeypatch.setattr(index, "list_versions", lambda wheels=None: [Version(version) for version in known])

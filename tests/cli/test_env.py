@@ -56,7 +56,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hi
 )
 def test_gpu(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hip: str | None, device: Device) -> None:
     pretend_gpu(monkeypatch, properties, hip)
-    monkeypatch.setattr("patchkit_kernels.triton_support.TRITON_AVAILABLE", True)
+    monkeypatch.setattr("patchkit_kernels.ops.triton_support.TRITON_AVAILABLE", True)
     environment = Environment.read()
     assert environment.devices[1:] == (device,)
     assert environment.triton_kernels
@@ -65,7 +65,7 @@ def test_gpu(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hip: 
 
 def test_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, SimpleNamespace(name="NVIDIA H200", major=9, minor=0), None)
-    monkeypatch.setattr("patchkit_kernels.triton_support.TRITON_AVAILABLE", False)
+    monkeypatch.setattr("patchkit_kernels.ops.triton_support.TRITON_AVAILABLE", False)
     environment = Environment.read()
     assert not environment.triton_kernels
     assert "triton cannot be imported" in environment.triton_kernels_reason

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from patchkit.check import children
 from patchkit.cli import main as cli
 from patchkit.cli.main import app
+from patchkit.processes import children
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 
@@ -92,9 +92,9 @@ def test_while_an_index_says_nothing(tmp_path: Path, whole_group: bool) -> None:
 SWEEP = """
 import os, signal, sys, threading, time
 from pathlib import Path
-import patchkit.check.sweep as module
+import patchkit.check.static.sweep as module
 from patchkit.arch.registry import architectures
-from patchkit.check.release import installed_release
+from patchkit.upstream.release import installed_release
 from patchkit.cli import main
 import typer
 
@@ -133,12 +133,12 @@ def test_while_processes_rewrite(tmp_path: Path) -> None:
     [
         ("archs", "patchkit.cli.archs.architectures"),
         ("bench", "patchkit.testing.comparison.compare_architecture"),
-        ("cache", "patchkit.check.cache.entries"),
-        ("check --all", "patchkit.check.releases.resolve"),
+        ("cache", "patchkit.cache.contents.entries"),
+        ("check --all", "patchkit.upstream.releases.resolve"),
         ("diff --arch llama", "patchkit.cli.diff.find"),
         ("env", "patchkit.cli.env.Environment.read"),
-        ("matrix", "patchkit.check.releases.resolve"),
-        ("watch", "patchkit.check.index.list_versions"),
+        ("matrix", "patchkit.upstream.releases.resolve"),
+        ("watch", "patchkit.upstream.index.list_versions"),
     ],
 )
 def test_every_command(command: str, within: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ import pytest
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from patchkit.check import index
-from patchkit.check.environments import SECONDS
-from patchkit.check.report import CheckReport
+from patchkit.check.numeric.environments import SECONDS
+from patchkit.check.results.report import CheckReport
 from patchkit.cli import check, watch
 from patchkit.cli.check import Numbers
 from patchkit.cli.main import app
+from patchkit.upstream import index
 
 
 @pytest.mark.parametrize(

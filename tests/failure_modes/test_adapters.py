@@ -103,7 +103,7 @@ def test_f6_one_mask_for_each_projection(name, monkeypatch):
         copied(**inputs)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
-    from patchkit_kernels import project
+    from patchkit_kernels.lora import forward as project
 
     drawn = []
     draw = project.draw_mask

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import patchkit
 from patchkit.arch.spec import GatedMLP
-from patchkit.binding import patched_class
+from patchkit.binding.classes import patched_class
 from patchkit.errors import PatchkitWarning, UnknownOptionError
 from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
 
@@ -217,7 +217,7 @@ def add_experts_lora(model):
 
 
 def test_f21_bind_is_all_or_nothing(monkeypatch):
-    from patchkit import binding
+    from patchkit.binding import swap as binding
 
     model = add_lora(tiny_model("llama"))
     before = [type(module) for module in model.modules()]

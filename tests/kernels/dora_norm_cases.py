@@ -15,7 +15,7 @@ from strided_tensors import DTYPES, as_dtype, uniform
 from torch import Tensor
 from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
-import patchkit_kernels.dora_norm  # noqa: F401, registers the op
+import patchkit_kernels.ops.dora_norm  # noqa: F401, registers the op
 
 OP = torch.ops.patchkit.dora_weight_norm.default
 

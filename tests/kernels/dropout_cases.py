@@ -14,7 +14,7 @@ from strided_tensors import DTYPES, as_dtype, uniform
 from torch import Tensor
 from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
-import patchkit_kernels.dropout  # noqa: F401, registers the ops
+import patchkit_kernels.ops.dropout  # noqa: F401, registers the ops
 
 PACK, MASKED, MASKED_ = (getattr(torch.ops.patchkit, name).default for name in ("pack_mask", "masked", "masked_"))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from patchkit_kernels.dora_norm import dora_weight_norm
-from patchkit_kernels.embedding import EmbeddingAdapter, EmbeddingTable
+from patchkit_kernels.lora.embedding import EmbeddingAdapter, EmbeddingTable
+from patchkit_kernels.ops.dora_norm import dora_weight_norm
 
 VOCAB, HIDDEN = 11, 6
 PADDING = 3

@@ -16,9 +16,9 @@ from strided_tensors import DTYPES, as_dtype, uniform
 from torch import Tensor
 from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
-import patchkit_kernels.geglu as geglu
-import patchkit_kernels.swiglu as swiglu
-from patchkit_kernels.gated_activation import GatedActivation
+import patchkit_kernels.ops.geglu as geglu
+import patchkit_kernels.ops.swiglu as swiglu
+from patchkit_kernels.ops.gated_activation import GatedActivation
 
 
 @dataclass(frozen=True)

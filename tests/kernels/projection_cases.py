@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from patchkit_kernels.projection import Adapter, Precision, Projection
+from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 
 FP64 = Precision(*[torch.float64] * 4)
 ACTS = {"silu": F.silu, "gelu_erf": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}

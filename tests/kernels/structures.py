@@ -11,11 +11,11 @@ from embedding_cases import make as make_table
 from embedding_cases import plain as plain_embedding
 from projection_cases import Extra, make, plain, plain_mlp, seeded
 
-from patchkit_kernels.dora_norm import dora_weight_norm
-from patchkit_kernels.embedding import lora_embedding
-from patchkit_kernels.lora_linear import lora_projections
-from patchkit_kernels.lora_mlp import lora_gated_mlp
-from patchkit_kernels.projection import Precision, Projection
+from patchkit_kernels.lora.embedding import lora_embedding
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
+from patchkit_kernels.lora.linear import lora_projections
+from patchkit_kernels.lora.projection import Precision, Projection
+from patchkit_kernels.ops.dora_norm import dora_weight_norm
 
 LORA, BIASED, DROPPED = Extra(), Extra(bias=True), Extra(dropout=0.4)
 DORA, DORA_DROPPED, ALL = Extra(dora=True), Extra(dora=True, dropout=0.4), Extra(dora=True, bias=True, dropout=0.4)

@@ -9,9 +9,9 @@ import pytest
 
 from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.errors import RewriteError
-from patchkit.rewrite.method import Method
+from patchkit.rewrite.parsed_method import Method
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.rewrite.source import MethodText
+from patchkit.upstream.source import MethodText
 
 SOURCE = '''"""A module."""
 class LlamaAttention:

@@ -7,8 +7,8 @@ import textwrap
 import pytest
 
 from patchkit.arch.spec import Attention, GatedMLP
-from patchkit.rewrite import gated_mlp, projections
 from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.rules import gated_mlp, projections
 
 BLOCKS = {projections: Attention("Block"), gated_mlp: GatedMLP("Block")}
 

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from patchkit.arch.spec import Attention
-from patchkit.binding import PATCH, parts_of, patched_class, swap
+from patchkit.binding.classes import patched_class
+from patchkit.binding.patch import PATCH, parts_of
+from patchkit.binding.swap import swap
 from patchkit.describe import describe
 from patchkit.testing import randomise_adapter
 

@@ -18,7 +18,7 @@ from torchtune.modules.peft import LoRALinear
 from patchkit.adapters.readers import read_projection
 from patchkit.runtime.blocks import make_apply_linear, make_apply_qkv
 from patchkit.runtime.levels import Ready, examine, input_of
-from patchkit_kernels import project
+from patchkit_kernels.lora import forward as project
 
 
 class Draws(TorchDispatchMode):

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import patchkit
-from patchkit.binding import patch_of
+from patchkit.binding.patch import patch_of
 from patchkit.errors import NotPatchedError, PatchkitWarning
 from patchkit.runtime.embedding import choose_embedding
 from patchkit.testing import (

@@ -19,8 +19,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
 from patchkit.testing import add_lora, compare_runs, randomise_adapter, run, tiny_inputs, tiny_model
-from patchkit_kernels.lora_linear import lora_linear
-from patchkit_kernels.projection import Adapter, Precision, Projection
+from patchkit_kernels.lora.linear import lora_linear
+from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning", "ignore::UserWarning")
 

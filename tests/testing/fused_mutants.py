@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import patchkit.runtime
-from patchkit_kernels.projection import Adapter, Projection, dense_weight
+from patchkit_kernels.lora.projection import Adapter, Projection, dense_weight
 
 FUSED = ("lora_linear", "lora_projections", "lora_gated_mlp")
 

@@ -61,8 +61,9 @@ class Mirror:
             MirrorError: there is none.
         """
         path = PurePosixPath(source)
-        folder = path.parent.name.removeprefix("patchkit_") if len(path.parts) > 2 else "."
-        patterns = [str(PurePosixPath("tests", folder, f"test_{path.stem}*.py"))]
+        # kernels/patchkit_kernels/ is one room with others in it; patchkit/ is the house.
+        room = ("kernels", *path.parts[2:-1]) if path.parts[0] == "kernels" else path.parts[1:-1]
+        patterns = [str(PurePosixPath("tests", *room, f"test_{path.stem}*.py"))]
         for extra in self.extras:
             if any(fnmatch(source, pattern) for pattern in extra.sources):
                 patterns += extra.tests

@@ -76,7 +76,7 @@ def _apply(model: nn.Module, counts: Counter[str]) -> None:
 
 
 def _patched_blocks(model: nn.Module) -> int:
-    from patchkit.binding import patch_of
+    from patchkit.binding.patch import patch_of
 
     return sum(patch_of(module) is not None for module in model.modules())
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model, inject_adapter_in_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from patchkit.binding import patch_of
+from patchkit.binding.patch import patch_of
 
 from .testing_utils import CONFIG  # noqa: TID252  (as PEFT's tests import one another)
 

@@ -1,0 +1,1 @@
+"""Autograd functions made of products: projections with LoRA adapters, gated MLPs, embeddings."""

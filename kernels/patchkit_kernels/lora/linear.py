@@ -1,0 +1,108 @@
+"""Linear projections with LoRA adapters as one autograd function that keeps only its input for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchkit_kernels.lora.arguments import (
+    Structure,
+    flatten,
+    flatten_kept,
+    gather_grads,
+    needs_of,
+    structure_of,
+    unflatten,
+    unflatten_kept,
+)
+from patchkit_kernels.lora.backward import input_backward, parameter_backward
+from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.dora_factor import with_factors
+from patchkit_kernels.lora.forward import project, project_again
+from patchkit_kernels.lora.projection import Precision, Projection
+from patchkit_kernels.lora.saving import keep, kept, needs_any, read_by_backward, unread_input
+from patchkit_kernels.lora.shapes import as_rows, with_leading
+
+
+class LoraProjections(torch.autograd.Function):
+    """See :mod:`patchkit_kernels.lora.projection` for the formulas."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        unread: Tensor | None,
+        structure: Structure,
+        precision: tuple[torch.dtype, ...],
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
+        """Each ``[..., out_i]``; saves what :mod:`.saving` says, or ``unread`` in the place of x."""
+        ctx.structure, ctx.precision, ctx.unread = structure, precision, unread
+        x_needed, needs = ctx.needs_input_grad[0], needs_of(ctx.needs_input_grad[4:], structure)
+        projections, remakes = unflatten(tensors, structure), x_needed and unread is None
+        flat, made = project(x, projections, Precision(*precision), needs, remakes=remakes)
+        outputs = [with_leading(y, x) for y in flat]
+        ctx.keys, to_keep = flatten_kept(made)
+        read = keep(ctx, tensors, read_by_backward(projections, needs, x_needed=x_needed))
+        ctx.save_for_backward(x if unread is None else None, *read, *to_keep)
+        ctx.set_materialize_grads(False)
+        if not x_needed:
+            # What depends on nothing trainable does not require a gradient, as if it had been computed alone.
+            constant = [y for y, need in zip(outputs, needs, strict=True) if not needs_any(need)]
+            ctx.mark_non_differentiable(*constant)
+        return tuple(outputs)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of x and of every tensor that needs one."""
+        x, *saved = ctx.saved_tensors
+        precision, needed = Precision(*ctx.precision), ctx.needs_input_grad
+        count = len(needed) - 4
+        tensors, made = kept(ctx, saved[:count]), unflatten_kept(ctx.keys, saved[count:])
+        like = ctx.unread if x is None else x
+        if wants_ordinary_operations(grads):
+
+            def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+                outputs = project_again(x, unflatten(tensors, ctx.structure), precision, made)
+                return [with_leading(y, x) for y in outputs]
+
+            d_x, *rest = differentiable_backward(again, (like, *tensors), (needed[0], *needed[4:]), grads)
+            return d_x, None, None, None, *rest
+        projections, needs = unflatten(tensors, ctx.structure), needs_of(needed[4:], ctx.structure)
+        rows = [None if grad is None else as_rows(grad) for grad in grads]
+        flow = input_backward(rows, projections, precision, needs, made, like.dtype if needed[0] else None)
+        flat = None if x is None else as_rows(x)
+        found = parameter_backward(flow, rows, flat, projections, precision, needs, made)
+        return None if flow.x is None else with_leading(flow.x, like), None, None, None, *gather_grads(found)
+
+
+def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Precision) -> tuple[Tensor, ...]:
+    """Several projections of one input, for instance q, k and v.
+
+    Between forward and backward only x is kept (and parameters, which are kept anyway); with dropout also one bit
+    for each element of x and adapter, with DoRA's trained magnitude one tensor like the output, and where x needs no
+    gradient, one tensor of the rank's width for each trained B. See :mod:`patchkit_kernels.lora.saving`.
+
+    Args:
+        x: ``[..., in]``; any leading shape, empty included. It is copied only if it is not contiguous.
+        projections: with or without adapters; frozen and trainable tensors in any mixture. Dropout is drawn in their
+            order.
+        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
+
+    Returns:
+        For each projection ``[..., out_i]`` in ``precision.output``: contiguous, a view of nothing.
+    """
+    projections = with_factors(projections, precision)
+    outputs: tuple[Tensor, ...] = LoraProjections.apply(  # type: ignore[no-untyped-call]
+        x, unread_input(x, projections), structure_of(projections), tuple(precision), *flatten(projections)
+    )
+    return outputs
+
+
+def lora_linear(x: Tensor, projection: Projection, precision: Precision) -> Tensor:
+    """One projection: :func:`lora_projections` for a single one, ``[..., in]`` to ``[..., out]``."""
+    return lora_projections(x, (projection,), precision)[0]

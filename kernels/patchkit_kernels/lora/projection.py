@@ -1,0 +1,188 @@
+"""Linear projections and their LoRA adapters as tensors: the words in which the fused functions are written.
+
+A projection is ``x W^T + b``; each of its adapters adds to that, one after the other, in PEFT's order::
+
+    t   = d(x) A^T                                   [tokens, rank], d being dropout or nothing
+    l   = s (t B^T + c)                              [tokens, out]
+    LoRA   r <- r + l                                Hu et al. 2021, section 4.1
+    DoRA   r <- r + (g - 1) (r - b) + g l            Liu et al. 2024, section 4.3; without dropout
+           r <- r + (g - 1) d(x) W^T + g l           with dropout
+           g = m / |W + s (B A + c 1^T)|             row-wise norm, a constant to autograd
+
+as in PEFT's ``lora.Linear`` and ``DoraLinearLayer``. :mod:`patchkit_kernels.lora.dora_factor` computes g,
+:mod:`patchkit_kernels.lora.forward` the rest of it, :mod:`patchkit_kernels.lora.backward` its gradients, and
+:mod:`patchkit_kernels.lora.saving` says what is kept in between.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+class QuantizedWeight(Protocol):
+    """A weight ``[out, in]`` that is stored in another form. It is never trained.
+
+    What it computes goes through the library that made it, and nothing of that is kept.
+    """
+
+    def linear(self, x: Tensor) -> Tensor:
+        """``x W^T + b`` for ``[..., in]``, as that library computes it, in x's dtype; the bias b included."""
+
+    def dense(self) -> Tensor:
+        """W ``[out, in]`` in a floating dtype."""
+
+    def compute_dtype(self, given: torch.dtype) -> torch.dtype:
+        """The dtype of its products for an input of dtype ``given``."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is stored."""
+
+
+class Adapter(NamedTuple):
+    """One LoRA or DoRA adapter of a projection.
+
+    Attributes:
+        lora_a: A, ``[rank, in]``.
+        lora_b: B, ``[out, rank]``.
+        scaling: s.
+        bias: c, ``[out]``, the bias of B, or None.
+        magnitude: m, ``[out]``, of DoRA; None for LoRA.
+        dropout: probability with which an element of this adapter's input is dropped in this call; 0 draws nothing.
+    """
+
+    lora_a: Tensor
+    lora_b: Tensor
+    scaling: float = 1.0
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
+    dropout: float = 0.0
+
+    @property
+    def factor(self) -> Tensor | None:
+        """g, ``[out]``: inside the fused functions ``with_factors`` has put it in the place of the magnitude."""
+        return self.magnitude
+
+
+class Projection(NamedTuple):
+    """A linear projection with its active adapters, in the order in which they are added.
+
+    Attributes:
+        weight: W, ``[out, in]``, or what stands for it.
+        bias: b, ``[out]``, or None.
+        adapters: none for a projection without adapter.
+    """
+
+    weight: Tensor | QuantizedWeight
+    bias: Tensor | None = None
+    adapters: tuple[Adapter, ...] = ()
+
+
+class Precision(NamedTuple):
+    """The dtypes in which PEFT computes.
+
+    Attributes:
+        base: of the products with W. W's dtype, the compute dtype of a quantised W, or autocast's.
+        lora: of the products with A and B. Theirs (PEFT keeps adapters in float32 over a bfloat16 base unless told
+            otherwise), or autocast's. The sum of both parts is made in the wider of the two and rounded once.
+        output: of every output.
+        drawn: of the input that dropout is drawn for. On some devices the random stream depends on it.
+    """
+
+    base: torch.dtype
+    lora: torch.dtype
+    output: torch.dtype
+    drawn: torch.dtype
+
+    @property
+    def products(self) -> tuple[torch.dtype, torch.dtype]:
+        """What projections without adapter have in common with their neighbours: dtypes of products and outputs."""
+        return self.base, self.output
+
+
+class AdapterNeeds(NamedTuple):
+    """Which tensors of an adapter need a gradient."""
+
+    lora_a: bool
+    lora_b: bool
+    bias: bool
+    factor: bool
+
+
+class Needs(NamedTuple):
+    """Which tensors of a projection need a gradient."""
+
+    weight: bool
+    bias: bool
+    adapters: tuple[AdapterNeeds, ...]
+
+
+class AdapterGrads(NamedTuple):
+    """The gradients of an adapter's tensors; None where none is needed."""
+
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+    bias: Tensor | None = None
+    factor: Tensor | None = None
+
+
+class Grads(NamedTuple):
+    """The gradients of a projection's tensors; None where none is needed, or where nothing flows back."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    adapters: tuple[AdapterGrads, ...] = ()
+
+
+class Kept(NamedTuple):
+    """What forward makes of one adapter and keeps for backward.
+
+    Attributes:
+        mask: of dropout, one bit for each element of x (:mod:`patchkit_kernels.ops.dropout`); None if none was drawn.
+            Stored, not drawn again: that would need the generator's state of that moment, which ``torch.compile`` and
+            CUDA graphs do not have, and a bit is a sixteenth of a bfloat16 element.
+        reduced: t, ``[tokens, rank]``, where dB needs it and x and A are not both there to make it again.
+        direction: of DoRA with a trained magnitude, what g scales, ``[tokens, out]``. Making it again would cost the
+            product with W; PEFT keeps two tensors of this size.
+    """
+
+    mask: Tensor | None = None
+    reduced: Tensor | None = None
+    direction: Tensor | None = None
+
+
+Key: TypeAlias = "tuple[int, int]"
+"""An adapter of several projections: index of the projection, index of its adapter."""
+
+
+def keys_of(projections: list[Projection]) -> list[Key]:
+    """Every adapter of every projection, in the order in which upstream calls them (and draws their dropout)."""
+    return [(i, j) for i, projection in enumerate(projections) for j in range(len(projection.adapters))]
+
+
+def dense_weight(projection: Projection) -> Tensor:
+    """W ``[out, in]``, dequantised if need be."""
+    weight = projection.weight
+    return weight if isinstance(weight, Tensor) else weight.dense()
+
+
+def dropout_scale(adapter: Adapter) -> float:
+    """What the elements that stay are multiplied with, ``1 / (1 - p)``; 0 if none stays."""
+    return 0.0 if adapter.dropout == 1.0 else 1.0 / (1.0 - adapter.dropout)
+
+
+def sum_dtype(projection: Projection, precision: Precision) -> torch.dtype:
+    """The dtype in which the parts of one projection are added up."""
+    wide = torch.promote_types(precision.output, precision.lora)
+    if any(adapter.magnitude is not None for adapter in projection.adapters):
+        # PEFT's DoRA adds small corrections to a product that is already rounded. Scaling the sum itself must not
+        # round it once more.
+        wide = torch.promote_types(wide, torch.float32)
+    return wide

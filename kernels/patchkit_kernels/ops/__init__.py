@@ -1,0 +1,1 @@
+"""Operations: a Triton kernel, its launcher, its torch reference and its registration."""

@@ -1,0 +1,34 @@
+"""Registering an op of this package: its schema, torch reference, shape-only implementation and Triton kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS
+
+# A fragment, because several files of this package add their ops to the same namespace.
+LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def register_op(
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], kernel: Callable[..., Any] | None = None
+) -> Any:
+    """Register ``patchkit::<name>`` with the dispatcher and return it.
+
+    Args:
+        schema: name, arguments and results, as in ``scale(Tensor x, float factor) -> Tensor``.
+        reference: runs on every device that has no kernel.
+        fake: results of the right shape, dtype and device without values, for FakeTensor and torch.compile.
+        kernel: runs on the devices of :data:`TRITON_DISPATCH_KEYS` where Triton is installed.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"patchkit::{name}", fake, lib=LIBRARY)
+    if TRITON_AVAILABLE and kernel is not None:
+        for key in TRITON_DISPATCH_KEYS:
+            LIBRARY.impl(name, kernel, key)
+    return getattr(torch.ops.patchkit, name).default

@@ -1,0 +1,1 @@
+"""Patched classes, and giving them to the modules of one model."""

@@ -1,0 +1,161 @@
+"""Patched classes: subclasses of upstream's with the rewritten ``forward``, and how they are copied and pickled."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import hashlib
+import linecache
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from patchkit.arch.spec import Attention, Block, GatedMLP
+from patchkit.binding.ownership import projection_names
+from patchkit.binding.patch import PATCH, Patch, parts_of, type_of_patch
+from patchkit.binding.wrappers import rewrapped
+from patchkit.errors import RewriteError
+from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
+from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.dispatch import PatchedForward
+from patchkit.runtime.precision import AdapterPrecision
+from patchkit.upstream.live import Method, compiled, find_code, read_method, with_code
+from patchkit.upstream.source import split_lines
+
+Methods: TypeAlias = dict[str, Callable[..., Any]]
+
+_cache: dict[tuple[object, ...], type[nn.Module] | tuple[Skip, ...]] = {}
+
+
+def patched_class(
+    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], precision: AdapterPrecision = "peft"
+) -> type[nn.Module] | tuple[Skip, ...]:
+    """The patched subclass of an upstream class, or why there is none, for each part.
+
+    The same arguments give the same patched class, as long as the class's ``forward`` stays the same.
+    """
+    wanted = parts & frozenset(parts_of(block))
+    method = read_method(cls, "forward")
+    if isinstance(method, str):
+        return tuple(Skip(part, method) for part in sorted(wanted))
+    key = (cls, method.attribute, block, wanted, precision)
+    if key not in _cache:
+        _cache[key] = _build(cls, block, wanted, precision, method)
+    return _cache[key]
+
+
+def _build(
+    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], precision: AdapterPrecision, method: Method
+) -> type[nn.Module] | tuple[Skip, ...]:
+    try:
+        rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
+    except RewriteError as error:
+        return tuple(Skip(part, str(error)) for part in sorted(parts))
+    if not rewritten.sites:
+        return rewritten.skips
+    methods = _methods(block, rewritten.sites, precision)
+    forward = _why_not_derivable(cls, methods) or _compile(rewritten, method)
+    if isinstance(forward, str):
+        return tuple(Skip(part, forward) for part in sorted(parts))
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "forward": PatchedForward(forward, cls, method.attribute, looked_up(block)),
+        **methods,
+        **copying(cls),
+        PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
+    }
+    if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
+        namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
+    return type(cls.__name__, (cls,), namespace)
+
+
+_QUIET = frozenset({"builtins", "abc", "typing", "typing_extensions", "torch"})
+"""Packages whose classes may watch subclasses being made: nothing that a user could see follows from one more."""
+
+
+def _why_not_derivable(cls: type[nn.Module], methods: Iterable[str]) -> str | None:
+    """Why a subclass with these methods cannot be made without running a user's code, or None if it can."""
+    for watcher, what in ((type(cls), "metaclass"), (_owner_of(cls, "__init_subclass__"), "__init_subclass__")):
+        if watcher.__module__.partition(".")[0] not in _QUIET:
+            name = f"{watcher.__module__}.{watcher.__qualname__}"
+            return f"a subclass of it cannot be made unseen: the {what} of {name} would run"
+    taken = sorted(name for name in methods if any(name in vars(base) for base in cls.__mro__))
+    return f"it already has an attribute {taken[0]}" if taken else None
+
+
+def _owner_of(cls: type, name: str) -> type:
+    """The class in an MRO that defines a name; the last of all defines what every class has."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
+def _named(block: Block, method: Method) -> Block:
+    """The block under the name of the class that defines forward, which may be a subclass of the registered one."""
+    return replace(block, class_name=method.owner.__qualname__)
+
+
+def _compile(rewritten: Rewritten, method: Method) -> Callable[..., Any] | str:
+    """The rewritten method as a function that runs in upstream's globals, visible to tracebacks and ``inspect``."""
+    digest = hashlib.sha256(rewritten.source.encode()).hexdigest()[:12]
+    filename = f"<patchkit {method.owner.__module__}.{method.owner.__qualname__} {digest}>"
+    code = find_code(compiled(rewritten.source, filename), method.function.__qualname__)
+    if code is None:
+        return "the rewritten source does not compile"
+    # No modification time: such an entry is never checked against the disk.
+    linecache.cache[filename] = (len(rewritten.source), None, split_lines(rewritten.source), filename)
+    try:
+        function = with_code(method.function, code)
+    except ValueError as error:
+        return str(error)
+    return rewrapped(function, method)
+
+
+def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision) -> Methods:
+    """The methods that the rewritten source calls."""
+    methods: Methods = {}
+    for site in sites:
+        if site.rule == "call-alone":
+            methods["apply_linear"] = make_apply_linear(precision)
+        elif site.rule == "output-call" and isinstance(block, Attention):
+            methods["apply_o"] = make_apply_o(block.o, precision)
+        elif site.rule == "qkv-together" and isinstance(block, Attention):
+            methods["apply_qkv"] = make_apply_qkv((block.q, block.k, block.v), site.calls, precision)
+        elif site.rule == "gated-mlp" and isinstance(block, GatedMLP):
+            methods["apply_mlp"] = make_apply_mlp(
+                block.inputs, block.down, block.activation, site.calls, precision, gate_first=site.gate_first
+            )
+    return methods
+
+
+def looked_up(block: Block) -> tuple[str, ...]:
+    """The attributes that the methods take from a block."""
+    return (*projection_names(block), block.activation) if isinstance(block, GatedMLP) else projection_names(block)
+
+
+def copying(cls: type[nn.Module]) -> Methods:
+    """deepcopy keeps the patch; a pickle names the upstream class, so it loads where patchkit is not installed."""
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807
+        reduced = super(type_of_patch(self), self).__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or type(self) not in reduced[1]:
+            return reduced
+        # copyreg's own constructor: pickle insists that __newobj__ names the object's class.
+        return (copyreg._reconstructor, (cls, object, None), *reduced[2:])  # type: ignore[attr-defined]
+
+    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:  # noqa: N807
+        reduced = super(type_of_patch(self), self).__reduce_ex__(4)
+        if not isinstance(reduced, tuple):
+            return self
+        make, args, state = (*reduced, None)[:3]
+        new: nn.Module = make(*copy.deepcopy(args, memo))
+        memo[id(self)] = new
+        if state is not None:
+            new.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
+        return new
+
+    own = {"__reduce_ex__": __reduce_ex__}
+    return own if hasattr(cls, "__deepcopy__") else {**own, "__deepcopy__": __deepcopy__}

@@ -1,0 +1,63 @@
+"""The record on a patched class: how it came about."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from torch import nn
+
+from patchkit.adapters.formula import name_of
+from patchkit.arch.spec import Attention, Block
+from patchkit.rewrite.sites import BlockName, PartName, Site, Skip
+from patchkit.runtime.precision import AdapterPrecision
+
+PATCH = "__patchkit__"
+"""Class attribute that marks a patched class and holds its :class:`Patch`."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """How a patched class came about.
+
+    Attributes:
+        original: the upstream class, which ``revert`` gives back.
+        block: the entry of the architecture file; None for a layer that is patched where it stands.
+        parts: the parts of the model that were asked for.
+        precision: in which the adapters compute.
+        forward: ``forward`` as the upstream class had it.
+        sites: what was rewritten.
+        skips: what was not, and why.
+    """
+
+    original: type[nn.Module]
+    block: Block | None
+    parts: frozenset[PartName]
+    precision: AdapterPrecision
+    forward: object
+    sites: tuple[Site, ...]
+    skips: tuple[Skip, ...]
+
+
+def patch_of(module: nn.Module) -> Patch | None:
+    """The patch of a patched module, or None."""
+    return getattr(type(module), PATCH, None)
+
+
+def type_of_patch(module: nn.Module) -> type[nn.Module]:
+    """The patched class in a module's MRO (the module's class itself, unless something subclassed it since)."""
+    return next(cls for cls in type(module).__mro__ if PATCH in vars(cls))
+
+
+def replaced_since(patch: Patch) -> str | None:
+    """The name of what replaced ``forward`` on the upstream class since the patch was made; None if nothing did.
+
+    The patched class defines its own ``forward``, so such a replacement does not run until ``apply`` is called again.
+    """
+    current = inspect.getattr_static(patch.original, "forward")
+    return None if current is patch.forward else name_of(current)
+
+
+def parts_of(block: Block) -> tuple[BlockName, ...]:
+    """The parts of the model that a block holds."""
+    return ("qkv", "o") if isinstance(block, Attention) else ("mlp",)

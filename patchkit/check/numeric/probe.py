@@ -1,0 +1,63 @@
+"""Asked in an environment (:mod:`patchkit.check.numeric.environments`): what is there, from where, and what to hide."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def place_of(package: str) -> str:
+    """The folder of a package that would be imported; empty if there is none. A first look imports nothing."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return ""
+    return spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+
+
+def versions_and_place(request: bytes) -> bytes:
+    """The versions of imported packages, and the place of the first, which was asked for before it ran.
+
+    Args:
+        request: their names as a JSON list.
+    """
+    names = json.loads(request)
+    place = place_of(names[0])
+    versions = {name: str(importlib.import_module(name).__version__).split("+")[0] for name in names}
+    return json.dumps({"place": place, "versions": {**versions, "python": platform.python_version()}}).encode()
+
+
+def unneeded(request: bytes) -> bytes:
+    """Every top-level module that belongs to no distribution that the roots need, directly or indirectly.
+
+    Args:
+        request: the roots as a JSON list of distributions.
+    """
+    kept = _needed(json.loads(request))
+    found = packages_distributions()
+    hidden = {
+        top for top, names in found.items() if top.isidentifier() and not kept & set(map(canonicalize_name, names))
+    }
+    return json.dumps(sorted(hidden - {"_distutils_hack", "pkg_resources"})).encode()
+
+
+def _needed(roots: Iterable[str]) -> set[str]:
+    kept, waiting = {"pip", "setuptools", "patchkit"}, list(roots)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in kept - {"setuptools"}:
+            continue
+        kept.add(name)
+        try:
+            needed = map(Requirement, requires(name) or ())
+        except PackageNotFoundError:
+            continue
+        waiting += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return kept

@@ -1,0 +1,1 @@
+"""What came of both stages, for people and for machines."""

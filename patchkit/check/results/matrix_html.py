@@ -1,0 +1,91 @@
+"""The matrix as one HTML page that needs nothing else: a heat map, a filter, and the rewritten source of each cell."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchkit.check.results.matrix import MEANINGS, PARTS, SYMBOLS, Cell, Matrix
+from patchkit.check.static.changes import rewritten_method
+from patchkit.check.static.records import Record
+from patchkit.escaping import json_in_html
+from patchkit.trust.ledger import Key
+from patchkit.upstream.release import Release
+from patchkit.upstream.source import split_lines
+
+_TEMPLATE = Path(__file__).with_name("matrix.html")
+_DATA = "{{DATA}}"
+
+
+def to_html(matrix: Matrix, releases: Sequence[Release]) -> str:
+    """The page.
+
+    Args:
+        matrix: what it shows.
+        releases: of which the sources are read; each source is in the page once, however many releases have it.
+
+    Raises:
+        ReleaseError: a release cannot be read.
+    """
+    by_version = {release.version: release for release in releases}
+    sources: dict[str, list[list[str]]] = {}
+    rows = [
+        {
+            "name": name,
+            "cells": [_cell(cell, matrix, by_version, sources) for cell in cells],
+        }
+        for name, cells in matrix.rows.items()
+    ]
+    data = {
+        "releases": list(matrix.releases),
+        "rows": rows,
+        "sources": sources,
+        "legend": [[verdict, *SYMBOLS[verdict], MEANINGS[verdict]] for verdict in SYMBOLS],
+        "dates": sorted({record.date for record in matrix.records.entries}),
+    }
+    return _TEMPLATE.read_text("utf-8").replace(_DATA, json_in_html(data))
+
+
+def _cell(
+    cell: Cell, matrix: Matrix, releases: Mapping[str, Release], sources: dict[str, list[list[str]]]
+) -> dict[str, Any]:
+    parts = [[part, cell.parts[part].verdict, cell.parts[part].proven] for part in PARTS if part in cell.parts]
+    there = [record for record in cell.records if record.finding.source] if cell.parts else []
+    return {
+        "text": str(cell),
+        "parts": parts,
+        "classes": [_class(record, matrix, releases, sources) for record in there],
+    }
+
+
+def _class(
+    record: Record, matrix: Matrix, releases: Mapping[str, Release], sources: dict[str, list[list[str]]]
+) -> dict[str, Any]:
+    finding = record.finding
+    name = _source_id(record.key, finding.block)
+    if name not in sources and finding.release in releases:
+        texts = rewritten_method(finding, releases[finding.release])
+        sources[name] = _lines(*texts) if texts else []
+    proof = matrix.proofs.get(record.key)
+    made_with = ", ".join(f"{package} {proof.versions[package]}" for package in sorted(proof.versions)) if proof else ""
+    return {
+        "name": finding.class_name,
+        "where": f"{finding.path}:{finding.line}",
+        "verdicts": [[part, verdict] for part, verdict in record.verdicts.items()],
+        "reasons": [reason for outcome in finding.parts.values() for reason in outcome.reasons],
+        "date": record.date,
+        "proof": f"{proof.date}, {made_with}" if proof else "",
+        "source": name,
+    }
+
+
+def _source_id(key: Key, block: str) -> str:
+    return f"{key.source[:16]}-{block}"
+
+
+def _lines(before: str, after: str) -> list[list[str]]:
+    """The rewritten method line by line, each with a space, or ``-`` and ``+`` where it was changed."""
+    old, new = ([line.rstrip("\r\n") for line in split_lines(text)] for text in (before, after))
+    return [[line[0], line[2:]] for line in difflib.ndiff(old, new) if line[0] != "?"]

@@ -1,0 +1,1 @@
+"""The rules of the rewriter, one file each."""

@@ -1,0 +1,81 @@
+"""The ledger's key of a live class: its name, hashes of the source that really runs, and how it is described."""
+
+from __future__ import annotations
+
+import ast
+from functools import lru_cache
+
+from torch import nn
+
+from patchkit.arch.discovery import registered
+from patchkit.arch.registry import foreign_description
+from patchkit.binding.classes import patched_class
+from patchkit.binding.patch import PATCH, parts_of
+from patchkit.errors import RewriteError
+from patchkit.rewrite import REWRITE_VERSION
+from patchkit.trust.ledger import Key
+from patchkit.trust.outside import outside
+from patchkit.upstream.identity import class_text, source_hash
+from patchkit.upstream.live import definition, parsed, read_method
+
+
+def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
+    """The key of a class, or why it has none: its source cannot be read, or is not what runs.
+
+    Args:
+        cls: an unpatched class. The key is that of the class in its MRO whose body defines ``forward``.
+        module: an instance. Its own modules count where projections are moved past a call of one.
+    """
+    method = read_method(cls, "forward")
+    if isinstance(method, str):
+        return method
+    owner = method.owner
+    try:
+        digest = hash_of_class(method.source, owner.__qualname__)
+        names = _names_in(method.source, method.function.__qualname__)
+        elsewhere = outside(cls, owner, _passed_over(cls), names, method.function, module)
+    except RewriteError as error:
+        return str(error)
+    entry = registered(cls)
+    description = foreign_description(*entry) if entry else ""
+    return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere, description)
+
+
+def _passed_over(cls: type) -> list[str]:
+    """What the projections of a registered class are moved past."""
+    entry = registered(cls)
+    if entry is None:
+        return []
+    _, block = entry
+    patched = patched_class(cls, block, frozenset(parts_of(block)))
+    if isinstance(patched, tuple):
+        return []
+    return [name for site in vars(patched)[PATCH].sites for name in site.passed_over]
+
+
+@lru_cache(maxsize=256)
+def _names_in(module_source: str, qualname: str) -> frozenset[str]:
+    """Every attribute that a method names, of the object or of anything else."""
+    node = definition(parsed(module_source), qualname)
+    nodes = ast.walk(node) if node else ()
+    return frozenset(inner.attr for inner in nodes if isinstance(inner, ast.Attribute))
+
+
+@lru_cache(maxsize=256)
+def hash_of_class(module_source: str, name: str) -> str:
+    """The source hash of a class in the text of its module. Computed once for each text and class.
+
+    Args:
+        module_source: text of the module.
+        name: ``Outer.Inner`` for a nested class. Of several definitions the last one counts, as for Python.
+
+    Raises:
+        RewriteError: there is no such class, or the text does not parse.
+    """
+    try:
+        node = definition(parsed(module_source), name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise RewriteError(f"the source does not parse: {error}") from error
+    if not isinstance(node, ast.ClassDef):
+        raise RewriteError(f"class {name} is not in the source")
+    return source_hash(class_text(module_source, node))

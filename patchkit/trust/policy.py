@@ -1,0 +1,119 @@
+"""Which patched classes ``patchkit.apply`` may bind: those whose source is proven, or verified here and now.
+
+The rewriter refuses what it does not recognise. This closes the hole that is left: upstream code that changed silently
+(a new release, remote code, a file edited by hand) in a way that the rewriter takes for the code it knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, get_args
+
+from patchkit.errors import CacheError, PatchkitWarning
+from patchkit.trust.key import key_of
+from patchkit.trust.ledger import USER_LIMIT, Key, add_proofs, find_proof, user_ledger
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from patchkit.arch.discovery import Found
+    from patchkit.check.numeric.proving import Verdict
+
+logger = logging.getLogger("patchkit")
+
+Trust = Literal["ledger", "verify", "always"]
+"""``ledger``: bind what is proven. ``verify``: also what is verified on the spot. ``always``: bind without asking."""
+
+TRUSTS: tuple[str, ...] = get_args(Trust)
+
+# What was verified in this process: the reason for a refusal, or nothing. A cache that cannot be written costs no
+# second verification, and a class that differs is not tried again for every model.
+_decided: dict[Key, str] = {}
+
+
+def refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], trust: Trust) -> dict[type, str]:
+    """The classes that must not be bound, each with the reason for the report.
+
+    Args:
+        model: the model to be patched; nothing in it changes.
+        blocks: its blocks that can be patched, each with its unpatched class.
+        trust: see :data:`Trust`.
+    """
+    if trust == "always":
+        return {}
+    refused: dict[type, str] = {}
+    unknown: dict[type[nn.Module], tuple[Found, Key]] = {}
+    keys: dict[type, Key] = {}
+    for found, cls in blocks:
+        if cls in refused or (cls in keys and not keys[cls].outside):
+            continue
+        key = key_of(cls, found.module)
+        if isinstance(key, str):
+            refused[cls] = f"it cannot be looked up in the ledger: {key}"
+        elif keys.setdefault(cls, key) != key:
+            refused[cls] = f"{found.name} has other modules between its projections than others of its class"
+        elif find_proof(key) is None:
+            unknown.setdefault(cls, (found, key))
+    unknown = {cls: block for cls, block in unknown.items() if cls not in refused}
+    if trust == "ledger":
+        hint = "its source is not in the ledger; trust='verify' verifies it on the spot"
+        return refused | dict.fromkeys(unknown, hint)
+    undecided = {cls: block for cls, block in unknown.items() if block[1] not in _decided}
+    refused |= _verify(model, undecided)
+    return refused | {cls: _decided[key] for cls, (_, key) in unknown.items() if _decided.get(key)}
+
+
+def refusal_of(module: nn.Module) -> str | None:
+    """Why the class of an unpatched module was refused in this process, if it was."""
+    key = key_of(type(module), module) if _decided else ""
+    return None if isinstance(key, str) else _decided.get(key) or None
+
+
+def _verify(model: nn.Module, unknown: Mapping[type[nn.Module], tuple[Found, Key]]) -> dict[type, str]:
+    """Verify classes and remember what was shown. Returns the refusals of those that could not be verified at all."""
+    if not unknown:
+        return {}
+    from patchkit.check.numeric.on_the_spot import (
+        verify_on_the_spot,
+    )  # the harness: loaded only if there is something to verify
+
+    start = time.perf_counter()
+    verdicts = verify_on_the_spot(model, {cls: found for cls, (found, _) in unknown.items()})
+    refused: dict[type, str] = {}
+    passed: list[Verdict] = []
+    for cls, (found, key) in unknown.items():
+        verdict, examine = verdicts[cls], f"`patchkit check --arch {found.architecture.name}` examines it"
+        if isinstance(verdict, str):
+            refused[cls] = (
+                f"its source is not in the ledger and could not be verified on the spot ({verdict}); "
+                f"{examine}, trust='always' binds it unproven"
+            )
+        elif verdict.subject.key != key:
+            refused[cls] = (
+                "its source is not in the ledger and could not be verified on the spot (what is called between the "
+                f"projections of {found.name} is not what its constructor puts there); {examine}, "
+                "trust='always' binds it unproven"
+            )
+        elif verdict.status == "failed":
+            _decided[key] = (
+                "its source is not in the ledger, and verified on the spot it is not equal to upstream "
+                f"({verdict.reason}); {examine}"
+            )
+        else:
+            _decided[key] = ""
+            passed.append(verdict)
+    if passed:
+        names = ", ".join(verdict.subject.original.__name__ for verdict in passed)
+        logger.info("patchkit: verified %s on the spot in %.1f s", names, time.perf_counter() - start)
+        _remember(passed)
+    return refused
+
+
+def _remember(verdicts: Iterable[Verdict]) -> None:
+    try:
+        add_proofs(user_ledger(), [verdict.proof("spot") for verdict in verdicts], limit=USER_LIMIT)
+    except CacheError as error:
+        warnings.warn(f"what was verified is not remembered: {error}", PatchkitWarning, stacklevel=2)

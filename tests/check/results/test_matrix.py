@@ -1,0 +1,167 @@
+"""The committed matrix is made from the committed records, and these are of what is installed."""
+
+from __future__ import annotations
+
+import datetime
+import html
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from synthetic_releases import SMALL_LLAMA, folder_release, path_of, records_of
+
+from patchkit.arch.registry import architectures
+from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
+from patchkit.check.results.matrix_html import to_html
+from patchkit.check.static.records import Record, Records
+from patchkit.check.static.sweep import sweep
+from patchkit.rewrite import REWRITE_VERSION
+from patchkit.trust.ledger import SHIPPED as LEDGER
+from patchkit.trust.ledger import Key, Proof, read_proofs
+from patchkit.upstream.release import installed_release
+
+ROOT = Path(__file__).parents[3]
+STALE = "run make matrix"
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return Records.load()
+
+
+def test_the_page_is_that_of_the_records(records: Records) -> None:
+    assert (ROOT / "compat_matrix.md").read_text() == to_markdown(make_matrix(records, read_proofs(LEDGER))), STALE
+
+
+def test_every_release_of_the_list_is_recorded_for_every_architecture(records: Records) -> None:
+    assert {str(release) for release in records.releases()} >= set(RELEASES), STALE
+    upstream = {one.name for one in architectures().values() if one.module.startswith("transformers.")}
+    for release in RELEASES:
+        assert {record.finding.architecture for record in records.of(release)} == upstream, STALE
+
+
+def test_the_installed_release_is_what_the_records_say(records: Records) -> None:
+    """The static part is not stale; if it is and no architecture changed, ``REWRITE_VERSION`` has to be raised."""
+    release = installed_release()
+    recorded = records.of(release.version)
+    if not recorded:
+        pytest.skip(f"transformers {release.version} is not in the matrix")
+    upstream = [one for one in architectures().values() if one.module.startswith("transformers.")]
+    found = {(one.architecture, one.class_name): one for one in sweep([release], upstream)}
+    assert found == {(r.finding.architecture, r.finding.class_name): r.finding for r in recorded}, STALE
+    assert {record.rewrite for record in recorded} == {REWRITE_VERSION}, STALE
+
+
+def test_adding_what_is_known_changes_nothing(records: Records) -> None:
+    findings = [record.finding for record in records.entries]
+    assert records.with_findings(findings, "2099-01-01") == records
+
+
+def test_lines_survive_the_file(records: Records, tmp_path: Path) -> None:
+    records.save(tmp_path / "records.jsonl")
+    assert Records.load(tmp_path / "records.jsonl") == records
+    assert (tmp_path / "records.jsonl").read_bytes() == (ROOT / "patchkit/check/static/records.jsonl").read_bytes()
+
+
+def test_a_release_that_is_added_in_between_is_judged_there(tmp_path: Path) -> None:
+    """Records of 1 and 3, then of 2, in which the MLP has dropout: 2 and 3 change, each against the one before."""
+    gated = "self.act_fn(self.gate_proj(x)) * self.up_proj(x)"
+    trap = SMALL_LLAMA.replace(gated, f"self.dropout({gated})")
+    assert trap != SMALL_LLAMA
+    records = Records()
+    for number, text in ((1, SMALL_LLAMA), (3, SMALL_LLAMA), (2, trap)):
+        release = folder_release(tmp_path / str(number), f"5.{number}.0", {path_of("llama"): text})
+        records = records.with_findings([r.finding for r in records_of(release, "llama").entries], f"2026-01-0{number}")
+    verdicts = [record.verdicts["mlp"] for record in records.entries if "mlp" in record.verdicts]
+    assert verdicts == ["rewritten", "rewritten differently", "rewritten differently"]
+    assert [record.date for record in records.entries if "mlp" in record.verdicts] == [
+        "2026-01-01",
+        "2026-01-02",
+        "2026-01-03",
+    ]
+
+
+def proof_of(record: Record) -> dict[Key, Proof]:
+    versions = {"torch": "2.13.0", "peft": "0.21.2", "transformers": "5.1.0", "python": "3.11.7"}
+    return {record.key: Proof(record.key, "numeric", {}, {"forward_backward": 1e-7}, versions, "2026-01-03")}
+
+
+def test_a_cell_is_proven_only_for_its_very_source_and_rewriter(tmp_path: Path) -> None:
+    release = folder_release(tmp_path, "5.1.0", {path_of("llama"): SMALL_LLAMA})
+    records = records_of(release, "llama")
+    attention, mlp = records.entries
+    for proofs, cell in (
+        ({}, "○○○"),
+        (proof_of(mlp), "○○●"),
+        (proof_of(attention) | proof_of(mlp), "●●●"),
+        (proof_of(replace(mlp, rewrite=REWRITE_VERSION + 1)), "○○○"),
+        (proof_of(replace(mlp, finding=replace(mlp.finding, source="0" * 64))), "○○○"),
+    ):
+        assert str(make_matrix(records, proofs).rows["llama"][0]) == cell
+
+
+CLICKS = """
+<script>
+{
+const shown = () => [...document.querySelectorAll("#body tr")].filter((row) => row.checkVisibility()).map((row) => row.dataset.name);
+const found = { all: shown() };
+const filter = document.getElementById("filter");
+filter.value = "LLAM"; filter.dispatchEvent(new Event("input"));
+found.filtered = shown(); found.count = document.getElementById("count").textContent;
+filter.value = ""; filter.dispatchEvent(new Event("input"));
+const cells = document.querySelectorAll("#body tr[data-name=llama] button");
+cells[0].click();
+const dialog = document.getElementById("dialog");
+found.open = dialog.open; found.title = document.getElementById("title").textContent;
+found.code = [...dialog.querySelectorAll("pre")].map((code) => code.innerText);
+found.added = [...dialog.querySelectorAll(".add")].map((line) => line.textContent);
+document.getElementById("close").click();
+found.closed = !dialog.open;
+found.colours = [...cells[0].children].map((part) => getComputedStyle(part).backgroundColor);
+document.title = "done";
+document.body.replaceChildren(Object.assign(document.createElement("output"), { textContent: JSON.stringify(found) }));
+}
+</script>
+"""
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    """Filter, click and colours, in Chromium without a screen."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    forward = "def forward(self, hidden_states):\n"
+    trap = SMALL_LLAMA.replace(forward, f"{forward}        note = '</script><!-- &amp;'\n")
+    files = {path_of("llama"): trap, path_of("gemma"): SMALL_LLAMA.replace("Llama", "Gemma")}
+    release = folder_release(tmp_path / "release", "5.1.0", files)
+    records = records_of(release, "llama", "gemma", "llava")
+    (mlp,) = (record for record in records.entries if record.finding.class_name == "LlamaMLP")
+    page = to_html(make_matrix(records, proof_of(mlp)), [release])
+    place = tmp_path / "matrix.html"
+    place.write_text(page.replace("</body>", f"{CLICKS}</body>"))
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    shown = subprocess.run(
+        [chromium, *arguments, place.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    found = json.loads(html.unescape(shown.stdout.partition("<output>")[2].partition("</output>")[0]))
+    assert found["all"] == ["gemma", "llama", "llava"]
+    assert (found["filtered"], found["count"]) == (["llama"], "1 of 3")
+    assert (found["open"], found["closed"], found["title"]) == (True, True, "llama, transformers 5.1.0")
+    assert len(found["code"]) == 2
+    assert "note = '</script><!-- &amp;'" in found["code"][0]
+    assert "        return self.apply_o(attend(query, key, value))" in found["code"][0]
+    assert "+         return self.apply_mlp(x)" in found["added"]
+    query, output, proven = found["colours"]
+    assert query == output != proven, "what is proven has a colour of its own"
+
+
+def test_the_installed_release_is_pinned_to_the_newest_of_the_matrix(records: Records) -> None:
+    constraints = (ROOT / "constraints.txt").read_text()
+    pinned = next(line for line in constraints.splitlines() if line.startswith("transformers=="))
+    assert str(records.releases()[-1]) >= pinned.partition("==")[2] or version("transformers") not in pinned
+    assert max(record.date for record in records.entries) <= datetime.date.today().isoformat()

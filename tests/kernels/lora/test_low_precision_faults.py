@@ -1,0 +1,106 @@
+"""The criterion of low precision sees real faults: one needless rounding, one missing term, a product in TF32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_adapter_functions import ADAPTERS, TOTAL, errors_of
+
+from patchkit.testing import Result, RoundingErrors, rounding_floor
+from patchkit_kernels.lora import backward as project_backward
+from patchkit_kernels.lora import forward as project_module
+from patchkit_kernels.lora import linear as lora_linear
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def run(*args):
+    torch.manual_seed(5)
+    return lora_linear.lora_linear(*args)
+
+
+def rounded(dtype):
+    """A function of tensors whose result was needlessly stored in another dtype in between."""
+
+    def wrap(function):
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if isinstance(result, dict):
+                return {key: value.to(dtype).to(value.dtype) for key, value in result.items()}
+            return result.to(dtype).to(result.dtype)
+
+        return call
+
+    return wrap
+
+
+def scaled(function):
+    def call(*args, **kwargs):
+        return {key: value * 1.01 for key, value in function(*args, **kwargs).items()}
+
+    return call
+
+
+def tf32(function):
+    """10 bits of mantissa, as tensor cores take of float32 where they may."""
+
+    def call(left, right, scaling):
+        short = [(t.view(torch.int32) & ~0x1FFF).view(FP32) if t.dtype == FP32 else t for t in (left.clone(), right)]
+        return function(*short, scaling)
+
+    return call
+
+
+FAULTS = {
+    "t stored in bfloat16": ("reduce", rounded(BF16), [project_module, project_backward], FP32),
+    "t stored in float16": ("reduce", rounded(FP16), [project_module, project_backward], FP32),
+    "dA stored in bfloat16": ("_d_lora_a", rounded(BF16), [project_backward], FP32),
+    "dB stored in bfloat16": ("_d_lora_b", rounded(BF16), [project_backward], FP32),
+    "dB stored in float16": ("_d_lora_b", rounded(FP16), [project_backward], FP32),
+    "dB one hundredth too large": ("_d_lora_b", scaled, [project_backward], BF16),
+    "products of backward in TF32": ("_scaled_product", tf32, [project_backward], FP32),
+}
+
+
+@pytest.mark.parametrize("adapters", ["lora", "two", "dora"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(fault, adapters, monkeypatch):
+    name, wrong, modules, lora = FAULTS[fault]
+    for module in modules:
+        monkeypatch.setattr(module, name, wrong(getattr(module, name)))
+    assert errors_of(run, ADAPTERS[adapters], BF16, lora).failures(totals=[TOTAL])
+
+
+def test_a_lost_bias_is_seen():
+    def without_bias(x, projection, precision):
+        kept = [adapter._replace(bias=torch.zeros_like(adapter.bias)) for adapter in projection.adapters]
+        y = run(x, projection._replace(adapters=tuple(kept)), precision)
+        return y + 0 * projection.adapters[0].bias.sum().to(y.dtype)
+
+    assert errors_of(without_bias, ADAPTERS["lora_bias"], BF16, FP32).failures(totals=[TOTAL])
+
+
+def test_what_is_within_float32s_own_rounding_is_not_judged():
+    """Two orders of one sum: upstream's happens to be the better one by far more than a tenth."""
+    errors, other = RoundingErrors(), RoundingErrors()
+    for seed in range(4):
+        left, right = torch.randn(2, 500, 96, generator=torch.Generator().manual_seed(seed))
+        truth = (left.double() * right.double()).sum(1)
+        in_order = torch.zeros(500)
+        for k in range(96):
+            in_order += left[:, k] * right[:, k]
+        result = Result(truth, truth.float(), in_order)
+        assert (in_order - truth).norm() > 1.5 * (truth.float() - truth).norm()
+        errors.add_draw("sum", [result], summed=96)
+        other.add_draw("sum", [result])
+    assert not errors.failures(totals=["sum"])
+    assert other.failures(totals=["sum"])
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+def test_the_floor_is_below_one_needless_rounding_to_sixteen_bits(dtype):
+    truth = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stored = (truth.to(dtype).double() - truth).square().sum().item()
+    assert rounding_floor(truth, dtype) == pytest.approx(stored)
+    fp16 = (truth.half().double() - truth).square().sum().item()
+    assert rounding_floor(truth, dtype, summed=10_000) <= stored + 0.01 * fp16

@@ -1,0 +1,83 @@
+"""The gated activations' kernels, compiled ahead of time for every GPU family, which needs no GPU."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from gated_activation_cases import ACTIVATIONS, DIRECTIONS, Activation
+from strided_tensors import DTYPES
+
+triton = pytest.importorskip("triton", reason="the compiler is part of Triton")
+
+from triton_targets import TARGETS, compile_kernel, global_accesses, is_binary, narrow_offsets  # noqa: E402
+
+from patchkit_kernels.ops.gated_activation import (  # noqa: E402
+    BLOCK,
+    gated_backward_kernel,
+    gated_backward_recompute_kernel,
+    gated_forward_kernel,
+)
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.usefixtures("empty_triton_cache"),
+    pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled"),
+]
+
+KERNELS = {
+    "forward": gated_forward_kernel,
+    "backward": gated_backward_kernel,
+    "recompute": gated_backward_recompute_kernel,
+}
+
+
+def compile_activation(
+    activation: Activation, direction: str, dtype: str, target: str, integers: str = "i32", aligned: bool = False
+) -> Any:
+    kernel = KERNELS[direction]
+    constants: dict[str, Any] = {"BLOCK": BLOCK}
+    if direction == "forward":
+        constants["VALUE"] = activation.kernel.value
+    else:
+        constants["VALUE_AND_SLOPE"] = activation.kernel.value_and_slope
+    types = {name: f"*{dtype}" for name in kernel.arg_names if name.endswith("_ptr")}
+    usual = tuple(name for name in kernel.arg_names if name != "blocks_per_row")
+    return compile_kernel(kernel, types, constants, target, integers, usual if aligned else ())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_with_64_bit_offsets(target: str, activation: Activation, direction: str, dtype: str) -> None:
+    compiled = compile_activation(activation, direction, dtype, target)
+    assert is_binary(compiled, target)
+    assert narrow_offsets(compiled.asm["ttir"]) == []
+
+
+@pytest.mark.parametrize("integers", ["i64", "1"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_compiles_for_huge_and_for_single_element_tensors(direction: str, integers: str) -> None:
+    compiled = compile_activation(ACTIVATIONS["swiglu"], direction, "bf16", "sm_90", integers=integers)
+    assert narrow_offsets(compiled.asm["ttir"]) == []
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_loads_16_bytes_at_once_and_rounds_to_nearest(activation: Activation, direction: str) -> None:
+    ptx = compile_activation(activation, direction, "bf16", "sm_90", aligned=True).asm["ptx"]
+    accesses = global_accesses(ptx)
+    assert len(accesses) == {"forward": 3, "backward": 5, "recompute": 6}[direction]
+    assert all(re.search(r"\.v4\.b32$", access) for access in accesses), accesses
+    conversions = re.findall(r"cvt\S*\.bf16\S*\.f32", ptx)
+    assert conversions
+    assert all(".rn." in conversion for conversion in conversions), conversions
+
+
+def test_narrow_offsets_are_found() -> None:
+    wide = "%1 = tt.addptr %p, %o : tensor<8x!tt.ptr<f32>>, tensor<8xi64> loc(#loc1)"
+    assert narrow_offsets(wide) == []
+    for narrow in ("%1 = tt.addptr %p, %o : !tt.ptr<f32>, i32 loc(#loc1)", "%2 = arith.muli %a, %b : i32 loc(#loc2)"):
+        assert narrow_offsets(wide + "\n" + narrow) == [narrow.removesuffix(" loc(#loc1)").removesuffix(" loc(#loc2)")]
