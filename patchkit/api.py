@@ -13,8 +13,9 @@ from torch import nn
 from patchkit.adapters.readers import carries_adapter
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
+from patchkit.arch.spec import Part
 from patchkit.binding.ownership import find_displaced
-from patchkit.binding.patch import Patch, parts_of, patch_of
+from patchkit.binding.patch import Patch, patch_of
 from patchkit.binding.restoring import Classes
 from patchkit.binding.swap import original_class, swap
 from patchkit.describe import fed_with_gradient
@@ -39,15 +40,15 @@ from patchkit.planning import (
     skips_of,
 )
 from patchkit.reporting import Report, Row
-from patchkit.rewrite.sites import BlockName, PartName, Skip
+from patchkit.rewrite.sites import Skip
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.trust.policy import TRUSTS, Trust, refusal_of, refusals
 from patchkit.version import __version__
 
 logger = logging.getLogger("patchkit")
 
-_BLOCKS: tuple[BlockName, ...] = ("qkv", "o", "mlp")
-_PARTS: tuple[PartName, ...] = (*_BLOCKS, "embedding", "head")
+_BLOCKS: tuple[Part, ...] = ("qkv", "o", "mlp")
+_PARTS: tuple[Part, ...] = (*_BLOCKS, "embedding", "head")
 _OPTIONS = (*_PARTS, "strict", "precision", "trust")
 _PRECISIONS: tuple[AdapterPrecision, ...] = ("peft", "fast")
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": _PRECISIONS, "trust": TRUSTS}
@@ -128,7 +129,7 @@ def apply(
     if len(rows) == len(layers):
         warnings.warn(_unsupported(model, rows), PatchkitWarning, stacklevel=2)
     elif left:
-        reasons = sorted({f"{row.module_class} {row.block}: {row.reason}" for row in left})
+        reasons = sorted({f"{row.module_class} {row.part}: {row.reason}" for row in left})
         warnings.warn(
             f"{len(left)} of {len(rows)} blocks run at upstream level (equal, but no faster): {'; '.join(reasons)}. "
             "patchkit.report(model) has the details.",
@@ -264,11 +265,11 @@ def _is_wanted(found: Found) -> bool:
     return found.block.tower == "text" or carries_adapter(found.module)
 
 
-def _displaced_rows(model: nn.Module, parts: frozenset[BlockName]) -> Iterator[Row]:
+def _displaced_rows(model: nn.Module, parts: frozenset[Part]) -> Iterator[Row]:
     """Blocks that the user may expect here, but whose class another library replaced."""
     for found, reason in find_displaced(model):
         if _is_wanted(found):
-            skips = tuple(Skip(part, reason) for part in parts_of(found.block) if part in parts)
+            skips = tuple(Skip(part, reason) for part in found.block.parts if part in parts)
             yield from describe_block(found, skips, parts)
 
 
@@ -282,7 +283,7 @@ def _trusted(model: nn.Module, planned: list[Planned], trust: Trust) -> list[Pla
 def _refused(found: Found) -> tuple[Skip, ...] | None:
     """For an unpatched block: what ``apply`` refused it for, if it did."""
     reason = refusal_of(found.module)
-    return skips_of(parts_of(found.block), reason) if reason else None
+    return skips_of(found.block.parts, reason) if reason else None
 
 
 def _check_meta(model: nn.Module, planned: list[Planned]) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from patchkit.adapters.readers import read_projection
-from patchkit.arch.spec import Attention, Block, GatedMLP
+from patchkit.arch.spec import Attention, Block, GatedMLP, Part
 from patchkit.binding.classes import looked_up, patched_class
 from patchkit.binding.ownership import replaced_on_instance
-from patchkit.binding.patch import Patch, parts_of
+from patchkit.binding.patch import Patch
 from patchkit.module_tree import named_modules, state_of
 from patchkit.reporting import Row
-from patchkit.rewrite.sites import BlockName, Skip
+from patchkit.rewrite.sites import Skip
 from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
@@ -36,23 +36,23 @@ def describe(
         fed: whether its input will require a gradient in training, see :func:`fed_with_gradient`.
     """
     module_class = type(module).__name__
-    for part in parts_of(block):
+    for part in block.parts:
         level, reason, expected = _level(module, block, part, patch, fed)
         yield Row(name, module_class, part, level, reason, expected)
 
 
 def _level(
-    module: nn.Module, block: Block, part: BlockName, patch: Patch | tuple[Skip, ...] | None, fed: bool
+    module: nn.Module, block: Block, part: Part, patch: Patch | tuple[Skip, ...] | None, fed: bool
 ) -> tuple[Level, str, bool]:
     if patch is None:
         return "upstream", _why_not_patched(module, block, part), False
     skips = patch if isinstance(patch, tuple) else patch.skips
-    why = "; ".join(skip.reason for skip in skips if skip.block == part)
+    why = "; ".join(skip.reason for skip in skips if skip.part == part)
     if isinstance(patch, tuple):
         return "upstream", why or f"switched off ({part}=False)", not why
     if part not in patch.parts:
         return "upstream", f"switched off ({part}=False)", True
-    rules = {site.rule for site in patch.sites if site.block == part}
+    rules = {site.rule for site in patch.sites if site.part == part}
     if not rules:
         return "upstream", why, False
     # By something that came after apply.
@@ -69,7 +69,7 @@ def _level(
     return _explain(choice, names, whole=rules != {"call-alone"}, why=why)
 
 
-def _why_not_patched(module: nn.Module, block: Block, part: BlockName) -> str:
+def _why_not_patched(module: nn.Module, block: Block, part: Part) -> str:
     """Why a block has no patched class: another library owns it, its source is not one we rewrite, or nobody asked."""
     owner = replaced_on_instance(module)
     if owner is not None:

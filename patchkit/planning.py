@@ -8,15 +8,16 @@ from typing import NamedTuple
 from torch import nn
 
 from patchkit.arch.discovery import Found
+from patchkit.arch.spec import Part
 from patchkit.binding.classes import patched_class
 from patchkit.binding.ownership import replaced_on_instance
-from patchkit.binding.patch import PATCH, Patch, parts_of, patch_of, replaced_since
+from patchkit.binding.patch import PATCH, Patch, patch_of, replaced_since
 from patchkit.binding.swap import original_class
 from patchkit.describe import describe
 from patchkit.errors import PatchkitError
 from patchkit.layers import Layer, PlannedLayer, describe_layer, plan_layer
 from patchkit.reporting import Row
-from patchkit.rewrite.sites import BlockName, Skip
+from patchkit.rewrite.sites import Skip
 from patchkit.runtime.precision import AdapterPrecision
 
 
@@ -29,7 +30,7 @@ class Planned(NamedTuple):
     patch: Patch | tuple[Skip, ...]
 
 
-def plan_block(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision) -> Planned:
+def plan_block(found: Found, parts: frozenset[Part], precision: AdapterPrecision) -> Planned:
     """The plan for a module; that to leave it alone where looking at it raises.
 
     Raises:
@@ -41,7 +42,7 @@ def plan_block(found: Found, parts: frozenset[BlockName], precision: AdapterPrec
         raise
     except Exception as error:
         cls = type(found.module)
-        return Planned(found, cls, cls, skips_of(parts & frozenset(parts_of(found.block)), _unexaminable(error)))
+        return Planned(found, cls, cls, skips_of(parts & frozenset(found.block.parts), _unexaminable(error)))
 
 
 def plan_layer_or_leave(layer: Layer, precision: AdapterPrecision, *, wanted: bool) -> PlannedLayer:
@@ -54,7 +55,7 @@ def plan_layer_or_leave(layer: Layer, precision: AdapterPrecision, *, wanted: bo
         return PlannedLayer(layer.module, type(layer.module), describe_layer(layer, _unexaminable(error)))
 
 
-def describe_plan(plan: Planned, parts: frozenset[BlockName], *, fed: bool) -> tuple[Planned, list[Row]]:
+def describe_plan(plan: Planned, parts: frozenset[Part], *, fed: bool) -> tuple[Planned, list[Row]]:
     """The rows of a plan; if they cannot be told, the plan is dropped, since the runtime could not tell more.
 
     Args:
@@ -66,19 +67,19 @@ def describe_plan(plan: Planned, parts: frozenset[BlockName], *, fed: bool) -> t
     try:
         return plan, list(describe(found.name, found.module, found.block, plan.patch, fed=fed))
     except Exception as error:
-        skips = skips_of(parts & frozenset(parts_of(found.block)), _unexaminable(error))
+        skips = skips_of(parts & frozenset(found.block.parts), _unexaminable(error))
         plan = plan._replace(target=plan.original, patch=skips)
         return plan, list(describe(found.name, found.module, found.block, skips))
 
 
 def describe_block(
-    found: Found, patch: Patch | tuple[Skip, ...] | None, parts: frozenset[BlockName], *, fed: bool = True
+    found: Found, patch: Patch | tuple[Skip, ...] | None, parts: frozenset[Part], *, fed: bool = True
 ) -> list[Row]:
     """The rows of a block as it is, or one for each of these parts that says why they cannot be told."""
     try:
         return list(describe(found.name, found.module, found.block, patch, fed=fed))
     except Exception as error:
-        skips = skips_of(parts & frozenset(parts_of(found.block)), _unexaminable(error))
+        skips = skips_of(parts & frozenset(found.block.parts), _unexaminable(error))
         return list(describe(found.name, found.module, found.block, skips))
 
 
@@ -90,10 +91,10 @@ def describe_layer_now(layer: Layer) -> Row:
         return describe_layer(layer, _unexaminable(error))
 
 
-def _plan(found: Found, parts: frozenset[BlockName], precision: AdapterPrecision) -> Planned:
+def _plan(found: Found, parts: frozenset[Part], precision: AdapterPrecision) -> Planned:
     cls = type(found.module)
     patch = patch_of(found.module)
-    asked = (parts & frozenset(parts_of(found.block)), precision)
+    asked = (parts & frozenset(found.block.parts), precision)
     if patch is not None and (patch.parts, patch.precision) == asked and replaced_since(patch) is None:
         return Planned(found, patch.original, cls, patch)
     original = original_class(found.module, found.name) if patch is not None else cls
@@ -110,11 +111,11 @@ def refuse(plan: Planned, reason: str) -> Planned:
     """The plan to leave a block as it is; one that could not be patched anyway keeps its own reason."""
     if not isinstance(plan.patch, Patch):
         return plan
-    parts = [part for part in parts_of(plan.found.block) if part in plan.patch.parts]
+    parts = [part for part in plan.found.block.parts if part in plan.patch.parts]
     return plan._replace(target=plan.original, patch=skips_of(parts, reason))
 
 
-def skips_of(parts: Iterable[BlockName], reason: str) -> tuple[Skip, ...]:
+def skips_of(parts: Iterable[Part], reason: str) -> tuple[Skip, ...]:
     """One reason for all of these parts."""
     return tuple(Skip(part, reason) for part in sorted(parts))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from patchkit.rewrite.sites import PartName
+    from patchkit.arch.spec import Part
     from patchkit.runtime.levels import Level
 
 _PARTS = ("qkv", "o", "mlp", "embedding", "head")
@@ -23,7 +23,7 @@ class Row:
     Attributes:
         name: qualified name of the module in the model.
         module_class: name of its upstream class.
-        block: ``qkv``, ``o``, ``mlp``, ``embedding`` or ``head``.
+        part: ``qkv``, ``o``, ``mlp``, ``embedding`` or ``head``.
         level: the level at which it would run now; at every call it is chosen anew.
         reason: why it is not fused; empty if it is.
         expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
@@ -31,7 +31,7 @@ class Row:
 
     name: str
     module_class: str
-    block: PartName
+    part: Part
     level: Level
     reason: str = ""
     expected: bool = False
@@ -61,7 +61,7 @@ class Report:
         """One line."""
         if not self.rows:
             return f"{self.model_class}: no supported block"
-        parts = [f"{block} {_counted(self.rows, block)}" for block in _PARTS if _counted(self.rows, block)]
+        parts = [f"{part} {_counted(self.rows, part)}" for part in _PARTS if _counted(self.rows, part)]
         return f"{self.model_class}: {'; '.join(parts)}"
 
     def at(self, level: Level) -> tuple[Row, ...]:
@@ -72,12 +72,12 @@ class Report:
         from rich.table import Table
 
         table = Table(title=self.summary, caption="\n".join(self.notes) or None, title_justify="left")
-        for column in ("module class", "block", "count", "level", "reason"):
+        for column in ("module class", "part", "count", "level", "reason"):
             table.add_column(column, justify="right" if column == "count" else "left")
-        groups = Counter((row.module_class, row.block, row.level, row.reason) for row in self.rows)
+        groups = Counter((row.module_class, row.part, row.level, row.reason) for row in self.rows)
         colour = {"fused": "green", "linear": "yellow", "upstream": "red"}
-        for (module_class, block, level, reason), count in groups.items():
-            table.add_row(module_class, block, str(count), f"[{colour[level]}]{level}[/]", reason)
+        for (module_class, part, level, reason), count in groups.items():
+            table.add_row(module_class, part, str(count), f"[{colour[level]}]{level}[/]", reason)
         return table
 
     def __str__(self) -> str:
@@ -88,6 +88,6 @@ class Report:
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
 
 
-def _counted(rows: tuple[Row, ...], block: str) -> str:
-    levels = Counter(row.level for row in rows if row.block == block)
+def _counted(rows: tuple[Row, ...], part: str) -> str:
+    levels = Counter(row.level for row in rows if row.part == part)
     return ", ".join(f"{count} {level}" for level, count in levels.items())

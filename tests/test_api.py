@@ -33,7 +33,7 @@ def classes(model):
 
 
 def levels(report):
-    return {(row.block, row.level) for row in report.rows}
+    return {(row.part, row.level) for row in report.rows}
 
 
 def assert_equal(reference, model, **options):
@@ -62,7 +62,7 @@ def test_applies_to_a_plain_model():
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
     assert levels(report) == {("qkv", "upstream"), ("o", "upstream"), ("mlp", "fused")}
-    assert {row.reason for row in report.rows if row.block == "o"} == {"no active LoRA adapter"}
+    assert {row.reason for row in report.rows if row.part == "o"} == {"no active LoRA adapter"}
     assert_equal(reference, model)
 
 
@@ -71,10 +71,10 @@ def test_each_option_works_alone(lora_model, only):
     """F26."""
     reference, model = lora_model()
     report = patchkit.apply(model, **{part: part == only for part in ("qkv", "o", "mlp")})
-    assert {row.block for row in report.at("fused")} == {only}
-    off = [row for row in report.rows if row.block != only]
+    assert {row.part for row in report.at("fused")} == {only}
+    off = [row for row in report.rows if row.part != only]
     assert off
-    assert all(row.reason == f"switched off ({row.block}=False)" for row in off)
+    assert all(row.reason == f"switched off ({row.part}=False)" for row in off)
     assert_equal(reference, model)
 
 
@@ -97,7 +97,7 @@ def test_applying_twice_is_a_no_op(lora_model):
 def test_applying_again_with_other_options(lora_model):
     reference, model = lora_model()
     patchkit.apply(model, mlp=False)
-    assert {row.block for row in patchkit.apply(model, qkv=False, o=False).at("fused")} == {"mlp"}
+    assert {row.part for row in patchkit.apply(model, qkv=False, o=False).at("fused")} == {"mlp"}
     assert_equal(reference, model)
     assert patchkit.apply(model).counts == {"fused": 6}
     assert_equal(reference, model)
@@ -284,7 +284,7 @@ def test_a_class_that_another_library_replaced(lora_model, monkeypatch):
     monkeypatch.setattr(LlamaMLP, "forward", fast_forward)
     with pytest.warns(PatchkitWarning, match=r"LlamaMLP mlp: its forward was replaced by .*fast_forward"):
         report = patchkit.apply(model)
-    assert {row.block for row in report.at("upstream")} == {"mlp"}
+    assert {row.part for row in report.at("upstream")} == {"mlp"}
     assert_equal(reference, model)
 
 
@@ -297,7 +297,7 @@ def test_an_instance_that_another_library_replaced(lora_model):
                 module.forward = lambda x, mlp=module: 2 * mlp.down_proj(x[..., :1].expand(*x.shape[:-1], 112))
     with pytest.warns(PatchkitWarning, match="its forward was replaced on the instance"):
         report = patchkit.apply(model)
-    assert {row.block for row in report.at("upstream")} == {"mlp"}
+    assert {row.part for row in report.at("upstream")} == {"mlp"}
     assert_equal(reference, model)
 
 

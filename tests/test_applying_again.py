@@ -22,9 +22,9 @@ def test_applying_again_after_a_class_got_another_forward(owner, part, monkeypat
     own = owner.forward
     model = add_lora(tiny_model("llama"), target_modules=["embed_tokens", "up_proj"])
     patchkit.apply(model)
-    patched = [row for row in patchkit.report(model).rows if row.block == part]
+    patched = [row for row in patchkit.report(model).rows if row.part == part]
     assert {row.level for row in patched} == {"fused"}
     monkeypatch.setattr(owner, "forward", forward)
-    rows = [row for row in patchkit.apply(model).rows if row.block == part]
+    rows = [row for row in patchkit.apply(model).rows if row.part == part]
     assert {row.reason for row in rows} == {f"its forward was replaced by {__name__}.{forward.__qualname__}"}
     assert {type(model.get_submodule(row.name)) for row in rows} == {owner}

@@ -54,7 +54,7 @@ def test_options_are_those_of_apply(lora_model, train):
     _, model = lora_model()
     callback = patchkit.TrainerCallback(mlp=False)
     train(callback, model)
-    levels = {row.block: row.level for row in callback.report.rows}
+    levels = {row.part: row.level for row in callback.report.rows}
     assert levels == {"qkv": "fused", "o": "fused", "mlp": "upstream"}
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+Part = Literal["qkv", "o", "mlp", "embedding", "head"]
+"""A part of a model that patchkit patches: an option of ``patchkit.apply``. A block holds the first three."""
+
 Tower = Literal["text", "vision"]
 """Where a block sits. Text blocks are patched always, vision blocks only where they carry adapters."""
 
@@ -29,6 +32,16 @@ class Attention:
     v: str = "v_proj"
     o: str = "o_proj"
     tower: Tower = "text"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it holds."""
+        return ("qkv", "o")
+
+    def projections(self, part: Part | None = None) -> tuple[str, ...]:
+        """The attribute names of a part's projections, or of all; none for a part that it does not hold."""
+        names: dict[Part | None, tuple[str, ...]] = {"qkv": (self.q, self.k, self.v), "o": (self.o,)}
+        return names.get(part, ()) if part else (self.q, self.k, self.v, self.o)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,15 @@ class GatedMLP:
     gate_up: str | None = None
     activation: str = "act_fn"
     tower: Tower = "text"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it holds."""
+        return ("mlp",)
+
+    def projections(self, part: Part | None = None) -> tuple[str, ...]:
+        """The attribute names of a part's projections, or of all; none for a part that it does not hold."""
+        return (*self.inputs, self.down) if part in ("mlp", None) else ()
 
     @property
     def inputs(self) -> tuple[str, ...]:

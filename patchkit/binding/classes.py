@@ -12,13 +12,12 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from patchkit.arch.spec import Attention, Block, GatedMLP
-from patchkit.binding.ownership import projection_names
-from patchkit.binding.patch import PATCH, Patch, parts_of, type_of_patch
+from patchkit.arch.spec import Attention, Block, GatedMLP, Part
+from patchkit.binding.patch import PATCH, Patch, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.rewrite.sites import BlockName, Rewritten, Site, Skip
+from patchkit.rewrite.sites import Rewritten, Site, Skip
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
 from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.precision import AdapterPrecision
@@ -31,13 +30,13 @@ _cache: dict[tuple[object, ...], type[nn.Module] | tuple[Skip, ...]] = {}
 
 
 def patched_class(
-    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], precision: AdapterPrecision = "peft"
+    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision = "peft"
 ) -> type[nn.Module] | tuple[Skip, ...]:
     """The patched subclass of an upstream class, or why there is none, for each part.
 
     The same arguments give the same patched class, as long as the class's ``forward`` stays the same.
     """
-    wanted = parts & frozenset(parts_of(block))
+    wanted = parts & frozenset(block.parts)
     method = read_method(cls, "forward")
     if isinstance(method, str):
         return tuple(Skip(part, method) for part in sorted(wanted))
@@ -48,7 +47,7 @@ def patched_class(
 
 
 def _build(
-    cls: type[nn.Module], block: Block, parts: frozenset[BlockName], precision: AdapterPrecision, method: Method
+    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision, method: Method
 ) -> type[nn.Module] | tuple[Skip, ...]:
     try:
         rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
@@ -133,7 +132,7 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
 
 def looked_up(block: Block) -> tuple[str, ...]:
     """The attributes that the methods take from a block."""
-    return (*projection_names(block), block.activation) if isinstance(block, GatedMLP) else projection_names(block)
+    return (*block.projections(), block.activation) if isinstance(block, GatedMLP) else block.projections()
 
 
 def copying(cls: type[nn.Module]) -> Methods:

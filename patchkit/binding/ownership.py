@@ -21,7 +21,6 @@ from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import Reason, is_own_forward
 from patchkit.arch.discovery import Found, find_blocks
 from patchkit.arch.registry import architectures
-from patchkit.arch.spec import Attention, Block
 from patchkit.module_tree import children_of, named_modules
 
 # What lets patchkit have the block, by the top-level package of its owner.
@@ -86,15 +85,10 @@ def find_displaced(model: nn.Module) -> Iterator[tuple[Found, Reason]]:
         if id(module) in registered or cls.__module__.startswith("transformers."):
             continue
         for architecture, block in blocks:
-            if children_of(module).keys() >= set(projection_names(block)):
+            if children_of(module).keys() >= set(block.projections()):
                 reason = f"a {name_of(cls)} stands in place of {block.class_name} and owns the block"
                 yield Found(name, module, architecture, block), _with_hint(reason, cls)
                 break
-
-
-def projection_names(block: Block) -> tuple[str, ...]:
-    """The attribute names of all projections of a block."""
-    return (block.q, block.k, block.v, block.o) if isinstance(block, Attention) else (*block.inputs, block.down)
 
 
 def _with_hint(reason: Reason, owner: Callable[..., Any]) -> Reason:

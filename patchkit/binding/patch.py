@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from patchkit.adapters.formula import name_of
-from patchkit.arch.spec import Attention, Block
-from patchkit.rewrite.sites import BlockName, PartName, Site, Skip
+from patchkit.arch.spec import Block, Part
+from patchkit.rewrite.sites import Site, Skip
 from patchkit.runtime.precision import AdapterPrecision
 
 PATCH = "__patchkit__"
@@ -32,7 +32,7 @@ class Patch:
 
     original: type[nn.Module]
     block: Block | None
-    parts: frozenset[PartName]
+    parts: frozenset[Part]
     precision: AdapterPrecision
     forward: object
     sites: tuple[Site, ...]
@@ -56,8 +56,3 @@ def replaced_since(patch: Patch) -> str | None:
     """
     current = inspect.getattr_static(patch.original, "forward")
     return None if current is patch.forward else name_of(current)
-
-
-def parts_of(block: Block) -> tuple[BlockName, ...]:
-    """The parts of the model that a block holds."""
-    return ("qkv", "o") if isinstance(block, Attention) else ("mlp",)

@@ -24,11 +24,12 @@ from patchkit.escaping import indented, one_line
 from patchkit.upstream.source import failures_of, split_lines
 
 if TYPE_CHECKING:
-    from patchkit.rewrite.sites import BlockName, Rewritten
+    from patchkit.arch.spec import Part
+    from patchkit.rewrite.sites import Rewritten
 
 
 class BlockChoice(str, Enum):
-    """The parts of a model, as an option (:data:`patchkit.rewrite.sites.BlockName`)."""
+    """The parts of a model, as an option (:data:`patchkit.rewrite.sites.Part`)."""
 
     qkv = "qkv"
     o = "o"
@@ -53,7 +54,7 @@ def diff(
     from patchkit.cli.console import error_console, output_console
 
     console = output_console(colour=not no_color)
-    only: frozenset[BlockName] = frozenset(choice.value for choice in block or BlockChoice)
+    only: frozenset[Part] = frozenset(choice.value for choice in block or BlockChoice)
     failed = False
     selected = select(arch)
     for architecture in selected:
@@ -126,7 +127,7 @@ def read_source(module: str) -> InstalledSource:
 
 def describe(
     architecture: Architecture,
-    only: frozenset[BlockName],
+    only: frozenset[Part],
     context: int,
     shown: Collection[Architecture] = (),
 ) -> Iterator[str]:
@@ -153,7 +154,7 @@ def describe(
 
 
 def _describe_text_model(
-    architecture: Architecture, only: frozenset[BlockName], context: int, shown: Collection[Architecture]
+    architecture: Architecture, only: frozenset[Part], context: int, shown: Collection[Architecture]
 ) -> Iterator[str]:
     yield f"# {architecture.name}"
     if not architecture.text_models:
@@ -171,7 +172,7 @@ def _describe_text_model(
         yield from describe(default, only, context)
 
 
-def _describe_block(source: InstalledSource, block: Block, only: frozenset[BlockName], context: int) -> Iterator[str]:
+def _describe_block(source: InstalledSource, block: Block, only: frozenset[Part], context: int) -> Iterator[str]:
     from patchkit.rewrite.rewriter import rewrite  # imports libcst, which --help need not wait for
 
     rewritten = rewrite(source.text, block, only=only, filename=source.path)
@@ -191,15 +192,15 @@ def _describe_block(source: InstalledSource, block: Block, only: frozenset[Block
 def _outcome(rewritten: Rewritten) -> Iterator[str]:
     """What was rewritten and what was not, a line each."""
     for site in rewritten.sites:
-        yield f"#   rewrote {site.block} (line {site.line}): {', '.join(site.calls)}, rule {site.rule}"
+        yield f"#   rewrote {site.part} (line {site.line}): {', '.join(site.calls)}, rule {site.rule}"
     for skip in rewritten.skips:
         where = f" (line {skip.line})" if skip.line else ""
-        yield f"#   skipped {skip.block}{where}: {skip.reason}"
+        yield f"#   skipped {skip.part}{where}: {skip.reason}"
     if not rewritten.sites and not rewritten.skips:
         yield "#   nothing to rewrite"
 
 
-def _parts(block: Block) -> frozenset[BlockName]:
+def _parts(block: Block) -> frozenset[Part]:
     return frozenset({"qkv", "o"}) if isinstance(block, Attention) else frozenset({"mlp"})
 
 

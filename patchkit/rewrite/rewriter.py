@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from patchkit.arch.spec import Attention, GatedMLP
+from patchkit.arch.spec import Attention, GatedMLP, Part
 from patchkit.rewrite.edits import Plan
 from patchkit.rewrite.parsed_method import Method
 from patchkit.rewrite.rules.gated_mlp import plan_mlp
 from patchkit.rewrite.rules.projections import plan_output, plan_qkv
-from patchkit.rewrite.sites import BlockName, Rewritten, Skip
+from patchkit.rewrite.sites import Rewritten, Skip
 from patchkit.upstream.source import failures_of, find_method
 
-ALL_BLOCKS: frozenset[BlockName] = frozenset({"qkv", "o", "mlp"})
+ALL_PARTS: frozenset[Part] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""
 
 
@@ -18,7 +18,7 @@ def rewrite(
     source: str,
     block: Attention | GatedMLP,
     *,
-    only: frozenset[BlockName] = ALL_BLOCKS,
+    only: frozenset[Part] = ALL_PARTS,
     method: str = "forward",
     filename: str = "<source>",
 ) -> Rewritten:
@@ -46,12 +46,12 @@ def rewrite(
 
 
 def _rewritten(
-    source: str, block: Attention | GatedMLP, only: frozenset[BlockName], method: str, filename: str
+    source: str, block: Attention | GatedMLP, only: frozenset[Part], method: str, filename: str
 ) -> Rewritten:
     text = find_method(source, block.class_name, method, filename)
     parsed = Method(text, filename)
     plan = Plan()
-    names: tuple[BlockName, ...] = ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
+    names: tuple[Part, ...] = ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
     wanted = [name for name in names if name in only]
     if why := _why_untouchable(parsed):
         plan.skips.extend(Skip(name, why, text.line) for name in wanted)
@@ -69,7 +69,7 @@ def _rewritten(
     )
 
 
-def _plan(method: Method, block: Attention | GatedMLP, wanted: list[BlockName], plan: Plan) -> None:
+def _plan(method: Method, block: Attention | GatedMLP, wanted: list[Part], plan: Plan) -> None:
     if isinstance(block, GatedMLP):
         if "mlp" in wanted:
             plan_mlp(method, block, plan)

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-BlockName = Literal["qkv", "o", "mlp"]
-"""The three parts of a model that patchkit rewrites."""
-
-PartName = Literal["qkv", "o", "mlp", "embedding", "head"]
-"""Those, and the two whose layers are patched where they stand: the options of ``patchkit.apply``."""
+from patchkit.arch.spec import Part
 
 Rule = Literal["qkv-together", "gated-mlp", "output-call", "call-alone"]
 """The rule that matched: q/k/v in one call, a whole gated MLP, an output projection, or one projection alone."""
@@ -20,7 +16,7 @@ class Site:
     """One place that was rewritten.
 
     Attributes:
-        block: the part of the model it belongs to.
+        part: the part of the model it belongs to.
         rule: which rule matched.
         line: line of the first call it replaced, 1-based, in the text that was passed in.
         calls: attribute names of the modules it replaced, in the order in which upstream calls them (the order of
@@ -29,7 +25,7 @@ class Site:
         passed_over: what calls were moved past, see :func:`patchkit.rewrite.passed_over.passed_over`.
     """
 
-    block: BlockName
+    part: Part
     rule: Rule
     line: int
     calls: tuple[str, ...]
@@ -39,9 +35,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Skip:
-    """A block, or a part of it, that was left as upstream wrote it (or rewritten to a weaker form), and why."""
+    """A part of a block, or some of it, that was left as upstream wrote it (or rewritten to a weaker form), and why."""
 
-    block: BlockName
+    part: Part
     reason: str
     line: int | None = None
 

@@ -76,7 +76,7 @@ def compare_architecture(
     report = patchkit.apply(patched)
     reference, candidate = run(plain, inputs), run(patched, inputs)
     levels = {
-        block: "/".join(sorted({row.level for row in report.rows if row.block == block}))
+        block: "/".join(sorted({row.level for row in report.rows if row.part == block}))
         for block in ("qkv", "o", "mlp")
     }
     return Comparison(

@@ -10,7 +10,7 @@ from torch import nn
 from patchkit.arch.discovery import registered
 from patchkit.arch.registry import foreign_description
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH, parts_of
+from patchkit.binding.patch import PATCH
 from patchkit.errors import RewriteError
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust.ledger import Key
@@ -47,7 +47,7 @@ def _passed_over(cls: type) -> list[str]:
     if entry is None:
         return []
     _, block = entry
-    patched = patched_class(cls, block, frozenset(parts_of(block)))
+    patched = patched_class(cls, block, frozenset(block.parts))
     if isinstance(patched, tuple):
         return []
     return [name for site in vars(patched)[PATCH].sites for name in site.passed_over]

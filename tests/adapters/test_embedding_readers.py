@@ -33,7 +33,7 @@ def with_embedding(architecture="llama", **options):
 
 
 def row_of(report, part):
-    (row,) = [row for row in report.rows if row.block == part]
+    (row,) = [row for row in report.rows if row.part == part]
     return row
 
 
@@ -127,7 +127,7 @@ def test_head(head):
     model.lm_head = layer
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.block: row.level for row in report.rows if row.block in ("embedding", "head")} == {
+    assert {row.part: row.level for row in report.rows if row.part in ("embedding", "head")} == {
         "embedding": "fused",
         "head": "fused",
     }

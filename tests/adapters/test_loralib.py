@@ -136,7 +136,7 @@ def test_rank_zero(kind):
     report = patchkit.apply(model)
     # Of MergedLinear nothing is trained: there is no gradient for which an MLP would keep anything.
     mlp = "upstream" if kind is loralib.MergedLinear else "fused"
-    assert {row.block: row.level for row in report.rows} == {"qkv": "upstream", "o": "upstream", "mlp": mlp}
+    assert {row.part: row.level for row in report.rows} == {"qkv": "upstream", "o": "upstream", "mlp": mlp}
     assert all(row.expected for row in report.rows if row.level == "upstream")
     assert_same(reference, model)
 
@@ -222,7 +222,7 @@ def test_a_subclass_is_called():
     model = replaced("llama", make(Twice), ["o_proj"])
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.level for row in report.rows if row.block == "o"} == {"upstream"}
+    assert {row.level for row in report.rows if row.part == "o"} == {"upstream"}
     assert any("Twice" in reason for reason in reasons(report))
     assert_same(reference, model)
 

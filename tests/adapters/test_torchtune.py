@@ -66,7 +66,7 @@ def test_dora_with_biases():
     model = replaced("qwen2", DORA)
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.block: row.level for row in report.rows} == {"qkv": "upstream", "o": "fused", "mlp": "fused"}
+    assert {row.part: row.level for row in report.rows} == {"qkv": "upstream", "o": "fused", "mlp": "fused"}
     assert reasons(report) == {"q_proj, k_proj, v_proj: torchtune's DoRA scales the bias too"}
     assert_same(reference, model, "qwen2")
 
@@ -142,7 +142,7 @@ def test_quantised_base():
         block.mlp.down_proj = layer(block.mlp.down_proj)
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.block: row.level for row in report.rows} == {"qkv": "fused", "o": "upstream", "mlp": "upstream"}
+    assert {row.part: row.level for row in report.rows} == {"qkv": "fused", "o": "upstream", "mlp": "upstream"}
     assert {f"{name}: its base weight is quantised (quantize_base)" for name in ("o_proj", "down_proj")} == reasons(
         report
     )
@@ -158,7 +158,7 @@ def test_layers_for_quantisation_aware_training():
     model = replaced("llama", layer, ["o_proj"])
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.level for row in report.rows if row.block == "o"} == {"upstream"}
+    assert {row.level for row in report.rows if row.part == "o"} == {"upstream"}
     assert any("QATLoRALinear" in reason for reason in reasons(report))
     assert carries_adapter(model.model.layers[0].self_attn)
     assert_same(reference, model)

@@ -249,7 +249,7 @@ PATCHERS = [
 
 
 def levels(report):
-    return {row.block: row.level for row in report.rows}
+    return {row.part: row.level for row in report.rows}
 
 
 def assert_equal(reference, model, backward=True):
@@ -337,7 +337,7 @@ def test_liger_before_the_model_is_made(liger):
     with pytest.warns(PatchkitWarning, match=r"LigerSwiGLUMLP stands in place of LlamaMLP .* call Liger-Kernel with"):
         report = patchkit.apply(model)
     assert levels(report) == NO_MLP
-    assert {row.module_class for row in report.rows if row.block == "mlp"} == {"LigerSwiGLUMLP"}
+    assert {row.module_class for row in report.rows if row.part == "mlp"} == {"LigerSwiGLUMLP"}
     assert report == patchkit.report(model)
     liger.clear()
     assert_equal(reference, model)

@@ -54,7 +54,7 @@ def check(order: str) -> None:
     for training in (True, False, True):
         model.train(training)
         reference.train(training)
-        levels = {row.block: row.level for row in patchkit.report(model).rows}
+        levels = {row.part: row.level for row in patchkit.report(model).rows}
         assert levels["qkv"] == levels["o"] == "fused", (order, levels)
         expected = run(reference, inputs)
         calls = 0

@@ -30,7 +30,7 @@ def test_f2_scaled_embedding():
     """Gemma multiplies its embedding; the adapter's part is multiplied too."""
     targets = ["embed_tokens", "q_proj", "v_proj"]
     reference, model = pair("gemma3", target_modules=targets)
-    row = next(row for row in patchkit.report(model).rows if row.block == "embedding")
+    row = next(row for row in patchkit.report(model).rows if row.part == "embedding")
     assert row.level == "fused", row
     assert named(model, "embed_tokens.base_layer")[0].embed_scale != 1
     assert_same(reference, model, "gemma3")
@@ -269,7 +269,7 @@ def test_f26_each_switch_works_alone(name):
     model = add_lora(tiny_model("llama")).train()
     reference = copy.deepcopy(model)
     report = patchkit.apply(model, **dict.fromkeys(("qkv", "o", "mlp"), False) | {name: True})
-    assert [row.block for row in report.rows if row.level == "fused"] == [name] * 2
+    assert [row.part for row in report.rows if row.level == "fused"] == [name] * 2
     assert_same(reference, model)
     with pytest.raises(UnknownOptionError, match="did you mean 'qkv'"):
         patchkit.apply(model, qvk=True)
@@ -288,10 +288,10 @@ def test_f27_an_unknown_form_runs_upstream_with_one_warning(monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         report = patchkit.apply(model)
-    levels = {row.block: row.level for row in report.rows}
+    levels = {row.part: row.level for row in report.rows}
     assert (levels["qkv"], levels["o"]) == ("fused", "fused")
     assert levels["mlp"] in ("linear", "upstream")
-    assert all(row.reason for row in report.rows if row.block == "mlp")
+    assert all(row.reason for row in report.rows if row.part == "mlp")
     assert len([w for w in caught if w.category is PatchkitWarning]) <= 1
     assert_same(reference, model)
 

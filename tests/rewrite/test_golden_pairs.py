@@ -26,12 +26,12 @@ def load(name: str) -> tuple[str, str, Block, list[str]]:
 
 def report(rewritten: Rewritten) -> list[str]:
     sites = [
-        f"# site: line {site.line}: {site.block} {site.rule}: {' '.join(site.calls)}"
+        f"# site: line {site.line}: {site.part} {site.rule}: {' '.join(site.calls)}"
         + ("" if site.gate_first else " (up in the first half)")
         for site in rewritten.sites
     ]
     skips = [
-        f"# skip: {f'line {skip.line}: ' if skip.line else ''}{skip.block}: {skip.reason}" for skip in rewritten.skips
+        f"# skip: {f'line {skip.line}: ' if skip.line else ''}{skip.part}: {skip.reason}" for skip in rewritten.skips
     ]
     return sites + skips
 

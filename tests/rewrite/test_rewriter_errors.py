@@ -96,7 +96,7 @@ def test_no_self_is_reported(method: str) -> None:
     source = f"class Block:\n    {method}\n"
     rewritten = rewrite(source, Attention("Block"))
     assert rewritten.source == source
-    assert [skip.block for skip in rewritten.skips] == ["qkv", "o"]
+    assert [skip.part for skip in rewritten.skips] == ["qkv", "o"]
     assert "no first parameter that stands for the object" in rewritten.skips[0].reason
 
 
@@ -107,7 +107,7 @@ def test_already_rewritten(call: str) -> None:
         rewritten = rewrite(source, block)
         assert rewritten.source == source
         assert not rewritten.sites
-        assert [(skip.block, skip.reason) for skip in rewritten.skips] == [
+        assert [(skip.part, skip.reason) for skip in rewritten.skips] == [
             (name, "already rewritten") for name in blocks
         ]
 

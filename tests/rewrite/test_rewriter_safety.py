@@ -418,7 +418,7 @@ def assert_only_the_first(other: Rewritten) -> None:
 def test_a_method_without_an_object_is_left_alone(head: str) -> None:
     rewritten = rewrite(forward("return self.o_proj(x)", head), Attention("Block"))
     assert not rewritten.sites
-    assert {skip.block for skip in rewritten.skips} == {"qkv", "o"}
+    assert {skip.part for skip in rewritten.skips} == {"qkv", "o"}
     assert "no first parameter that stands for the object throughout" in reasons(rewritten)
 
 

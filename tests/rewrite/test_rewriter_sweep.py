@@ -100,7 +100,7 @@ def check_untouched(before: str, rewritten: Rewritten, block: Block) -> None:
     assert after != new_rest
     assert rest.endswith(after)
     method = rest.removesuffix(after).splitlines()
-    names = (block.q, block.k, block.v, block.o) if isinstance(block, Attention) else (*block.inputs, block.down)
+    names = block.projections()
     for line in difflib.ndiff(method, rewritten.method_source.splitlines()):
         if line.startswith("- ") and not any(name in line for name in names):
             assert any(site.rule == "gated-mlp" for site in rewritten.sites), line

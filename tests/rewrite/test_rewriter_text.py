@@ -52,7 +52,7 @@ def test_only_the_method_is_touched_and_its_decorators_stay() -> None:
 @pytest.mark.parametrize("only", [{"qkv"}, {"o"}, {"mlp"}, set(), {"qkv", "o"}])
 def test_only(only: set) -> None:
     rewritten = rewrite(SOURCE, Attention("Block"), only=frozenset(only))
-    assert {site.block for site in rewritten.sites} == only - {"mlp"}
+    assert {site.part for site in rewritten.sites} == only - {"mlp"}
     assert ("apply_qkv" in rewritten.source) == ("qkv" in only)
     assert ("apply_o" in rewritten.source) == ("o" in only)
     assert rewritten.skips == ()

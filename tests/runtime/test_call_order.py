@@ -12,7 +12,7 @@ from torch import nn
 
 from patchkit.arch.spec import Attention
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH, parts_of
+from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
 from patchkit.describe import describe
 from patchkit.testing import randomise_adapter
@@ -81,15 +81,15 @@ def pair(cls):
     module = peft.inject_adapter_in_model(config, cls()).train()
     randomise_adapter(module)
     reference, block = copy.deepcopy(module), Attention(cls.__name__)
-    target = patched_class(cls, block, frozenset(parts_of(block)))
-    assert [site.calls for site in vars(target)[PATCH].sites if site.block == "qkv"] == [CLASSES[cls]]
+    target = patched_class(cls, block, frozenset(block.parts))
+    assert [site.calls for site in vars(target)[PATCH].sites if site.part == "qkv"] == [CLASSES[cls]]
     swap([(module, target)])
     return reference, module, block
 
 
 def level(module, block):
     rows = describe("", module, block, vars(type(module))[PATCH])
-    return {row.level for row in rows if row.block == "qkv"}
+    return {row.level for row in rows if row.part == "qkv"}
 
 
 @pytest.mark.parametrize("hooked", [(), ("q_proj",), ("k_proj",), ("v_proj",), NAMES], ids=str)

@@ -179,7 +179,7 @@ def test_hooks_in_embedding_and_head(name, when):
     lora = {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "lora_dropout": 0.3}
     model = add_lora(tiny_model("llama", tie_word_embeddings=False), **lora).train()
     reference = copy.deepcopy(model)
-    assert {row.block for row in patchkit.apply(model).at("fused")} >= {"embedding", "head"}
+    assert {row.part for row in patchkit.apply(model).at("fused")} >= {"embedding", "head"}
     results = []
     for copied in (reference, model):
         copied.base_model.model.forward = partial(checkpoint, copied.base_model.model.forward, use_reentrant=False)

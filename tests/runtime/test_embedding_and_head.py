@@ -214,7 +214,7 @@ STATES = [
 
 
 def levels(report):
-    return {row.block: row.level for row in report.rows if row.block in FUSED}
+    return {row.part: row.level for row in report.rows if row.part in FUSED}
 
 
 def inputs_of(model):
@@ -230,7 +230,7 @@ def test_states(state):
     inputs = inputs_of(reference)
     report = patchkit.apply(model)
     assert levels(report) == state.levels, str(report)
-    said = [row.reason for row in report.rows if row.block in FUSED and row.reason]
+    said = [row.reason for row in report.rows if row.part in FUSED and row.reason]
     assert all(any(words in reason for reason in said) for words in state.reasons), said
     for seed in (0, 1):
         expected = run(reference, inputs, seed=seed, input_gradients=True)
@@ -391,7 +391,7 @@ def test_a_later_replacement_of_pefts_forward_is_honoured(monkeypatch):
     ids = torch.tensor([[1, 2]])
     monkeypatch.setattr(LoraEmbedding, "forward", lambda self, ids: "theirs")
     assert embedding_of(model)(ids) == "theirs"
-    (row,) = (row for row in patchkit.report(model).rows if row.block == "embedding")
+    (row,) = (row for row in patchkit.report(model).rows if row.part == "embedding")
     assert row.level == "upstream"
     assert "its forward was replaced by" in row.reason
     monkeypatch.undo()

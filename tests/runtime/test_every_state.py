@@ -240,7 +240,7 @@ def compare(state, model, **options):
     """The same state of an untouched copy and of the patched model; returns the fused calls of the latter."""
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.block for row in report.at("fused")} >= {"qkv", "mlp", "head"}
+    assert {row.part for row in report.at("fused")} >= {"qkv", "mlp", "head"}
     expected = state(reference)
     with fused_calls() as calls:
         found = state(model)

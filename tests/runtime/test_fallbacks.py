@@ -32,7 +32,7 @@ UPSTREAM = {"qkv": "upstream", "o": "upstream", "mlp": "upstream"}
 
 
 def levels(report):
-    return {row.block: row.level for row in report.rows}
+    return {row.part: row.level for row in report.rows}
 
 
 def assert_equal(reference, model, inputs=None, **options):

@@ -14,7 +14,7 @@ from torch import nn
 
 from patchkit.arch.spec import GatedMLP
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH, parts_of
+from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
 from patchkit.describe import describe
 from patchkit.testing import randomise_adapter
@@ -107,7 +107,7 @@ def make(cls, activation, dropout):
 
 def patch(module, cls, block):
     """Patch a module; the level that the report says."""
-    target = patched_class(cls, block, frozenset(parts_of(block)))
+    target = patched_class(cls, block, frozenset(block.parts))
     swap([(module, target)])
     (row,) = describe("", module, block, vars(target)[PATCH])
     return row.level

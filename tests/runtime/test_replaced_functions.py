@@ -107,7 +107,7 @@ def calls_of(model):
 def assert_report_is_true(model):
     """The blocks that the report calls fused are as many as fused functions ran, and likewise the embedding."""
     calls = calls_of(model)
-    fused = [row.block for row in patchkit.report(model).at("fused")]
+    fused = [row.part for row in patchkit.report(model).at("fused")]
     expected = {"qkv": "lora_projections", "o": "lora_linear", "mlp": "lora_gated_mlp", "embedding": "lora_embedding"}
     linear = [row for row in patchkit.report(model).rows if row.level == "linear"]
     for block, function in expected.items():

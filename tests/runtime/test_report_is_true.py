@@ -205,7 +205,7 @@ def model_and_reference(**config):
 
 
 def levels(model):
-    return {row.block: row.level for row in patchkit.report(model).rows}
+    return {row.part: row.level for row in patchkit.report(model).rows}
 
 
 def assert_true(model, reference, expected, **options):

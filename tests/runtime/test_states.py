@@ -293,7 +293,7 @@ def test_state_is_equal_and_reported(state):
     model = state.build().train()
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert {row.block: row.level for row in report.rows} == state.levels
+    assert {row.part: row.level for row in report.rows} == state.levels
     assert any(state.reason in row.reason for row in report.rows)
     inputs = tiny_inputs("llama", model)
     if state.inputs:
@@ -323,7 +323,7 @@ def test_each_change_after_apply_is_seen():
     inputs = tiny_inputs("llama", model)
 
     def check(levels):
-        assert {row.block: row.level for row in patchkit.report(model).rows} == levels
+        assert {row.part: row.level for row in patchkit.report(model).rows} == levels
         reference = copy.deepcopy(model)
         patchkit.revert(reference)
         findings = compare_runs(*(run(copied, inputs, input_gradients=True) for copied in (reference, model)))
@@ -365,7 +365,7 @@ def test_merge_and_unload():
     patchkit.apply(model)
     merged = model.merge_and_unload()
     inputs = tiny_inputs("llama", merged)
-    assert {row.level for row in patchkit.report(merged).rows if row.block != "mlp"} == {"upstream"}
+    assert {row.level for row in patchkit.report(merged).rows if row.part != "mlp"} == {"upstream"}
     assert compare_runs(run(reference, inputs, backward=False), run(merged, inputs, backward=False)).passed
 
 

@@ -56,7 +56,7 @@ def misread(edited, monkeypatch):
 
 
 def levels(report):
-    return {(row.module_class, row.block): row.level for row in report.rows}
+    return {(row.module_class, row.part): row.level for row in report.rows}
 
 
 FUSED = {("LlamaAttention", "qkv"): "fused", ("LlamaAttention", "o"): "fused", ("LlamaMLP", "mlp"): "fused"}
@@ -251,7 +251,7 @@ class TestWithoutATinyInstance:
                 module.__class__ = WithConstructor
         with pytest.warns(PatchkitWarning, match="has no WithConstructor"):
             report = patchkit.apply(model)
-        assert {row.level for row in report.rows if row.block == "mlp"} == {"upstream"}
+        assert {row.level for row in report.rows if row.part == "mlp"} == {"upstream"}
 
 
 class Negated(modeling_llama.LlamaMLP):

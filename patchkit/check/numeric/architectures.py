@@ -106,14 +106,13 @@ def check_model(architecture: str, name: str) -> ArchitectureOutcome:
 def _adapted(name: str) -> Any:
     """A tiny model with adapters on every projection of its registered blocks, those of a vision tower included."""
     from patchkit.arch.discovery import find_blocks
-    from patchkit.arch.spec import Attention
     from patchkit.testing import add_lora, tiny_model
 
     model = tiny_model(name)
     targets: list[str] = []
     for found in find_blocks(model):
         block = found.block
-        parts = (block.q, block.k, block.v, block.o) if isinstance(block, Attention) else (*block.inputs, block.down)
+        parts = block.projections()
         targets += [f"{found.name}.{part}" for part in parts]
     # A scaling that is no power of two, so that leaving it out or applying it twice rounds differently.
     return add_lora(model, target_modules=targets, r=4, lora_alpha=11).train()

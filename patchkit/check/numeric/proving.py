@@ -26,7 +26,7 @@ from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
 from patchkit.describe import describe
-from patchkit.rewrite.rewriter import ALL_BLOCKS
+from patchkit.rewrite.rewriter import ALL_PARTS
 from patchkit.testing import CheckResult, Findings, Inputs, Patch, Revert, run_checks
 from patchkit.testing.checks.precision import TOTALS
 from patchkit.trust.key import key_of
@@ -127,7 +127,7 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
         cls = type(found.module)
         if cls in subjects or cls in left or (found.block.tower == "vision" and not carries_adapter(found.module)):
             continue
-        key, patched = key_of(cls, found.module), patched_class(cls, found.block, ALL_BLOCKS)
+        key, patched = key_of(cls, found.module), patched_class(cls, found.block, ALL_PARTS)
         if isinstance(patched, tuple):
             left[cls] = "; ".join(sorted({skip.reason for skip in patched}))
         elif isinstance(key, str):
@@ -210,7 +210,7 @@ def levels_of(model: nn.Module, subject: Subject) -> dict[str, str]:
     for found in find_blocks(copied):
         if type(found.module) is subject.patched:
             for row in describe(found.name, found.module, found.block, vars(subject.patched)[PATCH]):
-                levels.setdefault(row.block, set()).add(row.level)
+                levels.setdefault(row.part, set()).add(row.level)
     return {part: "/".join(sorted(found)) for part, found in levels.items()}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchkit.arch.discovery import Found
-from patchkit.arch.spec import Architecture, Attention
+from patchkit.arch.spec import Architecture
 from patchkit.module_tree import named_modules
 from patchkit.testing import Inputs, add_lora, tiny_inputs, tiny_model, tiny_models_of
 from patchkit.testing.tiny_models import VOCAB_SIZE, initialise
@@ -97,7 +97,7 @@ def _host(model: nn.Module, name: str) -> PreTrainedModel | None:
 def _adapted(model: Any, architecture: Architecture) -> nn.Module:
     names: set[str] = set()
     for block in architecture.blocks:
-        inner = (block.q, block.k, block.v, block.o) if isinstance(block, Attention) else (*block.inputs, block.down)
+        inner = block.projections()
         names.update(inner)
     # A scaling that is no power of two, so that leaving it out or applying it twice rounds differently.
     adapted: nn.Module = add_lora(model, target_modules=sorted(names), task_type=None, r=4, lora_alpha=11)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from patchkit.arch.registry import architectures
+from patchkit.arch.spec import Part
 from patchkit.check.static.examine import Verdict
 from patchkit.check.static.records import Record, Records
 from patchkit.escaping import markdown
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import BlockName
 from patchkit.trust.ledger import Key, Proof
 
 RELEASES = (
@@ -44,7 +44,7 @@ RELEASES = (
 )
 """The releases of the matrix: the last patch release of every minor one, of transformers 5 of every other one."""
 
-PARTS: tuple[BlockName, ...] = ("qkv", "o", "mlp")
+PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
 
 SYMBOLS: dict[Verdict, tuple[str, str]] = {
     "rewritten": ("●", "○"),
@@ -68,8 +68,8 @@ MEANINGS: dict[Verdict, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a cell.
+class PartState:
+    """What is known of one part in a cell.
 
     Attributes:
         verdict: the worst of the classes that the part has.
@@ -94,7 +94,7 @@ class Cell:
         records: what it is made of.
     """
 
-    parts: Mapping[BlockName, Part]
+    parts: Mapping[Part, PartState]
     records: tuple[Record, ...]
 
     def __str__(self) -> str:
@@ -141,16 +141,16 @@ def _cell(name: str, release: str, found: Mapping[tuple[str, str], list[Record]]
         present = any(record.finding.line for record in records)
         towers = architectures()[name].text_models if present and name in architectures() else ()
         records = [record for tower in towers for record in found.get((tower, release), [])]
-    parts: dict[BlockName, Part] = {}
+    parts: dict[Part, PartState] = {}
     for part in PARTS:
         holding = [record for record in records if part in record.verdicts]
         there = [record for record in holding if record.verdicts[part] != "absent"]
         if there:
             worst = max((record.verdicts[part] for record in there), key=list(SYMBOLS).index)
             proven = all(record.key in proofs for record in there)
-            parts[part] = Part(worst, proven)
+            parts[part] = PartState(worst, proven)
         elif holding:
-            parts[part] = Part("absent", False)
+            parts[part] = PartState("absent", False)
     if all(part.verdict == "absent" for part in parts.values()):
         return Cell({}, tuple(records))
     return Cell(parts, tuple(records))

@@ -17,7 +17,7 @@ from typing import get_args
 from packaging.version import InvalidVersion, Version
 
 from patchkit.arch.registry import architectures
-from patchkit.check.static.examine import Finding, PartOutcome, block_named, parts_of
+from patchkit.check.static.examine import Finding, PartOutcome, block_named
 from patchkit.check.static.records import Record, Records
 from patchkit.errors import ProposalError
 from patchkit.escaping import is_name, one_line
@@ -131,7 +131,7 @@ def _wrong_in(finding: Finding) -> str:
     if str(Version(finding.release)) != finding.release or architecture is None:
         return "its release or architecture is none"
     names = [block.class_name for block in architecture.blocks] or [""]
-    parts = parts_of(block_named(architecture, finding.block)) if architecture.blocks and finding.block in names else ()
+    parts = block_named(architecture, finding.block).parts if architecture.blocks and finding.block in names else ()
     rules = [rule for outcome in finding.parts.values() for rule in outcome.rules]
     reasons = [reason for outcome in finding.parts.values() for reason in outcome.reasons]
     return next(

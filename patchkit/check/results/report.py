@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from patchkit.arch.registry import find
-from patchkit.arch.spec import Architecture
+from patchkit.arch.spec import Architecture, Part
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
 from patchkit.check.static.drift import Diagnosis, diagnose
 from patchkit.check.static.examine import FAILURES, Finding, PartOutcome, Verdict, block_named, key_of_finding
 from patchkit.check.static.records import Records
 from patchkit.check.static.sweep import sweep
-from patchkit.rewrite.sites import BlockName
 from patchkit.trust.ledger import Proof, find_proof
 from patchkit.upstream.release import Release, installed_release, module_path
 from patchkit.upstream.wheels import PACKAGE
@@ -34,7 +33,7 @@ class Entry:
 
     release: Release
     finding: Finding
-    part: BlockName
+    part: Part
     verdict: Verdict
     since: str
     proof: Proof | None

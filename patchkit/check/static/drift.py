@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import patchkit.arch
-from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP
+from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP, Part
 from patchkit.check.static.examine import Definition, Finding, definition_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal
-from patchkit.rewrite.sites import BlockName, Rule
+from patchkit.rewrite.sites import Rule
 from patchkit.upstream.classes import class_table
 from patchkit.upstream.release import Release, module_path
 from patchkit.upstream.source import failures_of, split_lines
@@ -68,7 +68,7 @@ class Diagnosis:
     path: str
     line: int
     class_name: str
-    part: BlockName
+    part: Part
     expected: str
     found: str
     text: str
@@ -76,7 +76,7 @@ class Diagnosis:
 
 
 def diagnose(
-    release: Release, architecture: Architecture, block: Block, finding: Finding, part: BlockName, known: Record | None
+    release: Release, architecture: Architecture, block: Block, finding: Finding, part: Part, known: Record | None
 ) -> Diagnosis:
     """Explain why a part is not rewritten as it was, and look for the edit that repairs it.
 
@@ -114,20 +114,20 @@ def diagnose(
     return Diagnosis(finding.path, line, finding.class_name, part, expected, found, text, edit)
 
 
-_WHOLE: dict[BlockName, tuple[Rule, ...]] = {"qkv": ("qkv-together",), "o": ("output-call",), "mlp": ("gated-mlp",)}
+_WHOLE: dict[Part, tuple[Rule, ...]] = {"qkv": ("qkv-together",), "o": ("output-call",), "mlp": ("gated-mlp",)}
 
 
 def _said(rules: tuple[Rule, ...]) -> str:
     return f"rule {' + '.join(rules)}"
 
 
-def _line_of(definition: Definition, block: Block, part: BlockName) -> int | None:
+def _line_of(definition: Definition, block: Block, part: Part) -> int | None:
     """The line that the rewriter's reason points to."""
     try:
         rewritten = definition.rewrite(block)
     except RewriteError:
         return None
-    return next((skip.line for skip in rewritten.skips if skip.block == part and skip.line), rewritten.line)
+    return next((skip.line for skip in rewritten.skips if skip.part == part and skip.line), rewritten.line)
 
 
 # ---- the edit
@@ -138,7 +138,7 @@ def _find_edit(
     architecture: Architecture,
     block: Block,
     finding: Finding,
-    part: BlockName,
+    part: Part,
     wanted: tuple[Rule, ...],
 ) -> Edit | None:
     """The first of the candidates, nearest first, with which the part is rewritten by the rules that are wanted."""
@@ -157,7 +157,7 @@ def _find_edit(
     return None
 
 
-def _rules(release: Release, module: str, block: Block, part: BlockName) -> tuple[Rule, ...] | None:
+def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[Rule, ...] | None:
     """By which rules a part of a described block is rewritten; None if something of it is left."""
     from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a block that drifted, and not before
 
@@ -174,7 +174,7 @@ def _rules(release: Release, module: str, block: Block, part: BlockName) -> tupl
         return None
     if rewritten.skips:
         return None
-    return tuple(site.rule for site in rewritten.sites if site.block == part)
+    return tuple(site.rule for site in rewritten.sites if site.part == part)
 
 
 def _renamed_classes(release: Release, architecture: Architecture, block: Block) -> Iterator[tuple[str, Block]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from patchkit.arch.registry import architectures, find, foreign_description
-from patchkit.arch.spec import Architecture, Attention, Block
+from patchkit.arch.spec import Architecture, Block, Part
 from patchkit.cache import contents as cache
 from patchkit.cache.storage import cache_directory, read_ours, warn_once, write_whole
 from patchkit.errors import CacheError, RewriteError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import BlockName, Rewritten, Rule
+from patchkit.rewrite.sites import Rewritten, Rule
 from patchkit.trust.ledger import Key
 from patchkit.upstream.classes import ClassEntry, ClassTable, class_table
 from patchkit.upstream.identity import source_hash
@@ -95,7 +95,7 @@ class Finding:
     path: str
     line: int
     source: str
-    parts: Mapping[BlockName, PartOutcome]
+    parts: Mapping[Part, PartOutcome]
     rewritten: str = ""
 
 
@@ -110,11 +110,6 @@ def key_of_finding(finding: Finding, rewrite: int = REWRITE_VERSION) -> Key:
     named = [block for block in architecture.blocks if block.class_name == finding.block] if architecture else []
     description = foreign_description(architecture, named[0]) if architecture and named else ""
     return Key(finding.owner, finding.source, rewrite, description)
-
-
-def parts_of(block: Block) -> tuple[BlockName, ...]:
-    """The parts of a model that a block holds."""
-    return ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
 
 
 def examine(release: Release, architecture: Architecture) -> list[Finding]:
@@ -178,7 +173,7 @@ def _missing(
     release: Release, architecture: Architecture, block: Block, path: str, why: str, *, absent: bool = True
 ) -> Finding:
     reasons = (f"{ABSENT}{why}" if absent else why,)
-    outcomes = {part: PartOutcome(reasons=reasons) for part in parts_of(block)}
+    outcomes = {part: PartOutcome(reasons=reasons) for part in block.parts}
     return Finding(release.version, architecture.name, block.class_name, block.class_name, "", path, 0, "", outcomes)
 
 
@@ -315,7 +310,7 @@ def _absolute(imported: str, module: str) -> str:
 
 @dataclass(frozen=True)
 class _Outcome:
-    parts: Mapping[BlockName, PartOutcome]
+    parts: Mapping[Part, PartOutcome]
     rewritten: str
     lasting: bool = True
 
@@ -360,13 +355,13 @@ def _rewrite(found: Definition, block: Block) -> _Outcome:
     except RewriteError as error:
         # How deep a recursion may go, and how much memory there is, differs from process to process.
         lasting = not isinstance(error.__cause__, (RecursionError, MemoryError))
-        return _Outcome({part: PartOutcome(reasons=(str(error),)) for part in parts_of(block)}, "", lasting)
+        return _Outcome({part: PartOutcome(reasons=(str(error),)) for part in block.parts}, "", lasting)
     parts = {
         part: PartOutcome(
-            tuple(site.rule for site in rewritten.sites if site.block == part),
-            tuple(skip.reason for skip in rewritten.skips if skip.block == part),
+            tuple(site.rule for site in rewritten.sites if site.part == part),
+            tuple(skip.reason for skip in rewritten.skips if skip.part == part),
         )
-        for part in parts_of(block)
+        for part in block.parts
     }
     return _Outcome(parts, source_hash(rewritten.method_source) if rewritten.sites else "")
 

@@ -14,11 +14,12 @@ from typing import Any, get_args
 
 from packaging.version import InvalidVersion, Version
 
+from patchkit.arch.spec import Part
 from patchkit.cache.storage import locked, write_whole
 from patchkit.check.static.examine import Finding, PartOutcome, Verdict, judge, key_of_finding
 from patchkit.errors import CacheError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import BlockName, Rule
+from patchkit.rewrite.sites import Rule
 from patchkit.trust.ledger import Key
 from patchkit.version import __version__
 
@@ -39,7 +40,7 @@ class Record:
     """
 
     finding: Finding
-    verdicts: Mapping[BlockName, Verdict]
+    verdicts: Mapping[Part, Verdict]
     rewrite: int
     patchkit: str
     date: str
@@ -104,7 +105,7 @@ class Record:
                 data["rewritten"],
             )
             verdicts = {name: part["verdict"] for name, part in parts.items()}
-            if not set(verdicts.values()) <= set(get_args(Verdict)) or not set(verdicts) <= set(get_args(BlockName)):
+            if not set(verdicts.values()) <= set(get_args(Verdict)) or not set(verdicts) <= set(get_args(Part)):
                 raise ValueError("an unknown verdict or part")
             return cls(finding, verdicts, data["rewrite"], data["patchkit"], data["date"])
         except (KeyError, TypeError, AttributeError, InvalidVersion) as error:
@@ -153,7 +154,7 @@ class Records:
         """The records of one release."""
         return [record for record in self.entries if record.finding.release == release]
 
-    def before(self, finding: Finding, part: BlockName) -> Record | None:
+    def before(self, finding: Finding, part: Part) -> Record | None:
         """The record of the last earlier release in which this part of this class was rewritten at all."""
         found = None
         for record in self.entries:
@@ -163,9 +164,9 @@ class Records:
                 found = record
         return found
 
-    def judged(self, finding: Finding) -> dict[BlockName, Verdict]:
+    def judged(self, finding: Finding) -> dict[Part, Verdict]:
         """The verdict on each part of a finding, against these records."""
-        verdicts: dict[BlockName, Verdict] = {}
+        verdicts: dict[Part, Verdict] = {}
         for part, outcome in finding.parts.items():
             known = self.before(finding, part)
             verdicts[part] = judge(outcome, known.finding.parts[part].rules if known else ())
@@ -204,9 +205,9 @@ def _class_of(finding: Finding) -> tuple[str, str, str]:
 
 def _rejudged(entries: Iterable[Record]) -> Iterator[Record]:
     """The records with verdicts, each judged against those before it; they come in the order of releases."""
-    last: dict[tuple[str, str, str, BlockName], tuple[Rule, ...]] = {}
+    last: dict[tuple[str, str, str, Part], tuple[Rule, ...]] = {}
     for record in entries:
-        verdicts: dict[BlockName, Verdict] = {}
+        verdicts: dict[Part, Verdict] = {}
         for part, outcome in record.finding.parts.items():
             key = (*_class_of(record.finding), part)
             verdicts[part] = judge(outcome, last.get(key, ()))

@@ -10,11 +10,11 @@ from functools import partial
 
 import libcst as cst
 
-from patchkit.arch.spec import Attention
+from patchkit.arch.spec import Attention, Part
 from patchkit.rewrite.edits import Plan, in_parentheses_of
 from patchkit.rewrite.parsed_method import APPLY_LINEAR, APPLY_O, APPLY_QKV, Method, ProjectionCall
 from patchkit.rewrite.passed_over import passed_over
-from patchkit.rewrite.sites import BlockName, Site, Skip
+from patchkit.rewrite.sites import Site, Skip
 from patchkit.rewrite.straight_line import (
     Reason,
     place_of,
@@ -82,7 +82,7 @@ def plan_output(method: Method, block: Attention, plan: Plan) -> None:
         plan.sites.append(Site("o", "output-call", method.line(call.node), (call.name,)))
 
 
-def plan_alone(method: Method, name: BlockName, calls: Iterable[ProjectionCall], plan: Plan) -> None:
+def plan_alone(method: Method, name: Part, calls: Iterable[ProjectionCall], plan: Plan) -> None:
     """Rule ``call-alone``: ``self.k_proj(x)`` becomes ``self.apply_linear(self.k_proj, x)``, where it stands."""
     for call in _rewritable(method, name, calls, plan):
         plan.replace[call.node] = partial(_as_linear, method)
@@ -98,9 +98,7 @@ def _as_linear(method: Method, node: cst.Call) -> cst.Call:
     return node.with_changes(func=_attribute(method, APPLY_LINEAR), args=[projection, *node.args])
 
 
-def _rewritable(
-    method: Method, name: BlockName, calls: Iterable[ProjectionCall], plan: Plan
-) -> Iterable[ProjectionCall]:
+def _rewritable(method: Method, name: Part, calls: Iterable[ProjectionCall], plan: Plan) -> Iterable[ProjectionCall]:
     """The calls that can be rewritten where they stand; the others are reported."""
     for call in calls:
         if why := why_not_rewritable(method, call):

@@ -291,7 +291,7 @@ def test_apply_under_everything_at_once(tmp_path, monkeypatch):
         assert [probe() for _, probe in STATES.values()] == before
         assert global_hooks() == hooks
         assert seen == []
-    assert {row.block for row in report.rows} == {"qkv", "o", "mlp"}
+    assert {row.part for row in report.rows} == {"qkv", "o", "mlp"}
     assert len(patchkit.trust.policy._decided) == 1
 
 
