@@ -170,7 +170,11 @@ def alike(function: FunctionType, code: CodeType, closure: tuple[CellType, ...] 
     """A function with this code and closure, and everything else of another one."""
     new = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     new.__kwdefaults__ = function.__kwdefaults__
-    new.__annotations__ = function.__annotations__
+    annotate = getattr(function, "__annotate__", None)  # since Python 3.14: evaluates them, and may fail, when asked
+    if annotate is None:
+        new.__annotations__ = function.__annotations__
+    else:
+        new.__annotate__ = annotate  # type: ignore[attr-defined]
     new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
     new.__dict__.update(function.__dict__)
     return new

@@ -98,6 +98,8 @@ PATCHED = {
     "cookie": "# -*- coding: latin-1 -*-\n" + edited(BODY, f'{BODY}        note = "\xe9\xff"\n'),
 }  # fmt: skip
 """Texts that are patched."""
+if sys.version_info >= (3, 14):  # before, these are evaluated when the class is made
+    PATCHED["annotations that nobody asks for"] = edited("self, x)", "self, x: Nothing) -> Nor.This")
 
 DEEP = "+".join(["0"] * 990)
 WATCHED = """
@@ -142,7 +144,7 @@ LEFT = {
         f"{HEAD}\nimport functools\n\nclass Block(LlamaMLP):\n    def run(self, x):\n        {MLP}\n\n    forward = functools.partialmethod(run)\n",
         "partialmethod",
     ),
-    "made by exec": (f"{HEAD}\nexec('''class Block(LlamaMLP):\\n    def forward(self, x):\\n        {MLP}''')\n", "there is no source"),
+    "made by exec": (f"{HEAD}\nexec(compile('''class Block(LlamaMLP):\\n    def forward(self, x):\\n        {MLP}''', '<no file>', 'exec'))\n", "there is no source"),
     "under a condition that the text does not decide": (
         f"{HEAD}\nimport sys\n\nclass Block(LlamaMLP):\n    if sys.argv:\n        def forward(self, x):\n            {MLP}\n    else:\n        def forward(self, x):\n            return x\n",
         "",
