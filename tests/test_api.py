@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from peft import VeloraConfig
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
@@ -240,9 +239,9 @@ def test_model_on_meta():
 
 
 def test_strict_raises_before_anything_changes(lora_model):
-    _, model = lora_model(velora_config=VeloraConfig(num_groups=2))
+    _, model = lora_model(alora_invocation_tokens=[5])
     before = classes(model)
-    with pytest.raises(NotPatchedError, match="LoRA variant VeloraLinearVariant"):
+    with pytest.raises(NotPatchedError, match="LoRA variant ALoraLinearVariant"):
         patchkit.apply(model, strict=True)
     assert classes(model) == before
 
@@ -253,7 +252,7 @@ def test_strict_accepts_what_has_no_adapter(lora_model):
 
 
 def test_blocks_left_upstream_are_said_once(lora_model):
-    _, model = lora_model(velora_config=VeloraConfig(num_groups=2))
+    _, model = lora_model(alora_invocation_tokens=[5])
     with pytest.warns(PatchkitWarning, match="6 of 6 blocks run at upstream level") as caught:
         patchkit.apply(model)
     assert len(caught) == 1
@@ -263,7 +262,8 @@ def test_a_class_without_source(lora_model):
     """As in a REPL, or a frozen application: such a block is left alone and said."""
     reference, model = lora_model()
     namespace = {"__name__": LlamaMLP.__module__, "LlamaMLP": LlamaMLP}
-    exec("class SourcelessMLP(LlamaMLP):\n    def forward(self, x):\n        return super().forward(x)\n", namespace)
+    text = "class SourcelessMLP(LlamaMLP):\n    def forward(self, x):\n        return super().forward(x)\n"
+    exec(compile(text, "<no file>", "exec"), namespace)  # since Python 3.13 "<string>" is what was given to `python -c`
     for copied in (reference, model):
         for module in copied.modules():
             if type(module) is LlamaMLP:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners import lora
 from torch import nn
-from transformers.activations import GELUTanh
+from transformers.activations import ACT2CLS
 
 from patchkit.testing import randomise_adapter
 
@@ -113,8 +113,12 @@ def replace_forward(model: nn.Module, where: int) -> Undo:
     return undo
 
 
+# Its class is called PytorchGELUTanh before transformers 5.
+GELU_TANH = ACT2CLS["gelu_pytorch_tanh"]
+
+
 def replace_activation(model: nn.Module, where: int) -> None:
-    makers = (nn.SiLU, nn.Tanh, nn.RReLU, nn.GELU, GELUTanh, lambda: nn.Sequential(nn.SiLU(), nn.Dropout(0.3)))
+    makers = (nn.SiLU, nn.Tanh, nn.RReLU, nn.GELU, GELU_TANH, lambda: nn.Sequential(nn.SiLU(), nn.Dropout(0.3)))
     for module in modules_named(model, ["mlp"]):
         module.act_fn = makers[where % len(makers)]()
 

@@ -12,7 +12,6 @@ import traceback
 
 import pytest
 import torch
-from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
@@ -263,7 +262,9 @@ def test_output_recorders_and_hooks_keep_working(lora_model):
     assert len(found.attentions) == len(expected.attentions) == 2
     assert len(found.hidden_states) == 3
     seen = []
-    block(model, modeling_gemma3.Gemma3MLP).register_forward_hook(lambda module, args, output: seen.append(output))
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
+
+    block(model, Gemma3MLP).register_forward_hook(lambda module, args, output: seen.append(output))
     model(**inputs)
     assert len(seen) == 1
 

@@ -9,9 +9,9 @@ import typer
 from peft import PeftModel
 from typer.testing import CliRunner
 
-from examples.demo.weights import small_random
+pytest.importorskip("trl", reason="TRL 1.16 needs Python 3.11 and transformers 4.56")
 
-pytest.importorskip("trl", reason="TRL 1.16 needs Python 3.11")
+from examples.demo.weights import small_random
 
 
 @pytest.mark.parametrize("arguments", [(), ("--trainer", "hugging-face")], ids=["sft", "hugging-face"])

@@ -8,9 +8,11 @@ import difflib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Attention, Block, GatedMLP
@@ -38,6 +40,8 @@ REGISTERED = [
 @pytest.mark.parametrize(("module", "block"), REGISTERED)
 def test_every_registered_class_is_rewritten_whole(module: str, block: Block) -> None:
     path = transformers_folder().joinpath(*module.split(".")[1:]).with_suffix(".py")
+    if not path.exists() and Version(version("transformers")) < Version("4.50"):
+        pytest.skip("transformers has this model since 4.49 or 4.50")
     rewritten = rewrite(path.read_text(), block, filename=str(path))
     rules = [site.rule for site in rewritten.sites]
     assert rules == (["qkv-together", "output-call"] if isinstance(block, Attention) else ["gated-mlp"])

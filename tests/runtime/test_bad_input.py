@@ -14,12 +14,16 @@ from typing import NamedTuple
 import peft
 import pytest
 import torch
-from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
 from patchkit.testing import TEXT_PROJECTIONS, add_lora, randomise_adapter, tiny_model
+
+try:
+    from peft.utils.error import NoMatchingPeftModuleError
+except ImportError:  # before PEFT 0.21
+    NoMatchingPeftModuleError = ValueError
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning", "ignore::UserWarning")
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, variants
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -98,11 +98,17 @@ VARIANTS = {
     ("mica",): lambda: {"init_lora_weights": "mica"},
     ("kasa_config",): lambda: {"kasa_config": peft.tuners.lora.KasaConfig()},
 }
+# Before PEFT 0.20 there is no table of the variants to ask.
+BEFORE_THE_TABLE = {
+    ("arrow_config",): variants.ArrowLinearVariant,
+    ("alora_invocation_tokens",): variants.ALoraLinearVariant,
+}
 
 
 def peft_variants():
     layer = LoraLinear(nn.Linear(2, 2), "default", config=peft.LoraConfig(r=1), r=1, lora_alpha=1)
-    return {key: variant for key, variant in layer.lora_variants.items() if variant and key != ("use_dora",)}
+    table = getattr(layer, "lora_variants", BEFORE_THE_TABLE)
+    return {key: variant for key, variant in table.items() if variant and key != ("use_dora",)}
 
 
 @pytest.mark.parametrize("key", peft_variants(), ids=lambda key: "+".join(key))

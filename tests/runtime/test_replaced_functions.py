@@ -22,7 +22,7 @@ from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers.activations import SiLUActivation
+from transformers.activations import ACT2CLS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
@@ -33,6 +33,8 @@ from patchkit.testing.fused_calls import fused_calls
 pytestmark = pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning", "ignore::UserWarning")
 
 EMBEDDING = {"target_modules": ["embed_tokens", "q_proj"]}
+# SiLUActivation, or torch.nn.SiLU before transformers 5.
+SILU = ACT2CLS["silu"]
 DORA = {"use_dora": True, "lora_dropout": 0.2}
 # Where it stands, its name, and adapters that reach it.
 PLACES = [
@@ -49,8 +51,8 @@ PLACES = [
     (F, "linear", {}),
     (F, "dropout", {"lora_dropout": 0.2}),
     (F, "silu", {}),
-    (SiLUActivation, "forward", {}),
-    (SiLUActivation, "__call__", {}),
+    (SILU, "forward", {}),
+    (SILU, "__call__", {}),
     *((dora.DoraLinearLayer, name, DORA) for name in ("forward", "get_weight_norm", "get_lora_weight", "__call__")),
     (DoraLinearVariant, "forward", DORA),
     (dora, "dequantize_module_weight", DORA),

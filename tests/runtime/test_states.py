@@ -181,7 +181,11 @@ STATES = [
         UPSTREAM,
         "its adapters are disabled",
     ),
-    State("velora", lora(velora_config=peft.VeloraConfig(num_groups=2)), UPSTREAM, "LoRA variant VeloraLinearVariant"),
+    *(
+        State("velora", lora(velora_config=config(num_groups=2)), UPSTREAM, "LoRA variant VeloraLinearVariant")
+        for config in [getattr(peft, "VeloraConfig", None)]
+        if config  # since PEFT 0.20
+    ),
     State("ia3", tuner(peft.IA3Config, feedforward_modules=["down_proj"]), UPSTREAM, "ia3"),
     State("loha", tuner(peft.LoHaConfig, r=2), UPSTREAM, "loha"),
     State("vera", tuner(peft.VeraConfig, r=4), UPSTREAM, "vera"),

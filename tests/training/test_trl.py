@@ -11,7 +11,7 @@ from training_runs import LAYERS, RecordsLosses, assert_equal, run_trainer
 import patchkit
 from patchkit.testing import FUSED_FUNCTIONS, TEXT_PROJECTIONS, add_lora, tiny_model
 
-trl = pytest.importorskip("trl", reason="TRL 1.16 needs Python 3.11")
+trl = pytest.importorskip("trl", reason="TRL 1.16 needs Python 3.11 and transformers 4.56")
 
 STEPS, BATCH = 4, 2
 
