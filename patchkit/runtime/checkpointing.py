@@ -10,7 +10,7 @@ between), the second run would not fit the first, although upstream's would.
   that are passed on are the modules', and what the fused function saves is what backward is given.
 * Before classes are changed, the frames whose backward is still to come are made to recompute with the present ones.
 
-The frames are torch's private affair (``torch.utils.checkpoint``, the same from 2.6 to 2.13). Where they are not found
+The frames are torch's private affair (``torch.utils.checkpoint``, the same from 2.8 to 2.13). Where they are not found
 nothing of this happens.
 """
 
