@@ -9,6 +9,8 @@ import logging
 import peft
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import patchkit
@@ -18,6 +20,10 @@ from patchkit.testing.checks.precision import ErrorTally
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is Linux only")
 pytestmark = [
+    pytest.mark.skipif(
+        Version(transformers.__version__) < Version("4.56"),
+        reason="from_pretrained takes dtype= since transformers 4.56, and before 4.51 puts no bitsandbytes on a CPU",
+    ),
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.usefixtures("quiet"),
 ]
