@@ -56,7 +56,15 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
         paths = [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]
     assert {path.parts[0] for path in paths} == {
         *("patchkit", "kernels", "tests", "tools", "examples", "benchmarks"),
-        *("Makefile", "constraints.txt", "constraints-oldest.txt", "pyproject.toml", "LICENSE", "PKG-INFO", ".gitignore"),
+        *(
+            "Makefile",
+            "constraints.txt",
+            "constraints-oldest.txt",
+            "pyproject.toml",
+            "LICENSE",
+            "PKG-INFO",
+            ".gitignore",
+        ),
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "compat_matrix.md"),
     }
     assert not [path for path in paths if "__pycache__" in path.parts or path.suffix == ".pyc"]
