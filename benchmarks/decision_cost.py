@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from patchkit.runtime.blocks import choose_mlp, choose_shared, submodule
+from patchkit.runtime.choice import choose_mlp, choose_shared
 from patchkit.runtime.levels import input_of
+from patchkit.runtime.methods import submodule
 from patchkit.testing import add_lora, tiny_model
 
 TARGET = 15.0

@@ -10,7 +10,7 @@ from torch import nn
 from patchkit.arch.discovery import registered
 from patchkit.arch.registry import foreign_description
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
+from patchkit.binding.patch import PATCH, Refusal
 from patchkit.errors import RewriteError
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust.ledger import Key
@@ -48,7 +48,7 @@ def _passed_over(cls: type) -> list[str]:
         return []
     _, block = entry
     patched = patched_class(cls, block, frozenset(block.parts))
-    if isinstance(patched, tuple):
+    if isinstance(patched, Refusal):
         return []
     return [name for site in vars(patched)[PATCH].sites for name in site.passed_over]
 

@@ -10,8 +10,9 @@ import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
+from patchkit.binding.patch import Patch
 from patchkit.errors import CacheError, PatchkitWarning
 from patchkit.trust.key import key_of
 from patchkit.trust.ledger import USER_LIMIT, Key, add_proofs, find_proof, user_ledger
@@ -21,29 +22,45 @@ if TYPE_CHECKING:
 
     from patchkit.arch.discovery import Found
     from patchkit.check.numeric.proving import Verdict
+    from patchkit.options import Trust
+    from patchkit.planning.plan import Planned
+    from patchkit.planning.survey import Candidate
 
 logger = logging.getLogger("patchkit")
-
-Trust = Literal["ledger", "verify", "always"]
-"""``ledger``: bind what is proven. ``verify``: also what is verified on the spot. ``always``: bind without asking."""
-
-TRUSTS: tuple[str, ...] = get_args(Trust)
 
 # What was verified in this process: the reason for a refusal, or nothing. A cache that cannot be written costs no
 # second verification, and a class that differs is not tried again for every model.
 _decided: dict[Key, str] = {}
 
 
-def refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], trust: Trust) -> dict[type, str]:
-    """The classes that must not be bound, each with the reason for the report.
+def trusted(model: nn.Module, plans: Iterable[Planned], trust: Trust) -> list[Planned]:
+    """The plans, without those for classes whose source is neither proven nor equal when verified here.
+
+    Layers that are patched where they stand keep upstream's ``forward`` around them: nothing of theirs is asked.
 
     Args:
         model: the model to be patched; nothing in it changes.
-        blocks: its blocks that can be patched, each with its unpatched class.
-        trust: see :data:`Trust`.
+        plans: what is to become of its modules.
+        trust: see :data:`patchkit.options.Trust`.
     """
+    plans = list(plans)
     if trust == "always":
-        return {}
+        return plans
+    asked = [plan for plan in plans if isinstance(plan.outcome, Patch) and plan.outcome.block is not None]
+    refused = _refusals(model, [(plan.candidate.found, plan.original) for plan in asked], trust)
+    return [plan.refused(refused[plan.original]) if plan.original in refused else plan for plan in plans]
+
+
+def refused_before(plans: Iterable[Planned]) -> list[Planned]:
+    """The plans, with the reason for those that nobody asked for and whose class was refused in this process."""
+    return [
+        plan.refused(reason) if plan.outcome is None and (reason := _refusal_of(plan.candidate)) else plan
+        for plan in plans
+    ]
+
+
+def _refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], trust: Trust) -> dict[type, str]:
+    """The classes that must not be bound, each with the reason for the report; of blocks with their unpatched class."""
     refused: dict[type, str] = {}
     unknown: dict[type[nn.Module], tuple[Found, Key]] = {}
     keys: dict[type, Key] = {}
@@ -66,9 +83,8 @@ def refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], 
     return refused | {cls: _decided[key] for cls, (_, key) in unknown.items() if _decided.get(key)}
 
 
-def refusal_of(module: nn.Module) -> str | None:
-    """Why the class of an unpatched module was refused in this process, if it was."""
-    key = key_of(type(module), module) if _decided else ""
+def _refusal_of(candidate: Candidate) -> str | None:
+    key = key_of(type(candidate.module), candidate.module) if _decided and candidate.block is not None else ""
     return None if isinstance(key, str) else _decided.get(key) or None
 
 

@@ -19,13 +19,14 @@ import torch
 import transformers
 from torch import nn
 
-from patchkit.adapters.readers import carries_adapter
+from patchkit.adapters.registry import carries_adapter
 from patchkit.arch.discovery import find_blocks
 from patchkit.arch.spec import Block
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
+from patchkit.binding.patch import PATCH, Refusal
 from patchkit.binding.swap import swap
-from patchkit.describe import describe
+from patchkit.planning.levels import rows_of
+from patchkit.planning.survey import Candidate
 from patchkit.rewrite.rewriter import ALL_PARTS
 from patchkit.testing import CheckResult, Findings, Inputs, Patch, Revert, run_checks
 from patchkit.testing.checks.precision import TOTALS
@@ -128,8 +129,8 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
         if cls in subjects or cls in left or (found.block.tower == "vision" and not carries_adapter(found.module)):
             continue
         key, patched = key_of(cls, found.module), patched_class(cls, found.block, ALL_PARTS)
-        if isinstance(patched, tuple):
-            left[cls] = "; ".join(sorted({skip.reason for skip in patched}))
+        if isinstance(patched, Refusal):
+            left[cls] = "; ".join(sorted({skip.reason for skip in patched.skips}))
         elif isinstance(key, str):
             left[cls] = key
         else:
@@ -209,7 +210,7 @@ def levels_of(model: nn.Module, subject: Subject) -> dict[str, str]:
     levels: dict[str, set[str]] = {}
     for found in find_blocks(copied):
         if type(found.module) is subject.patched:
-            for row in describe(found.name, found.module, found.block, vars(subject.patched)[PATCH]):
+            for row in rows_of(Candidate.of(found), vars(subject.patched)[PATCH]):
                 levels.setdefault(row.part, set()).add(row.level)
     return {part: "/".join(sorted(found)) for part, found in levels.items()}
 

@@ -1,4 +1,4 @@
-"""The one table of readers: which module type is read by whom.
+"""The one table of readers: which layer is read by whom, by exact type.
 
 PEFT's readers are in it from the start. Those of another adapter library are added when a module is met that nobody
 reads while that library is imported: a layer of it can only exist then. So patchkit never imports a library that the
@@ -13,16 +13,21 @@ import sys
 
 import torch
 from peft.import_utils import is_bnb_4bit_available
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from torch import nn
 
-from patchkit.adapters.embedding_readers import EMBEDDING_READERS
 from patchkit.adapters.linear import read_linear
 from patchkit.adapters.peft import peft_library
-from patchkit.adapters.protocol import Library, Reader, Reason
+from patchkit.adapters.peft_embedding import read_lora_embedding
+from patchkit.adapters.protocol import EmbeddingReader, Library, Reader, Reason
 from patchkit.module_tree import named_modules
+from patchkit_kernels.lora.embedding import EmbeddingTable
 from patchkit_kernels.lora.projection import Projection
 
 logger = logging.getLogger("patchkit")
+
+STANDS_FOR = "__patchkit_stands_for__"
+"""Class attribute of a class that patchkit put in place of a library's: that library's class, by which it is read."""
 
 # The module that defines a library's layers, and the one here that reads them.
 _NOT_MET = {
@@ -45,16 +50,38 @@ _PLAIN, _PEFT = _first_readers()
 _LIBRARIES = [_PEFT]
 
 READERS: dict[type[nn.Module], Reader] = {**_PLAIN, **_PEFT.readers}
+EMBEDDING_READERS: dict[type[nn.Module], EmbeddingReader] = {LoraEmbedding: read_lora_embedding}
+
+
+def add_library(library: Library) -> None:
+    """Have the layers of a library read from now on."""
+    READERS.update(library.readers)
+    EMBEDDING_READERS.update(library.embeddings)
+    _LIBRARIES.append(library)
 
 
 def read_projection(module: nn.Module) -> Projection | Reason:
     """The tensors of a projection module, or why it must be called instead."""
-    reader = READERS.get(type(module))
+    cls = type(module)
+    reader = READERS.get(cls) or READERS.get(stands_for(cls))
     if reader is not None:
         return reader(module)
     if _meet_libraries():
         return read_projection(module)
-    return f"it is a {type(module).__module__}.{type(module).__qualname__}"
+    return f"it is a {cls.__module__}.{cls.__qualname__}"
+
+
+def read_embedding(module: nn.Module) -> EmbeddingTable | Reason:
+    """The tensors of an adapted embedding, or why its own ``forward`` must run."""
+    cls = type(module)
+    reader = EMBEDDING_READERS.get(cls) or EMBEDDING_READERS.get(stands_for(cls))
+    return f"it is a {cls.__module__}.{cls.__qualname__}" if reader is None else reader(module)
+
+
+def stands_for(cls: type) -> type:
+    """The library's class that a class of patchkit's stands for; any other class itself, and so one on top of it."""
+    found: type = cls.__dict__.get(STANDS_FOR, cls)
+    return found
 
 
 def carries_adapter(module: nn.Module) -> bool:
@@ -81,7 +108,5 @@ def _meet_libraries() -> bool:
         except ImportError as error:
             logger.warning("the installed release of %s is not known, so its layers run upstream: %s", defining, error)
             continue
-        READERS.update(library.readers)
-        EMBEDDING_READERS.update(library.embeddings)
-        _LIBRARIES.append(library)
+        add_library(library)
     return bool(imported)
