@@ -1,4 +1,7 @@
-"""Golden pairs: a class before, the class after, and in its header what the rewriter is to report."""
+"""Golden pairs: a class before, the class after, and in its header what the rewriter is to report.
+
+``golden/attention`` and ``golden/mlp`` hold a pair for each idiom, under its name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import Rewritten
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PAIRS = sorted(path.name.removesuffix(".before.py") for path in GOLDEN.glob("*.before.py"))
+PAIRS = sorted(path.relative_to(GOLDEN).as_posix().removesuffix(".before.py") for path in GOLDEN.glob("*/*.before.py"))
 
 
 def load(name: str) -> tuple[str, str, Block, list[str]]:
@@ -37,7 +40,7 @@ def report(rewritten: Rewritten) -> list[str]:
 
 
 def test_every_golden_file_has_its_other_half() -> None:
-    assert {path.name for path in GOLDEN.glob("*.py")} == {
+    assert {path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*.py")} == {
         f"{name}.{half}.py" for name in PAIRS for half in ("before", "after")
     }
     assert len(PAIRS) > 50
