@@ -7,8 +7,8 @@ from typing import TypeGuard
 
 import libcst as cst
 
-from patchkit.rewrite.parsed_method import Method
-from patchkit.rewrite.straight_line import Place, Reason, Statement, statements
+from patchkit.rewrite.parsed_method import ParsedMethod
+from patchkit.rewrite.straight_line import Obstacle, Place, Statement, statements
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Temporaries:
             what may be dropped if nothing else needs the names.
     """
 
-    method: Method
+    method: ParsedMethod
     place: Place | None
     followed: set[cst.Name] = field(default_factory=set)
     definitions: dict[int, dict[str, bool]] = field(default_factory=dict)
@@ -82,27 +82,27 @@ class Temporaries:
                 return i
         return None
 
-    def why_unfollowed(self, name: cst.Name, index: int) -> Reason:
+    def why_unfollowed(self, name: cst.Name, index: int) -> Obstacle:
         """Why a name could not be followed further, for people."""
         defined = self.last_binding(name.value, index)
         if self.place is None:
-            return Reason(f"`{name.value}` is read where it may not be evaluated", self.method.line(name))
+            return Obstacle(f"`{name.value}` is read where it may not be evaluated", self.method.line(name))
         if defined is None:
-            return Reason(f"`{name.value}` is not computed in the same straight line", self.method.line(name))
+            return Obstacle(f"`{name.value}` is not computed in the same straight line", self.method.line(name))
         statement = self.statements()[defined]
-        return Reason(f"{self.method.quote(statement)} stands in between", self.method.line(statement))
+        return Obstacle(f"{self.method.quote(statement)} stands in between", self.method.line(statement))
 
-    def why_not_droppable(self) -> Reason | None:
+    def why_not_droppable(self) -> Obstacle | None:
         """Why the assignments that were followed are needed by other code too, or None if they can go."""
         method, lines = self.method, self.statements()
         for index, names in self.definitions.items():
             for name, followed in names.items():
                 if not followed:
-                    return Reason(f"{method.quote(lines[index])} also computes `{name}`", method.line(lines[index]))
+                    return Obstacle(f"{method.quote(lines[index])} also computes `{name}`", method.line(lines[index]))
                 for read in self._possible_reads(name, index):
                     if read not in self.followed:
                         text = f"the value of `{name}` in {method.quote(lines[index])} is used elsewhere, too"
-                        return Reason(text, method.line(read))
+                        return Obstacle(text, method.line(read))
         return None
 
     def _possible_reads(self, name: str, index: int) -> list[cst.Name]:

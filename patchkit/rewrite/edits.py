@@ -17,7 +17,7 @@ _Line = TypeVar("_Line", cst.SimpleStatementSuite, cst.SimpleStatementLine)
 
 
 @dataclass
-class Plan:
+class Edits:
     """What the rules want done.
 
     Attributes:
@@ -34,7 +34,7 @@ class Plan:
     skips: list[Skip] = field(default_factory=list)
 
     def applied_to(self, module: cst.Module) -> cst.Module:
-        """An edited copy of the module that the nodes of this plan belong to."""
+        """An edited copy of the module that the nodes of these edits belong to."""
         edited = module.visit(_Editor(self))
         return cst.ensure_type(edited, cst.Module)
 
@@ -45,12 +45,12 @@ def in_parentheses_of(new: cst.BaseExpression, call: cst.Call) -> cst.BaseExpres
 
 
 class _Editor(cst.CSTTransformer):
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, edits: Edits) -> None:
         super().__init__()
-        self.plan = plan
+        self.edits = edits
 
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:  # noqa: N802
-        replacement = self.plan.replace.get(original_node)
+        replacement = self.edits.replace.get(original_node)
         return replacement(updated_node) if replacement else updated_node
 
     def leave_SimpleStatementLine(  # noqa: N802
@@ -67,10 +67,10 @@ class _Editor(cst.CSTTransformer):
     def _small_statements(self, original: _Line, updated: _Line) -> _Line:
         body: list[cst.BaseSmallStatement] = []
         for before, after in zip(original.body, updated.body, strict=True):
-            if before in self.plan.insert:
+            if before in self.edits.insert:
                 semicolon = cst.Semicolon(whitespace_after=cst.SimpleWhitespace(" "))
-                body.append(self.plan.insert[before].with_changes(semicolon=semicolon))
-            if before not in self.plan.drop:
+                body.append(self.edits.insert[before].with_changes(semicolon=semicolon))
+            if before not in self.edits.drop:
                 body.append(after)
         return updated.with_changes(body=body)
 
@@ -82,12 +82,12 @@ class _Editor(cst.CSTTransformer):
         for before, after in zip(original_node.body, updated_node.body, strict=True):
             statement = _single_statement(before)
             above = (*comments, *getattr(after, "leading_lines", ()))
-            if statement in self.plan.drop:
+            if statement in self.edits.drop:
                 # Comments above a dropped line stay, above the next one.
                 comments = tuple(line for line in above if line.comment)
                 continue
-            if statement in self.plan.insert:
-                body.append(cst.SimpleStatementLine([self.plan.insert[statement]], leading_lines=above))
+            if statement in self.edits.insert:
+                body.append(cst.SimpleStatementLine([self.edits.insert[statement]], leading_lines=above))
                 body.append(after.with_changes(leading_lines=()))
             else:
                 body.append(after.with_changes(leading_lines=above) if comments else after)

@@ -51,7 +51,7 @@ class ProjectionCall:
     nested: bool
 
 
-class Method:
+class ParsedMethod:
     """A method, parsed from the text that :func:`patchkit.upstream.source.find_method` cut out.
 
     Attributes:

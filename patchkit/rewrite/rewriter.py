@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from patchkit.arch.spec import Attention, GatedMLP, Part
-from patchkit.rewrite.edits import Plan
-from patchkit.rewrite.parsed_method import Method
+from patchkit.rewrite.edits import Edits
+from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rules.gated_mlp import plan_mlp
 from patchkit.rewrite.rules.projections import plan_output, plan_qkv
 from patchkit.rewrite.sites import Rewritten, Skip
@@ -49,38 +49,38 @@ def _rewritten(
     source: str, block: Attention | GatedMLP, only: frozenset[Part], method: str, filename: str
 ) -> Rewritten:
     text = find_method(source, block.class_name, method, filename)
-    parsed = Method(text, filename)
-    plan = Plan()
+    parsed = ParsedMethod(text, filename)
+    edits = Edits()
     names: tuple[Part, ...] = ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
     wanted = [name for name in names if name in only]
     if why := _why_untouchable(parsed):
-        plan.skips.extend(Skip(name, why, text.line) for name in wanted)
+        edits.skips.extend(Skip(name, why, text.line) for name in wanted)
     else:
-        _plan(parsed, block, wanted, plan)
-    new = parsed.text_of(plan.applied_to(parsed.module)) if plan.sites else text.text
+        _plan(parsed, block, wanted, edits)
+    new = parsed.text_of(edits.applied_to(parsed.module)) if edits.sites else text.text
     return Rewritten(
         class_name=block.class_name,
         method=method,
         source=text.before + new + text.after,
         method_source=new,
         line=text.line,
-        sites=tuple(sorted(plan.sites, key=lambda site: site.line)),
-        skips=tuple(plan.skips),
+        sites=tuple(sorted(edits.sites, key=lambda site: site.line)),
+        skips=tuple(edits.skips),
     )
 
 
-def _plan(method: Method, block: Attention | GatedMLP, wanted: list[Part], plan: Plan) -> None:
+def _plan(method: ParsedMethod, block: Attention | GatedMLP, wanted: list[Part], edits: Edits) -> None:
     if isinstance(block, GatedMLP):
         if "mlp" in wanted:
-            plan_mlp(method, block, plan)
+            plan_mlp(method, block, edits)
         return
     if "qkv" in wanted:
-        plan_qkv(method, block, plan)
+        plan_qkv(method, block, edits)
     if "o" in wanted:
-        plan_output(method, block, plan)
+        plan_output(method, block, edits)
 
 
-def _why_untouchable(method: Method) -> str | None:
+def _why_untouchable(method: ParsedMethod) -> str | None:
     if method.self_name is None:
         return "the method has no first parameter that stands for the object throughout"
     return "already rewritten" if method.is_rewritten else None

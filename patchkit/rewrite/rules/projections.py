@@ -11,12 +11,12 @@ from functools import partial
 import libcst as cst
 
 from patchkit.arch.spec import Attention, Part
-from patchkit.rewrite.edits import Plan, in_parentheses_of
-from patchkit.rewrite.parsed_method import APPLY_LINEAR, APPLY_O, APPLY_QKV, Method, ProjectionCall
+from patchkit.rewrite.edits import Edits, in_parentheses_of
+from patchkit.rewrite.parsed_method import APPLY_LINEAR, APPLY_O, APPLY_QKV, ParsedMethod, ProjectionCall
 from patchkit.rewrite.passed_over import passed_over
 from patchkit.rewrite.sites import Site, Skip
 from patchkit.rewrite.straight_line import (
-    Reason,
+    Obstacle,
     place_of,
     statements,
     unpacks_late,
@@ -54,7 +54,7 @@ INVALID = (
 _NAMES = (("q", "k", "v"), ("query", "key", "value"))
 
 
-def plan_qkv(method: Method, block: Attention, plan: Plan) -> None:
+def plan_qkv(method: ParsedMethod, block: Attention, edits: Edits) -> None:
     """Rule ``qkv-together``, and ``call-alone`` for q, k and v where it does not hold.
 
     Together: ``q, k, v = self.apply_qkv(x)`` is put before the first of the three calls, and the names where the calls
@@ -62,52 +62,54 @@ def plan_qkv(method: Method, block: Attention, plan: Plan) -> None:
     """
     calls = method.calls_of(block.q, block.k, block.v)
     if not calls:
-        plan.skips.append(Skip("qkv", f"absent: {_or(method, (block.q, block.k, block.v))} is never called"))
+        edits.skips.append(Skip("qkv", f"absent: {_or(method, (block.q, block.k, block.v))} is never called"))
         return
-    reason = _why_not_together(method, block, calls)
-    if reason is None:
-        _put_together(method, block, calls, plan)
+    obstacle = _why_not_together(method, block, calls)
+    if obstacle is None:
+        _put_together(method, block, calls, edits)
     else:
-        plan.skips.append(Skip("qkv", f"not together: {reason.text}", reason.line))
-        plan_alone(method, "qkv", calls, plan)
+        edits.skips.append(Skip("qkv", f"not together: {obstacle.text}", obstacle.line))
+        plan_alone(method, "qkv", calls, edits)
 
 
-def plan_output(method: Method, block: Attention, plan: Plan) -> None:
+def plan_output(method: ParsedMethod, block: Attention, edits: Edits) -> None:
     """Rule ``output-call``: every ``self.o_proj(x)`` becomes ``self.apply_o(x)``."""
     calls = method.calls_of(block.o)
     if not calls:
-        plan.skips.append(Skip("o", f"absent: {_or(method, (block.o,))} is never called"))
-    for call in _rewritable(method, "o", calls, plan):
-        plan.replace[call.node] = partial(_as_output, method)
-        plan.sites.append(Site("o", "output-call", method.line(call.node), (call.name,)))
+        edits.skips.append(Skip("o", f"absent: {_or(method, (block.o,))} is never called"))
+    for call in _rewritable(method, "o", calls, edits):
+        edits.replace[call.node] = partial(_as_output, method)
+        edits.sites.append(Site("o", "output-call", method.line(call.node), (call.name,)))
 
 
-def plan_alone(method: Method, name: Part, calls: Iterable[ProjectionCall], plan: Plan) -> None:
+def plan_alone(method: ParsedMethod, name: Part, calls: Iterable[ProjectionCall], edits: Edits) -> None:
     """Rule ``call-alone``: ``self.k_proj(x)`` becomes ``self.apply_linear(self.k_proj, x)``, where it stands."""
-    for call in _rewritable(method, name, calls, plan):
-        plan.replace[call.node] = partial(_as_linear, method)
-        plan.sites.append(Site(name, "call-alone", method.line(call.node), (call.name,)))
+    for call in _rewritable(method, name, calls, edits):
+        edits.replace[call.node] = partial(_as_linear, method)
+        edits.sites.append(Site(name, "call-alone", method.line(call.node), (call.name,)))
 
 
-def _as_output(method: Method, node: cst.Call) -> cst.Call:
+def _as_output(method: ParsedMethod, node: cst.Call) -> cst.Call:
     return node.with_changes(func=_attribute(method, APPLY_O))
 
 
-def _as_linear(method: Method, node: cst.Call) -> cst.Call:
+def _as_linear(method: ParsedMethod, node: cst.Call) -> cst.Call:
     projection = cst.Arg(node.func, comma=cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")))
     return node.with_changes(func=_attribute(method, APPLY_LINEAR), args=[projection, *node.args])
 
 
-def _rewritable(method: Method, name: Part, calls: Iterable[ProjectionCall], plan: Plan) -> Iterable[ProjectionCall]:
+def _rewritable(
+    method: ParsedMethod, name: Part, calls: Iterable[ProjectionCall], edits: Edits
+) -> Iterable[ProjectionCall]:
     """The calls that can be rewritten where they stand; the others are reported."""
     for call in calls:
         if why := why_not_rewritable(method, call):
-            plan.skips.append(Skip(name, why, method.line(call.node)))
+            edits.skips.append(Skip(name, why, method.line(call.node)))
         else:
             yield call
 
 
-def why_not_rewritable(method: Method, call: ProjectionCall) -> str | None:
+def why_not_rewritable(method: ParsedMethod, call: ProjectionCall) -> str | None:
     """Why a call has to be left as it is, or None."""
     if call.nested:
         # self may be another object there, and the code may run later or elsewhere
@@ -117,26 +119,26 @@ def why_not_rewritable(method: Method, call: ProjectionCall) -> str | None:
     return None
 
 
-def _why_not_together(method: Method, block: Attention, calls: tuple[ProjectionCall, ...]) -> Reason | None:
+def _why_not_together(method: ParsedMethod, block: Attention, calls: tuple[ProjectionCall, ...]) -> Obstacle | None:
     first = calls[0]
     for name in (block.q, block.k, block.v):
         count = sum(call.name == name for call in calls)
         if count != 1:
             how_often = "is not called" if count == 0 else f"is called {count} times"
-            return Reason(f"{_or(method, (name,))} {how_often}", method.line(first.node))
+            return Obstacle(f"{_or(method, (name,))} {how_often}", method.line(first.node))
     for call in calls:
         if why := why_not_rewritable(method, call):
-            return Reason(why, method.line(call.node))
+            return Obstacle(why, method.line(call.node))
     if not isinstance(first.argument, cst.Name):
-        return Reason(f"the input of {method.quote(first.node)} is not a variable", method.line(first.node))
+        return Obstacle(f"the input of {method.quote(first.node)} is not a variable", method.line(first.node))
     for call in calls:
         if not (isinstance(call.argument, cst.Name) and call.argument.value == first.argument.value):
             text = f"{method.quote(call.node)} takes another input than {method.quote(first.node)}"
-            return Reason(text, method.line(call.node))
+            return Obstacle(text, method.line(call.node))
     return why_not_private(method, first.argument.value) or _why_not_straight(method, calls, first.argument.value)
 
 
-def _why_not_straight(method: Method, calls: tuple[ProjectionCall, ...], value: str) -> Reason | None:
+def _why_not_straight(method: ParsedMethod, calls: tuple[ProjectionCall, ...], value: str) -> Obstacle | None:
     indices: list[int] = []
     for call in calls:
         place = place_of(method, call.node)
@@ -144,21 +146,21 @@ def _why_not_straight(method: Method, calls: tuple[ProjectionCall, ...], value: 
             how = "conditionally, or in the header of a statement"
             if any(unpacks_late(outer) for outer in method.ancestors(call.node)):
                 how = "after what `*` unpacks behind it"
-            return Reason(f"{method.quote(call.node)} is evaluated {how}", method.line(call.node))
+            return Obstacle(f"{method.quote(call.node)} is evaluated {how}", method.line(call.node))
         if not indices:
             block = place.block
         if place.block is not block:
             text = f"{method.quote(calls[0].node)} and {method.quote(call.node)} stand in different blocks"
-            return Reason(text, method.line(call.node))
+            return Obstacle(text, method.line(call.node))
         indices.append(place.index)
     tries = (outer for outer in method.ancestors(block) if isinstance(outer, (cst.Try, cst.TryStar)))
     if outer := next(tries, None):
-        return Reason("the calls stand in a `try` statement", method.line(outer))
+        return Obstacle("the calls stand in a `try` statement", method.line(outer))
     window = statements(block)[min(indices) : max(indices) + 1]
     return why_not_movable(method, window, {call.node for call in calls}, value)
 
 
-def _put_together(method: Method, block: Attention, calls: tuple[ProjectionCall, ...], plan: Plan) -> None:
+def _put_together(method: ParsedMethod, block: Attention, calls: tuple[ProjectionCall, ...], edits: Edits) -> None:
     names = dict(zip((block.q, block.k, block.v), _free_names(method), strict=True))
     argument = cst.ensure_type(calls[0].argument, cst.Name).value
     places = [place for call in calls if (place := place_of(method, call.node))]
@@ -167,14 +169,14 @@ def _put_together(method: Method, block: Attention, calls: tuple[ProjectionCall,
     over = passed_over(method, window, {call.node for call in calls})
     code = f"{', '.join(names.values())} = {method.self_name}.{APPLY_QKV}({argument})"
     line = cst.ensure_type(cst.parse_statement(code), cst.SimpleStatementLine)
-    plan.insert[place.statement] = line.body[0]
+    edits.insert[place.statement] = line.body[0]
     for call in calls:
-        plan.replace[call.node] = partial(in_parentheses_of, cst.Name(names[call.name]))
+        edits.replace[call.node] = partial(in_parentheses_of, cst.Name(names[call.name]))
     order = tuple(call.name for call in calls)
-    plan.sites.append(Site("qkv", "qkv-together", method.line(calls[0].node), order, passed_over=over))
+    edits.sites.append(Site("qkv", "qkv-together", method.line(calls[0].node), order, passed_over=over))
 
 
-def _free_names(method: Method) -> tuple[str, str, str]:
+def _free_names(method: ParsedMethod) -> tuple[str, str, str]:
     """Names for query, key and value that occur nowhere in the method, not as a global or in a nested function."""
     used = {name.value for name in method.names}
     suffix, number = "", 1
@@ -186,9 +188,9 @@ def _free_names(method: Method) -> tuple[str, str, str]:
         suffix = f"_{number}"
 
 
-def _attribute(method: Method, name: str) -> cst.BaseExpression:
+def _attribute(method: ParsedMethod, name: str) -> cst.BaseExpression:
     return cst.parse_expression(f"{method.self_name}.{name}")
 
 
-def _or(method: Method, names: Iterable[str]) -> str:
+def _or(method: ParsedMethod, names: Iterable[str]) -> str:
     return " or ".join(f"`{method.self_name}.{name}`" for name in names)
