@@ -14,6 +14,7 @@ from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch
 from patchkit.module_tree import named_modules, state_of
 from patchkit.reporting import Row
+from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Skip
 from patchkit.runtime.blocks import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced
@@ -66,7 +67,7 @@ def _level(
     choice = _choose(module, block, names, patch.precision, fed)
     if choice is None:
         return "upstream", "it lacks a projection", False
-    return _explain(choice, names, whole=rules != {"call-alone"}, why=why)
+    return _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=why)
 
 
 def _why_not_patched(module: nn.Module, block: Block, part: Part) -> str:

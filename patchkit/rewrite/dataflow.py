@@ -17,7 +17,7 @@ class Value:
 
     Attributes:
         expression: the expression; a name if it could not be followed further.
-        index: position of its statement in the block.
+        index: position of its statement in the statement list.
         part: which part of the expression's value is meant, where a name is one of two targets it was unpacked to;
             None for all of it.
     """
@@ -46,7 +46,7 @@ class Temporaries:
 
     def statements(self) -> list[Statement]:
         """The statement list."""
-        return statements(self.place.block) if self.place else []
+        return statements(self.place.suite) if self.place else []
 
     def follow(self, expression: cst.BaseExpression, index: int) -> Value:
         """Replace names by what was assigned to them, as long as that is certain.
@@ -111,10 +111,10 @@ class Temporaries:
         method = self.method
         reads = [node for node in method.occurrences(name) if method.reads(node)]
         until = self._next_certain_binding(name, index)
-        block_is_body = self.place.block is method.function.body
-        if until is None or not (block_is_body or until <= self.place.index):
-            if not block_is_body:
-                # The value may leave the block, or come round in a loop.
+        suite_is_body = self.place.suite is method.function.body
+        if until is None or not (suite_is_body or until <= self.place.index):
+            if not suite_is_body:
+                # The value may leave the suite, or come round in a loop.
                 return reads
             until = len(self.statements()) - 1
         inside: set[cst.CSTNode] = set()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import libcst as cst
 
+from patchkit.arch.spec import Part
+from patchkit.rewrite.parsed_method import ProjectionCall
 from patchkit.rewrite.sites import Site, Skip
 
 Replacement = Callable[[cst.Call], cst.BaseExpression]
@@ -24,14 +26,39 @@ class Edits:
         replace: calls, and what is to stand in their place.
         insert: statements, and a new one to be put right before each.
         drop: statements to be removed.
-        sites: see :class:`patchkit.rewrite.sites.Rewritten`; likewise ``skips``.
+        sites: see :class:`patchkit.rewrite.sites.Rewritten`.
     """
 
     replace: dict[cst.Call, Replacement] = field(default_factory=dict)
     insert: dict[cst.CSTNode, cst.BaseSmallStatement] = field(default_factory=dict)
     drop: set[cst.CSTNode] = field(default_factory=set)
     sites: list[Site] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
+    _taken: set[cst.Call] = field(default_factory=set)
+    _left: list[tuple[Skip, frozenset[cst.Call]]] = field(default_factory=list)
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """See :class:`patchkit.rewrite.sites.Rewritten`."""
+        return tuple(skip for skip, _ in self._left)
+
+    def take(self, calls: Iterable[ProjectionCall], site: Site) -> None:
+        """Note that a rule rewrites these calls."""
+        self._taken.update(call.node for call in calls)
+        self.sites.append(site)
+
+    def leave(self, calls: Iterable[ProjectionCall], part: Part, reason: str, line: int | None = None) -> None:
+        """Note that a rule leaves these calls, and why; none if there is nothing that it could take."""
+        self._left.append((Skip(part, reason, line), frozenset(call.node for call in calls)))
+
+    def untaken(self, calls: Iterable[ProjectionCall]) -> tuple[ProjectionCall, ...]:
+        """Those of some calls that no rule has taken."""
+        return tuple(call for call in calls if call.node not in self._taken)
+
+    def forget_reasons_of_taken(self, part: Part) -> None:
+        """Drop what rules for a part had against calls that another rule has taken."""
+        self._left = [
+            (skip, calls) for skip, calls in self._left if skip.part != part or not calls or calls - self._taken
+        ]
 
     def applied_to(self, module: cst.Module) -> cst.Module:
         """An edited copy of the module that the nodes of these edits belong to."""

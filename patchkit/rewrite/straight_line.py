@@ -26,23 +26,23 @@ class Place:
     """A simple statement in a list of statements.
 
     Attributes:
-        block: the list: the body of a function, of a branch, of a loop ...
-        index: position in ``statements(block)``.
+        suite: the list: the body of a function, of a branch, of a loop ...
+        index: position in ``statements(suite)``.
     """
 
-    block: cst.BaseSuite
+    suite: cst.BaseSuite
     index: int
 
     @property
     def statement(self) -> Statement:
         """The statement itself."""
-        return statements(self.block)[self.index]
+        return statements(self.suite)[self.index]
 
 
-def statements(block: cst.BaseSuite) -> list[Statement]:
+def statements(suite: cst.BaseSuite) -> list[Statement]:
     """The statements of a list, each on its own, also where several share a line."""
     found: list[Statement] = []
-    for line in block.body:
+    for line in suite.body:
         if isinstance(line, cst.SimpleStatementLine):
             found.extend(line.body)
         elif isinstance(line, (cst.BaseSmallStatement, cst.BaseCompoundStatement)):
@@ -82,12 +82,12 @@ def unpacks_late(call: cst.CSTNode) -> bool:
 
 
 def _place(method: ParsedMethod, statement: cst.BaseSmallStatement) -> Place | None:
-    block = method.parent(statement)
-    if isinstance(block, cst.SimpleStatementLine):
-        block = method.parent(block)
-    if not isinstance(block, cst.BaseSuite):
+    suite = method.parent(statement)
+    if isinstance(suite, cst.SimpleStatementLine):
+        suite = method.parent(suite)
+    if not isinstance(suite, cst.BaseSuite):
         return None
-    return Place(block, next(i for i, found in enumerate(statements(block)) if found is statement))
+    return Place(suite, next(i for i, found in enumerate(statements(suite)) if found is statement))
 
 
 def why_not_private(method: ParsedMethod, name: str) -> Obstacle | None:
