@@ -11,6 +11,7 @@ import pytest
 
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -74,3 +75,13 @@ def test_sites_and_method_source_point_into_the_text(name: str) -> None:
         assert site.calls[0] in lines[site.line - 1]
     assert after.splitlines(keepends=True)[rewritten.line - 1 :] == rewritten.method_source.splitlines(keepends=True)
     assert rewritten.method_source.lstrip().startswith(("def forward", "async def forward", "@"))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_sites_that_call_one_method_agree_on_what_it_has_to_know(name: str) -> None:
+    before, _, block, _ = load(name)
+    known: dict[str, dict] = {}
+    for site in rewrite(before, block).sites:
+        rule = rule_named(site.rule)
+        arguments = rule.arguments(block, site)
+        assert known.setdefault(rule.method, arguments) == arguments

@@ -29,7 +29,8 @@ class Rule:
         plan: notes in the edits which calls of the part it takes, what is to stand in their place, and why it leaves
             others. It looks at those calls only that no rule before it has taken.
         method: name of the method that the rewritten code calls, of those in :mod:`patchkit.runtime`.
-        arguments: what the maker of that method has to know of the block and of a site, as keyword arguments.
+        arguments: what the maker of that method has to know of the block and of a site, as keyword arguments. A class
+            has one method of a name, so they must be the same for every site of a method.
     """
 
     name: RuleName
