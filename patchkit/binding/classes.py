@@ -13,15 +13,16 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from patchkit.adapters.registry import STANDS_FOR
-from patchkit.arch.spec import Attention, Block, GatedMLP, Part
+from patchkit.arch.spec import Block, GatedMLP, Part
 from patchkit.binding.patch import PATCH, Patch, Refusal, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
 from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten, Site
 from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.layers import LAYER_KINDS, make_layer_forward
-from patchkit.runtime.methods import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream.live import Method, compiled, find_code, read_method, with_code
 from patchkit.upstream.source import split_lines
@@ -148,16 +149,8 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
     """The methods that the rewritten source calls."""
     methods: Methods = {}
     for site in sites:
-        if site.rule == "call-alone":
-            methods["apply_linear"] = make_apply_linear(precision)
-        elif site.rule == "output-call" and isinstance(block, Attention):
-            methods["apply_o"] = make_apply_o(block.o, precision)
-        elif site.rule == "qkv-together" and isinstance(block, Attention):
-            methods["apply_qkv"] = make_apply_qkv((block.q, block.k, block.v), site.calls, precision)
-        elif site.rule == "gated-mlp" and isinstance(block, GatedMLP):
-            methods["apply_mlp"] = make_apply_mlp(
-                block.inputs, block.down, block.activation, site.calls, precision, gate_first=site.gate_first
-            )
+        rule = rule_named(site.rule)
+        methods[rule.method] = METHODS[rule.method](**rule.arguments(block, site), precision=precision)
     return methods
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class BlockChoice(str, Enum):
-    """The parts of a model, as an option (:data:`patchkit.rewrite.sites.Part`)."""
+    """The parts of a model, as an option (:data:`patchkit.arch.spec.Part`)."""
 
     qkv = "qkv"
     o = "o"

@@ -17,6 +17,7 @@ from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, replaced_since
 from patchkit.planning.survey import Candidate
 from patchkit.reporting import Row
+from patchkit.rewrite.rules.registry import rule_named
 from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.layers import LAYER_KINDS
@@ -96,7 +97,7 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
     choice = _choose(module, block, names, patch.precision, candidate.fed)
     if choice is None:
         return "upstream", "it lacks a projection", False
-    return _explain(choice, names, whole=rules != {"call-alone"}, why=patch.why(part))
+    return _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
 
 
 def _choose(

@@ -167,3 +167,12 @@ def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
     """Gate and up of what one joint projection gives."""
     first, second = output.chunk(2, dim=-1)
     return (first, second) if gate_first else (second, first)
+
+
+METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "apply_linear": make_apply_linear,
+    "apply_o": make_apply_o,
+    "apply_qkv": make_apply_qkv,
+    "apply_mlp": make_apply_mlp,
+}
+"""What makes each method, by the name under which rewritten code calls it."""

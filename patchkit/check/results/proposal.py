@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 from packaging.version import InvalidVersion, Version
 
@@ -22,7 +21,7 @@ from patchkit.check.static.records import Record, Records
 from patchkit.errors import ProposalError
 from patchkit.escaping import is_name, one_line
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import Rule
+from patchkit.rewrite.rules.registry import rules as known_rules
 from patchkit.trust.ledger import Key, Proof
 from patchkit.upstream.release import module_path
 
@@ -145,7 +144,7 @@ def _wrong_in(finding: Finding) -> str:
                 "its path is none of a module": _is_module_path(finding.path),
                 "its line is none": 0 <= finding.line < 10**7,
                 "a hash is none": bool(_HASH.fullmatch(finding.source) and _HASH.fullmatch(finding.rewritten)),
-                "a rule is none": set(rules) <= set(get_args(Rule)),
+                "a rule is none": set(rules) <= {rule.name for rule in known_rules()},
                 "a reason is none": all(type(one) is str and len(one) <= _LONGEST for one in reasons),
             }.items()
             if not fine

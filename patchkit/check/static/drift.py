@@ -21,7 +21,7 @@ from patchkit.check.static.examine import Definition, Finding, definition_of_for
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal
-from patchkit.rewrite.sites import Rule
+from patchkit.rewrite.sites import RuleName
 from patchkit.upstream.classes import class_table
 from patchkit.upstream.release import Release, module_path
 from patchkit.upstream.source import failures_of, split_lines
@@ -99,10 +99,11 @@ def diagnose(
         lines = split_lines(definition.text)
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
     expected = "a block that a rule knows"
-    wanted: tuple[Rule, ...] = _WHOLE[part]
+    wanted = _whole(part)
     if known is not None:
-        wanted = known.finding.parts[part].rules
-        expected = f"{_said(wanted)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
+        before = known.finding.parts[part].rules
+        wanted = (before,)
+        expected = f"{_said(before)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
     found = "; ".join(outcome.reasons) or _said(outcome.rules)
     if outcome.absent and isinstance(definition, Definition):
         found += f" (it calls {', '.join(_called(definition.entry.text)) or 'nothing of its own'})"
@@ -114,10 +115,14 @@ def diagnose(
     return Diagnosis(finding.path, line, finding.class_name, part, expected, found, text, edit)
 
 
-_WHOLE: dict[Part, tuple[Rule, ...]] = {"qkv": ("qkv-together",), "o": ("output-call",), "mlp": ("gated-mlp",)}
+def _whole(part: Part) -> tuple[tuple[RuleName, ...], ...]:
+    """What the sites of a part may be where nothing is known of it: one, of any rule that rewrites all of it."""
+    from patchkit.rewrite.rules.registry import rules_of  # imports libcst, as below
+
+    return tuple((rule.name,) for rule in rules_of(part) if rule.whole)
 
 
-def _said(rules: tuple[Rule, ...]) -> str:
+def _said(rules: tuple[RuleName, ...]) -> str:
     return f"rule {' + '.join(rules)}"
 
 
@@ -139,9 +144,9 @@ def _find_edit(
     block: Block,
     finding: Finding,
     part: Part,
-    wanted: tuple[Rule, ...],
+    wanted: tuple[tuple[RuleName, ...], ...],
 ) -> Edit | None:
-    """The first of the candidates, nearest first, with which the part is rewritten by the rules that are wanted."""
+    """The first of the candidates, nearest first, with which the part is rewritten by one of the rules wanted."""
     candidates: Iterable[tuple[str, Block]]
     if not finding.line:
         candidates = itertools.islice(_renamed_classes(release, architecture, block), _MOST_TRIALS)
@@ -152,12 +157,12 @@ def _find_edit(
         renamed = itertools.islice(_renamed_attributes(definition, block), _MOST_TRIALS)
         candidates = ((architecture.module, candidate) for candidate in renamed)
     for module, candidate in candidates:
-        if _rules(release, module, candidate, part) == wanted:
+        if _rules(release, module, candidate, part) in wanted:
             return _edit(architecture, block, module, candidate)
     return None
 
 
-def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[Rule, ...] | None:
+def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[RuleName, ...] | None:
     """By which rules a part of a described block is rewritten; None if something of it is left."""
     from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a block that drifted, and not before
 

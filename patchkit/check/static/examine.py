@@ -19,7 +19,7 @@ from patchkit.cache import contents as cache
 from patchkit.cache.storage import cache_directory, read_ours, warn_once, write_whole
 from patchkit.errors import CacheError, RewriteError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import Rewritten, Rule
+from patchkit.rewrite.sites import Rewritten, RuleName
 from patchkit.trust.ledger import Key
 from patchkit.upstream.classes import ClassEntry, ClassTable, class_table
 from patchkit.upstream.identity import source_hash
@@ -56,7 +56,7 @@ class PartOutcome:
         reasons: why something was left, or rewritten to a weaker form.
     """
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[RuleName, ...] = ()
     reasons: tuple[str, ...] = ()
 
     @property
@@ -369,7 +369,7 @@ def _rewrite(found: Definition, block: Block) -> _Outcome:
 # ---- verdicts
 
 
-def judge(outcome: PartOutcome, before: tuple[Rule, ...]) -> Verdict:
+def judge(outcome: PartOutcome, before: tuple[RuleName, ...]) -> Verdict:
     """The verdict on one part.
 
     Args:

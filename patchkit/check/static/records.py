@@ -19,7 +19,7 @@ from patchkit.cache.storage import locked, write_whole
 from patchkit.check.static.examine import Finding, PartOutcome, Verdict, judge, key_of_finding
 from patchkit.errors import CacheError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import Rule
+from patchkit.rewrite.sites import RuleName
 from patchkit.trust.ledger import Key
 from patchkit.version import __version__
 
@@ -205,7 +205,7 @@ def _class_of(finding: Finding) -> tuple[str, str, str]:
 
 def _rejudged(entries: Iterable[Record]) -> Iterator[Record]:
     """The records with verdicts, each judged against those before it; they come in the order of releases."""
-    last: dict[tuple[str, str, str, Part], tuple[Rule, ...]] = {}
+    last: dict[tuple[str, str, str, Part], tuple[RuleName, ...]] = {}
     for record in entries:
         verdicts: dict[Part, Verdict] = {}
         for part, outcome in record.finding.parts.items():

@@ -1,4 +1,4 @@
-# A001, projection, view and transpose in one line: llama, mistral, qwen2, gemma, gemma2, pixtral.
+# Projection, view and transpose in one line: llama, mistral, qwen2, gemma, gemma2, pixtral.
 # block: Attention("Block")
 # site: line 16: qkv qkv-together: q_proj k_proj v_proj
 # site: line 29: o output-call: o_proj
@@ -13,10 +13,9 @@ class Block(nn.Module):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        q, k, v = self.apply_qkv(hidden_states)
-        query_states = q.view(hidden_shape).transpose(1, 2)
-        key_states = k.view(hidden_shape).transpose(1, 2)
-        value_states = v.view(hidden_shape).transpose(1, 2)
+        query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
 
         cos, sin = position_embeddings
         query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
@@ -27,5 +26,5 @@ class Block(nn.Module):
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
         attn_output, attn_weights = attention_interface(self, query_states, key_states, value_states, attention_mask)
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = self.apply_o(attn_output)
+        attn_output = self.o_proj(attn_output)
         return attn_output, attn_weights

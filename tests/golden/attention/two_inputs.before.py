@@ -1,4 +1,4 @@
-# A006, queries of one input, keys and values of another: hubert, lightglue.
+# Queries of one input, keys and values of another: hubert, lightglue.
 # block: Attention("Block")
 # site: line 12: qkv call-alone: q_proj
 # site: line 13: qkv call-alone: k_proj

@@ -1,4 +1,4 @@
-# A026, scaled and shaped by a helper of the class: qwen2_audio, voxtral.
+# Scaled and shaped by a helper of the class: qwen2_audio, voxtral.
 # block: Attention("Block", o="out_proj")
 # site: line 10: qkv qkv-together: q_proj k_proj v_proj
 # site: line 13: o output-call: out_proj

@@ -1,4 +1,4 @@
-# A016, upstream calls key, value, query: the names stay right and the order of draws is reported.
+# Upstream calls key, value, query: the names stay right and the order of draws is reported.
 # block: Attention("Block", q="query", k="key", v="value", o="dense")
 # site: line 9: qkv qkv-together: key value query
 # skip: o: absent: `self.dense` is never called

@@ -1,4 +1,4 @@
-# A034, queries scaled in place after all three calls: longformer, led.
+# Queries scaled in place after all three calls: longformer, led.
 # block: Attention("Block", q="query", k="key", v="value")
 # site: line 12: qkv qkv-together: query key value
 # skip: o: absent: `self.o_proj` is never called
@@ -9,10 +9,9 @@ class Block(nn.Module):
         hidden_states = hidden_states.transpose(0, 1)
 
         # project hidden states
-        q, k, v = self.apply_qkv(hidden_states)
-        query_vectors = q
-        key_vectors = k
-        value_vectors = v
+        query_vectors = self.query(hidden_states)
+        key_vectors = self.key(hidden_states)
+        value_vectors = self.value(hidden_states)
 
         # normalize query
         query_vectors /= math.sqrt(self.head_dim)

@@ -1,4 +1,4 @@
-# A004, norms around the projections of query and key: qwen3, lfm2, dots1.
+# Norms around the projections of query and key: qwen3, lfm2, dots1.
 # block: Attention("Block", o="out_proj")
 # site: line 10: qkv qkv-together: q_proj k_proj v_proj
 # site: line 13: o output-call: out_proj

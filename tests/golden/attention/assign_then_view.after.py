@@ -1,4 +1,4 @@
-# A003, bare projections, views later: qwen2_vl, qwen2_5_vl, and llama, mistral, qwen2, gemma before 4.48.
+# Bare projections, views later: qwen2_vl, qwen2_5_vl, and llama, mistral, qwen2, gemma before 4.48.
 # block: Attention("Block")
 # site: line 17: qkv qkv-together: q_proj k_proj v_proj
 # site: line 27: o output-call: o_proj

@@ -1,4 +1,4 @@
-# A015, norms directly on the projections: olmo2, olmo3, minimax_m2.
+# Norms directly on the projections: olmo2, olmo3, minimax_m2.
 # block: Attention("Block")
 # site: line 9: qkv qkv-together: q_proj k_proj v_proj
 # site: line 14: o output-call: o_proj

@@ -1,4 +1,4 @@
-# A019, the query projection also yields a gate for the output: qwen3_next, qwen3_5.
+# The query projection also yields a gate for the output: qwen3_next, qwen3_5.
 # block: Attention("Block")
 # site: line 13: qkv qkv-together: q_proj k_proj v_proj
 # site: line 23: o output-call: o_proj

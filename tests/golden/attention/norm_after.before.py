@@ -1,4 +1,4 @@
-# A010, norms on their own lines after the projections: gemma3, exaone4.
+# Norms on their own lines after the projections: gemma3, exaone4.
 # block: Attention("Block")
 # site: line 11: qkv qkv-together: q_proj k_proj v_proj
 # site: line 18: o output-call: o_proj
