@@ -12,7 +12,7 @@ from patchkit import layers
 from patchkit.runtime import blocks, embedding
 
 FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
-"""The functions that the patched blocks call: for q/k/v together, for one projection alone, for a gated MLP."""
+"""What the patched parts call: for q/k/v together, for one projection alone, for a gated MLP."""
 
 
 @contextmanager
