@@ -12,7 +12,6 @@ import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import peft
 import torch
@@ -25,14 +24,13 @@ from patchkit.arch.spec import Block
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
+from patchkit.check.numeric.outcomes import Status
 from patchkit.describe import describe
 from patchkit.rewrite.rewriter import ALL_PARTS
-from patchkit.testing import CheckResult, Findings, Inputs, Patch, Revert, run_checks
+from patchkit.testing import CheckResult, Findings, Inputs, Patcher, Reverter, run_checks
 from patchkit.testing.checks.precision import TOTALS
 from patchkit.trust.key import key_of
 from patchkit.trust.ledger import Key, Proof, Stage
-
-Status = Literal["passed", "failed", "inapplicable"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Trial:
     """What the checks showed of one class.
 
     Attributes:
@@ -98,7 +96,7 @@ class Verdict:
         """What goes into the ledger.
 
         Raises:
-            ValueError: the verdict is not ``passed``.
+            ValueError: it is not ``passed``.
         """
         if self.status != "passed":
             raise ValueError(f"{self.subject.key.class_name} is not proven: {self.reason}")
@@ -143,9 +141,9 @@ def prove(
     subjects: Sequence[Subject],
     checks: Iterable[str],
     *,
-    patch: Patch | None = None,
-    revert: Revert | None = None,
-) -> list[Verdict]:
+    patch: Patcher | None = None,
+    revert: Reverter | None = None,
+) -> list[Trial]:
     """Run checks with these classes patched, and say what they show of each.
 
     Args:
@@ -160,7 +158,7 @@ def prove(
     results = run_checks(model, inputs, both[0], revert=both[1], names=checks)
     failed = [result.check for result in results if result.status == "failed"]
     return [
-        Verdict(subject, levels_of(model, subject), tuple(_seen(model, subject, result) for result in own))
+        Trial(subject, levels_of(model, subject), tuple(_seen(model, subject, result) for result in own))
         for subject, own in _attributed(model, inputs, subjects, results, failed)
     ]
 
@@ -186,7 +184,7 @@ def _attributed(
     ]
 
 
-def patcher(subjects: Iterable[Subject]) -> Patch:
+def patcher(subjects: Iterable[Subject]) -> Patcher:
     """A patch of exactly these classes."""
     targets = {subject.original: subject.patched for subject in subjects}
 

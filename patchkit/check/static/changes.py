@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from patchkit.arch.registry import find
-from patchkit.check.static.examine import Definition, Finding, block_named, definition_of_forward
+from patchkit.check.static.findings import Definition, Finding, block_named, definition_of_forward
 from patchkit.errors import RewriteError
 from patchkit.rewrite.sites import Rewritten
 from patchkit.upstream.release import Release, module_path

@@ -1,7 +1,7 @@
-"""What to tell a person of a block that is no longer rewritten: where, what was expected, what is there, what to edit.
+"""What to tell a person of a part that is no longer rewritten: where, what was expected, what is there, what to edit.
 
 The edit is found by trying: names that are near the old ones are put into the block, and the rewriter says whether the
-block then matches as it did. Nothing is guessed that the rewriter does not confirm.
+part then matches as it did. Nothing is guessed that the rewriter does not confirm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import patchkit.arch
 from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP, Part
-from patchkit.check.static.examine import Definition, Finding, definition_of_forward
+from patchkit.check.static.findings import Definition, Finding, definition_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal
@@ -37,7 +37,7 @@ _MOST_NAMES, _LONGEST_NAME = 200, 80
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of an architecture's description after which the block is rewritten as before.
+    """A change of an architecture's description after which the part is rewritten as before.
 
     Attributes:
         before: the description now, as Python.
@@ -98,7 +98,7 @@ def diagnose(
         line = _line_of(definition, block, part) or finding.line
         lines = split_lines(definition.text)
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    expected = "a block that a rule knows"
+    expected = "a part that a rule knows"
     wanted: tuple[Rule, ...] = _WHOLE[part]
     if known is not None:
         wanted = known.finding.parts[part].rules
@@ -159,7 +159,7 @@ def _find_edit(
 
 def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[Rule, ...] | None:
     """By which rules a part of a described block is rewritten; None if something of it is left."""
-    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a block that drifted, and not before
+    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a part that drifted, and not before
 
     definition = definition_of_forward(release, module, block.class_name)
     if not isinstance(definition, Definition):

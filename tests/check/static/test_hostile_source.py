@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from patchkit.arch.registry import find
 from patchkit.check.results.formats import explanation
-from patchkit.check.results.report import CheckReport, check_static
+from patchkit.check.results.report import CheckReport
+from patchkit.check.run import check_static
 from patchkit.check.static import sweep as sweep_module
-from patchkit.check.static.examine import Definition, definition_of_forward
+from patchkit.check.static.findings import Definition, definition_of_forward
 from patchkit.check.static.records import Records
 from patchkit.check.static.sweep import sweep
 from patchkit.cli.main import app
@@ -262,7 +263,6 @@ def test_a_passing_failure_is_not_remembered(tmp_path: Path, monkeypatch: pytest
 def test_diff_names_the_file_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    import patchkit.cli.diff as diff_module
     from patchkit.arch import registry
 
     for name, content in (("bad", b"# \xff"), ("deep", MODULES["not"].encode()), ("fine", SMALL_LLAMA.encode())):
@@ -271,8 +271,7 @@ def test_diff_names_the_file_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name / "modeling.py").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
     known = {name: replace(find("llama"), name=name, module=f"{name}.modeling") for name in ("bad", "deep", "fine")}
-    for module in (registry, diff_module):
-        monkeypatch.setattr(module, "architectures", lambda: known)
+    monkeypatch.setattr(registry, "architectures", lambda: known)
     result = CliRunner().invoke(app, ["diff", "--arch", "*"])
     assert result.exit_code == 2
     errors = result.stderr.splitlines()
