@@ -57,11 +57,11 @@ def refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]], 
             refused[cls] = f"{found.name} has other modules between its projections than others of its class"
         elif find_proof(key) is None:
             unknown.setdefault(cls, (found, key))
-    unknown = {cls: block for cls, block in unknown.items() if cls not in refused}
+    unknown = {cls: one for cls, one in unknown.items() if cls not in refused}
     if trust == "ledger":
         hint = "its source is not in the ledger; trust='verify' verifies it on the spot"
         return refused | dict.fromkeys(unknown, hint)
-    undecided = {cls: block for cls, block in unknown.items() if block[1] not in _decided}
+    undecided = {cls: (found, key) for cls, (found, key) in unknown.items() if key not in _decided}
     refused |= _verify(model, undecided)
     return refused | {cls: _decided[key] for cls, (_, key) in unknown.items() if _decided.get(key)}
 

@@ -142,7 +142,7 @@ def _naming(name: str, path: str, error: str) -> str:
 
 
 def _finding_of_class(release: Release, architecture: Architecture, block: Block, name: str) -> Finding:
-    found = definition_of_forward(release, architecture.module, name)
+    found = owner_of_forward(release, architecture.module, name)
     if isinstance(found, str):
         missing = _missing(release, architecture, block, module_path(architecture.module), found, absent=False)
         return replace(missing, class_name=name)
@@ -172,7 +172,7 @@ def _finding_of_class(release: Release, architecture: Architecture, block: Block
 
 
 @dataclass(frozen=True)
-class Definition:
+class Owner:
     """The class whose body defines a ``forward``, and where it stands.
 
     Attributes:
@@ -199,13 +199,13 @@ class Definition:
         return rewrite(self.text, named, filename=module_path(self.module))
 
 
-def definition_of_forward(release: Release, module: str, name: str) -> Definition | str:
+def owner_of_forward(release: Release, module: str, name: str) -> Owner | str:
     """Follow the bases of a class, also into other modules of the release, to the one that defines ``forward``.
 
     Depth first, from left to right, and each class once: bases may be repeated, and may even go round in a circle.
 
     Returns:
-        The definition, or why it cannot be found.
+        The owner, or why it cannot be found.
 
     Raises:
         ReleaseError: a file of the release cannot be read.
@@ -229,7 +229,7 @@ def definition_of_forward(release: Release, module: str, name: str) -> Definitio
         if entry is None:
             why = why or f"{module_path(there)} has no class {inner}"
         elif entry.has_forward:
-            return Definition(there, text, table, entry)
+            return Owner(there, text, table, entry)
         else:
             why = (
                 why or f"{module_path(there)}:{entry.line}: class {inner} has no forward, and no base with one is found"
@@ -274,7 +274,7 @@ class _Outcome:
     lasting: bool = True
 
 
-def _remembered(found: Definition, source: str, block: Block) -> _Outcome:
+def _remembered(found: Owner, source: str, block: Block) -> _Outcome:
     """The outcome of rewriting a class, from the cache if its source was seen before."""
     key = hashlib.sha256(f"{source} {block!r} {REWRITE_VERSION}".encode()).hexdigest()
     try:
@@ -308,7 +308,7 @@ def _kept_outcome(place: Path) -> _Outcome | None:
         return None
 
 
-def _rewrite(found: Definition, block: Block) -> _Outcome:
+def _rewrite(found: Owner, block: Block) -> _Outcome:
     try:
         rewritten = found.rewrite(block)
     except RewriteError as error:

@@ -1,4 +1,4 @@
-"""The words in which a verdict says what was wrong."""
+"""The words in which a trial says what was wrong."""
 
 from __future__ import annotations
 
