@@ -1,4 +1,4 @@
-"""What a helper interpreter imports, what it sees of the user's environment, and that it comes to an end."""
+"""What a helper interpreter imports, and what it sees of the user's environment."""
 
 from __future__ import annotations
 

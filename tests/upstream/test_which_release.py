@@ -17,7 +17,7 @@ from trap_folder import set_traps, sprung
 from patchkit.arch import registry
 from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture, Attention
-from patchkit.check.numeric import stage as numeric_stage
+from patchkit.check import run
 from patchkit.check.numeric.environments import running_environment
 from patchkit.check.run import check_static
 from patchkit.check.static import findings as static
@@ -60,10 +60,8 @@ def test_a_folder_with_the_name_of_an_origin_is_built_from_there(name, tmp_path,
     folder_release(tmp_path / name, "9.9.9", {path_of("llama"): SMALL_LLAMA})
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(
-        numeric_stage, "environment_for", lambda *arguments, **options: asked.append((arguments, options))
-    )
-    numeric_stage._environment(release_at(Path(name)), 1.0)
+    monkeypatch.setattr(run, "environment_for", lambda *arguments, **options: asked.append((arguments, options)))
+    run._environment(release_at(Path(name)), 1.0)
     assert asked == [((Path(name),), {"expected": "9.9.9", "seconds": 1.0})]
 
 
