@@ -11,7 +11,7 @@ import torch
 from patchkit.runtime import fused
 
 FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
-"""The functions that the patched blocks call: for q/k/v together, for one projection alone, for a gated MLP."""
+"""What the patched parts call: for q/k/v together, for one projection alone, for a gated MLP."""
 
 
 @contextmanager

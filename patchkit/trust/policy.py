@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from patchkit.arch.discovery import Found
-    from patchkit.check.numeric.proving import Verdict
+    from patchkit.check.numeric.proving import Trial
     from patchkit.options import Trust
     from patchkit.planning.plan import Planned
     from patchkit.planning.survey import Candidate
@@ -74,11 +74,11 @@ def _refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]],
             refused[cls] = f"{found.name} has other modules between its projections than others of its class"
         elif find_proof(key) is None:
             unknown.setdefault(cls, (found, key))
-    unknown = {cls: block for cls, block in unknown.items() if cls not in refused}
+    unknown = {cls: one for cls, one in unknown.items() if cls not in refused}
     if trust == "ledger":
         hint = "its source is not in the ledger; trust='verify' verifies it on the spot"
         return refused | dict.fromkeys(unknown, hint)
-    undecided = {cls: block for cls, block in unknown.items() if block[1] not in _decided}
+    undecided = {cls: (found, key) for cls, (found, key) in unknown.items() if key not in _decided}
     refused |= _verify(model, undecided)
     return refused | {cls: _decided[key] for cls, (_, key) in unknown.items() if _decided.get(key)}
 
@@ -92,44 +92,43 @@ def _verify(model: nn.Module, unknown: Mapping[type[nn.Module], tuple[Found, Key
     """Verify classes and remember what was shown. Returns the refusals of those that could not be verified at all."""
     if not unknown:
         return {}
-    from patchkit.check.numeric.on_the_spot import (
-        verify_on_the_spot,
-    )  # the harness: loaded only if there is something to verify
+    # The harness: the one import that runs up, and loaded only if there is something to verify.
+    from patchkit.check.numeric.on_the_spot import verify_on_the_spot
 
     start = time.perf_counter()
-    verdicts = verify_on_the_spot(model, {cls: found for cls, (found, _) in unknown.items()})
+    trials = verify_on_the_spot(model, {cls: found for cls, (found, _) in unknown.items()})
     refused: dict[type, str] = {}
-    passed: list[Verdict] = []
+    passed: list[Trial] = []
     for cls, (found, key) in unknown.items():
-        verdict, examine = verdicts[cls], f"`patchkit check --arch {found.architecture.name}` examines it"
-        if isinstance(verdict, str):
+        trial, examine = trials[cls], f"`patchkit check --arch {found.architecture.name}` examines it"
+        if isinstance(trial, str):
             refused[cls] = (
-                f"its source is not in the ledger and could not be verified on the spot ({verdict}); "
+                f"its source is not in the ledger and could not be verified on the spot ({trial}); "
                 f"{examine}, trust='always' binds it unproven"
             )
-        elif verdict.subject.key != key:
+        elif trial.subject.key != key:
             refused[cls] = (
                 "its source is not in the ledger and could not be verified on the spot (what is called between the "
                 f"projections of {found.name} is not what its constructor puts there); {examine}, "
                 "trust='always' binds it unproven"
             )
-        elif verdict.status == "failed":
+        elif trial.status == "failed":
             _decided[key] = (
                 "its source is not in the ledger, and verified on the spot it is not equal to upstream "
-                f"({verdict.reason}); {examine}"
+                f"({trial.reason}); {examine}"
             )
         else:
             _decided[key] = ""
-            passed.append(verdict)
+            passed.append(trial)
     if passed:
-        names = ", ".join(verdict.subject.original.__name__ for verdict in passed)
+        names = ", ".join(trial.subject.original.__name__ for trial in passed)
         logger.info("patchkit: verified %s on the spot in %.1f s", names, time.perf_counter() - start)
         _remember(passed)
     return refused
 
 
-def _remember(verdicts: Iterable[Verdict]) -> None:
+def _remember(trials: Iterable[Trial]) -> None:
     try:
-        add_proofs(user_ledger(), [verdict.proof("spot") for verdict in verdicts], limit=USER_LIMIT)
+        add_proofs(user_ledger(), [trial.proof("spot") for trial in trials], limit=USER_LIMIT)
     except CacheError as error:
         warnings.warn(f"what was verified is not remembered: {error}", PatchkitWarning, stacklevel=2)

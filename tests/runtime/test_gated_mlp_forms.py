@@ -97,7 +97,7 @@ def make(cls, activation, dropout):
     module = cls()
     module.act_fn = ACTIVATIONS[activation]()
     if dropout is not None:
-        targets = [*block.inputs, block.down]
+        targets = list(block.projections())
         config = peft.LoraConfig(
             r=3, lora_alpha=5, target_modules=targets, lora_dropout=dropout, init_lora_weights=False
         )

@@ -1,7 +1,7 @@
-"""What to tell a person of a block that is no longer rewritten: where, what was expected, what is there, what to edit.
+"""What to tell a person of a part that is no longer rewritten: where, what was expected, what is there, what to edit.
 
 The edit is found by trying: names that are near the old ones are put into the block, and the rewriter says whether the
-block then matches as it did. Nothing is guessed that the rewriter does not confirm.
+part then matches as it did. Nothing is guessed that the rewriter does not confirm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import patchkit.arch
 from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP, Part
-from patchkit.check.static.examine import Definition, Finding, definition_of_forward
+from patchkit.check.static.findings import Finding, Owner, owner_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal
@@ -37,7 +37,7 @@ _MOST_NAMES, _LONGEST_NAME = 200, 80
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of an architecture's description after which the block is rewritten as before.
+    """A change of an architecture's description after which the part is rewritten as before.
 
     Attributes:
         before: the description now, as Python.
@@ -93,20 +93,20 @@ def diagnose(
     """
     outcome = finding.parts[part]
     line, text = finding.line, ""
-    definition = definition_of_forward(release, architecture.module, finding.class_name)
-    if isinstance(definition, Definition):
-        line = _line_of(definition, block, part) or finding.line
-        lines = split_lines(definition.text)
+    owner = owner_of_forward(release, architecture.module, finding.class_name)
+    if isinstance(owner, Owner):
+        line = _line_of(owner, block, part) or finding.line
+        lines = split_lines(owner.text)
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    expected = "a block that a rule knows"
+    expected = "a part that a rule knows"
     wanted = _whole(part)
     if known is not None:
         before = known.finding.parts[part].rules
         wanted = (before,)
         expected = f"{_said(before)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
     found = "; ".join(outcome.reasons) or _said(outcome.rules)
-    if outcome.absent and isinstance(definition, Definition):
-        found += f" (it calls {', '.join(_called(definition.entry.text)) or 'nothing of its own'})"
+    if outcome.absent and isinstance(owner, Owner):
+        found += f" (it calls {', '.join(_called(owner.entry.text)) or 'nothing of its own'})"
     try:
         with failures_of(finding.path, "no edit can be looked for"):
             edit = _find_edit(release, architecture, block, finding, part, wanted)
@@ -126,10 +126,10 @@ def _said(rules: tuple[RuleName, ...]) -> str:
     return f"rule {' + '.join(rules)}"
 
 
-def _line_of(definition: Definition, block: Block, part: Part) -> int | None:
+def _line_of(owner: Owner, block: Block, part: Part) -> int | None:
     """The line that the rewriter's reason points to."""
     try:
-        rewritten = definition.rewrite(block)
+        rewritten = owner.rewrite(block)
     except RewriteError:
         return None
     return next((skip.line for skip in rewritten.skips if skip.part == part and skip.line), rewritten.line)
@@ -151,10 +151,10 @@ def _find_edit(
     if not finding.line:
         candidates = itertools.islice(_renamed_classes(release, architecture, block), _MOST_TRIALS)
     else:
-        definition = definition_of_forward(release, architecture.module, finding.class_name)
-        if not isinstance(definition, Definition) or finding.class_name != block.class_name:
+        owner = owner_of_forward(release, architecture.module, finding.class_name)
+        if not isinstance(owner, Owner) or finding.class_name != block.class_name:
             return None
-        renamed = itertools.islice(_renamed_attributes(definition, block), _MOST_TRIALS)
+        renamed = itertools.islice(_renamed_attributes(owner, block), _MOST_TRIALS)
         candidates = ((architecture.module, candidate) for candidate in renamed)
     for module, candidate in candidates:
         if _rules(release, module, candidate, part) in wanted:
@@ -164,17 +164,17 @@ def _find_edit(
 
 def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[RuleName, ...] | None:
     """By which rules a part of a described block is rewritten; None if something of it is left."""
-    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a block that drifted, and not before
+    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a part that drifted, and not before
 
-    definition = definition_of_forward(release, module, block.class_name)
-    if not isinstance(definition, Definition):
+    owner = owner_of_forward(release, module, block.class_name)
+    if not isinstance(owner, Owner):
         return None
-    entry = definition.entry
+    entry = owner.entry
     try:
         # The class alone: parsing the whole file would take most of the time of a trial.
         nested = "." in entry.name
         named = replace(block, class_name=entry.name)
-        rewritten = definition.rewrite(block) if nested else rewrite(entry.text, named)
+        rewritten = owner.rewrite(block) if nested else rewrite(entry.text, named)
     except RewriteError:
         return None
     if rewritten.skips:
@@ -213,9 +213,9 @@ def _text(release: Release, path: str) -> str:
         return ""
 
 
-def _renamed_attributes(definition: Definition, block: Block) -> Iterator[Block]:
+def _renamed_attributes(owner: Owner, block: Block) -> Iterator[Block]:
     """The block with other names for the attributes that ``forward`` does not call, the nearest names first."""
-    called = _called(definition.entry.text)
+    called = _called(owner.entry.text)
     roles = [role for role in _roles(block) if getattr(block, role) not in called]
     if isinstance(block, GatedMLP) and not block.gate_up and {"gate", "up"} <= set(roles):
         rest = [role for role in roles if role not in {"gate", "up"}]

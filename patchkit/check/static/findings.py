@@ -11,63 +11,22 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from patchkit.arch.registry import architectures, find, foreign_description
 from patchkit.arch.spec import Architecture, Block, Part
-from patchkit.cache import contents as cache
-from patchkit.cache.storage import cache_directory, read_ours, warn_once, write_whole
+from patchkit.cache.storage import OUTCOMES, cache_directory, read_ours, warn_once, write_whole
+from patchkit.check.static.verdicts import ABSENT, PartOutcome
 from patchkit.errors import CacheError, RewriteError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import Rewritten, RuleName
+from patchkit.rewrite.sites import Rewritten
 from patchkit.trust.ledger import Key
 from patchkit.upstream.classes import ClassEntry, ClassTable, class_table
 from patchkit.upstream.identity import source_hash
 from patchkit.upstream.release import Release, module_path
 from patchkit.upstream.source import failures_of
 
-Verdict = Literal["rewritten", "partial", "absent", "rewritten differently", "drifted", "unmatched"]
-"""What a part of a class is in a release, against the last earlier release in which it was rewritten at all.
-
-* ``rewritten``: whole, by the same rule as then;
-* ``partial``: only some of its calls, or each alone, as then;
-* ``absent``: the release has no such model, class or call, and none was known;
-* ``rewritten differently``: by another rule than then;
-* ``drifted``: rewritten then, no longer;
-* ``unmatched``: it is there, and no rule knows it; none did before.
-"""
-
-FAILURES: frozenset[Verdict] = frozenset({"rewritten differently", "drifted", "unmatched"})
-"""Verdicts that need a person, unless the numeric stage proves them."""
-
 _MOST_HEIRS = 64
 """How many classes that inherit from a block are rewritten; in transformers there are three at most."""
-
-ABSENT = "absent: "
-"""How the reason of the rewriter begins where there is nothing to rewrite."""
-
-
-@dataclass(frozen=True)
-class PartOutcome:
-    """What the rewriter made of one part (q/k/v, o or MLP) of one class.
-
-    Attributes:
-        rules: the rule of every place that it rewrote, in the order of the text.
-        reasons: why something was left, or rewritten to a weaker form.
-    """
-
-    rules: tuple[RuleName, ...] = ()
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def whole(self) -> bool:
-        """Whether everything was rewritten."""
-        return bool(self.rules) and not self.reasons
-
-    @property
-    def absent(self) -> bool:
-        """Whether there was nothing to rewrite."""
-        return not self.rules and all(reason.startswith(ABSENT) for reason in self.reasons)
 
 
 @dataclass(frozen=True)
@@ -112,7 +71,7 @@ def key_of_finding(finding: Finding, rewrite: int = REWRITE_VERSION) -> Key:
     return Key(finding.owner, finding.source, rewrite, description)
 
 
-def examine(release: Release, architecture: Architecture) -> list[Finding]:
+def findings_of(release: Release, architecture: Architecture) -> list[Finding]:
     """Rewrite every block of an architecture on the source of a release; also the classes that inherit from one.
 
     An architecture without blocks gives one finding without parts, which says whether the release has it.
@@ -127,12 +86,12 @@ def examine(release: Release, architecture: Architecture) -> list[Finding]:
         except RewriteError:  # it is there, and nothing is looked for in it
             line = 1
         return [Finding(release.version, architecture.name, "", "", "", path, line, "", {})]
-    return [finding for block in architecture.blocks for finding in _examine_block(release, architecture, block)]
+    return [finding for block in architecture.blocks for finding in _findings_of_block(release, architecture, block)]
 
 
-def examine_named(release: Release, architecture: str) -> list[Finding]:
-    """:func:`examine` by name, for processes: what is sent to them stays small."""
-    return examine(release, find(architecture))
+def findings_named(release: Release, architecture: str) -> list[Finding]:
+    """:func:`findings_of` by name, for processes: what is sent to them stays small."""
+    return findings_of(release, find(architecture))
 
 
 def block_named(architecture: Architecture, class_name: str) -> Block:
@@ -140,14 +99,14 @@ def block_named(architecture: Architecture, class_name: str) -> Block:
     return next(block for block in architecture.blocks if block.class_name == class_name)
 
 
-def unexaminable(release: Release, architecture: str, why: str) -> list[Finding]:
+def findings_of_lost(release: Release, architecture: str, why: str) -> list[Finding]:
     """The findings where something ended the process that examined an architecture: its blocks are there, unmatched."""
     described = find(architecture)
     path = module_path(described.module)
     return [_missing(release, described, block, path, f"{path}:1: {why}", absent=False) for block in described.blocks]
 
 
-def _examine_block(release: Release, architecture: Architecture, block: Block) -> Iterator[Finding]:
+def _findings_of_block(release: Release, architecture: Architecture, block: Block) -> Iterator[Finding]:
     path = module_path(architecture.module)
     try:
         source = release.read(path)
@@ -163,7 +122,7 @@ def _examine_block(release: Release, architecture: Architecture, block: Block) -
         return
     heirs = table.heirs(block.class_name)
     for name in [block.class_name, *heirs[:_MOST_HEIRS]]:
-        yield _examine_class(release, architecture, block, name)
+        yield _finding_of_class(release, architecture, block, name)
     for name in heirs[_MOST_HEIRS:]:
         why = f"{path}:{table.classes[name].line}: only {_MOST_HEIRS} classes that inherit from one are rewritten"
         yield replace(_missing(release, architecture, block, path, why, absent=False), class_name=name)
@@ -182,8 +141,8 @@ def _naming(name: str, path: str, error: str) -> str:
     return error if error.startswith(path) else f"{path}: class {name}: {error}"
 
 
-def _examine_class(release: Release, architecture: Architecture, block: Block, name: str) -> Finding:
-    found = definition_of_forward(release, architecture.module, name)
+def _finding_of_class(release: Release, architecture: Architecture, block: Block, name: str) -> Finding:
+    found = owner_of_forward(release, architecture.module, name)
     if isinstance(found, str):
         missing = _missing(release, architecture, block, module_path(architecture.module), found, absent=False)
         return replace(missing, class_name=name)
@@ -213,7 +172,7 @@ def _examine_class(release: Release, architecture: Architecture, block: Block, n
 
 
 @dataclass(frozen=True)
-class Definition:
+class Owner:
     """The class whose body defines a ``forward``, and where it stands.
 
     Attributes:
@@ -240,13 +199,13 @@ class Definition:
         return rewrite(self.text, named, filename=module_path(self.module))
 
 
-def definition_of_forward(release: Release, module: str, name: str) -> Definition | str:
+def owner_of_forward(release: Release, module: str, name: str) -> Owner | str:
     """Follow the bases of a class, also into other modules of the release, to the one that defines ``forward``.
 
     Depth first, from left to right, and each class once: bases may be repeated, and may even go round in a circle.
 
     Returns:
-        The definition, or why it cannot be found.
+        The owner, or why it cannot be found.
 
     Raises:
         ReleaseError: a file of the release cannot be read.
@@ -270,7 +229,7 @@ def definition_of_forward(release: Release, module: str, name: str) -> Definitio
         if entry is None:
             why = why or f"{module_path(there)} has no class {inner}"
         elif entry.has_forward:
-            return Definition(there, text, table, entry)
+            return Owner(there, text, table, entry)
         else:
             why = (
                 why or f"{module_path(there)}:{entry.line}: class {inner} has no forward, and no base with one is found"
@@ -315,11 +274,11 @@ class _Outcome:
     lasting: bool = True
 
 
-def _remembered(found: Definition, source: str, block: Block) -> _Outcome:
+def _remembered(found: Owner, source: str, block: Block) -> _Outcome:
     """The outcome of rewriting a class, from the cache if its source was seen before."""
     key = hashlib.sha256(f"{source} {block!r} {REWRITE_VERSION}".encode()).hexdigest()
     try:
-        place = cache_directory() / cache.OUTCOMES / key[:2] / f"{key[2:]}.json"
+        place = cache_directory() / OUTCOMES / key[:2] / f"{key[2:]}.json"
         if (known := _kept_outcome(place)) is not None:
             return known
         outcome = _rewrite(found, block)
@@ -349,7 +308,7 @@ def _kept_outcome(place: Path) -> _Outcome | None:
         return None
 
 
-def _rewrite(found: Definition, block: Block) -> _Outcome:
+def _rewrite(found: Owner, block: Block) -> _Outcome:
     try:
         rewritten = found.rewrite(block)
     except RewriteError as error:
@@ -364,20 +323,3 @@ def _rewrite(found: Definition, block: Block) -> _Outcome:
         for part in block.parts
     }
     return _Outcome(parts, source_hash(rewritten.method_source) if rewritten.sites else "")
-
-
-# ---- verdicts
-
-
-def judge(outcome: PartOutcome, before: tuple[RuleName, ...]) -> Verdict:
-    """The verdict on one part.
-
-    Args:
-        outcome: what the rewriter made of it.
-        before: the rules of the last earlier release in which it was rewritten at all; empty if there is none.
-    """
-    if not outcome.rules:
-        return "drifted" if before else "absent" if outcome.absent else "unmatched"
-    if before and outcome.rules != before:
-        return "rewritten differently"
-    return "rewritten" if outcome.whole else "partial"

@@ -12,9 +12,9 @@ from trap_folder import set_traps, sprung
 
 from patchkit.arch.registry import architectures
 from patchkit.binding import classes
-from patchkit.check.numeric import architectures as numeric
-from patchkit.check.numeric.architectures import check_model
+from patchkit.check.numeric.__main__ import _text
 from patchkit.check.numeric.outcomes import NUMERIC_CHECKS, ArchitectureOutcome
+from patchkit.check.numeric.worker import check_model
 from patchkit.testing import tiny_models_of
 from patchkit.trust.key import key_of
 from patchkit.trust.ledger import read_proofs
@@ -98,7 +98,7 @@ def test_vision_towers_are_patched_too():
 
 
 def process(*arguments, **options):
-    command = [sys.executable, "-W", "ignore", "-m", "patchkit.check.numeric.architectures", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "patchkit.check.numeric", *arguments]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
@@ -108,7 +108,7 @@ def test_as_a_process_with_two_workers(tmp_path):
     arguments = ["--arch", "qwen2", "--arch", "gem*2", "--jobs", "2", "--json", "--ledger", str(path)]
     # As an installed command, which has its own folder first on the path, where -m has the current one.
     script = tmp_path / "command"
-    script.write_text("import sys; from patchkit.check.numeric.architectures import main; sys.exit(main())")
+    script.write_text("import sys; from patchkit.check.numeric.__main__ import main; sys.exit(main())")
     result = subprocess.run([sys.executable, script, *arguments], cwd=traps, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     outcomes = [ArchitectureOutcome.from_json(line) for line in result.stdout.splitlines()]
@@ -122,7 +122,7 @@ def test_as_a_process_with_two_workers(tmp_path):
     ("arguments", "said"),
     [
         (["--arch", "gema3"], "patchkit: error: unknown architecture 'gema3'; did you mean gemma3"),
-        (["--arch", "*nothing*"], "unknown architecture '*nothing*'"),
+        (["--arch", "*nothing*"], "no architecture matches '*nothing*'"),
         (["--architecture", "x", "--bad"], "unrecognized arguments"),
     ],
 )
@@ -179,7 +179,7 @@ def test_what_is_no_outcome_at_all(line):
 
 
 def test_text(llama):
-    assert numeric._text(llama).splitlines()[1:] == [
+    assert _text(llama).splitlines()[1:] == [
         "  LlamaAttention in llama: passed (qkv fused, o fused)",
         "  LlamaMLP in llama: passed (mlp fused)",
     ]

@@ -11,7 +11,7 @@ import pytest
 from synthetic_releases import SMALL_LLAMA, folder_release, path_of
 from typer.testing import CliRunner, Result
 
-from patchkit.check.numeric import stage as numeric_stage
+from patchkit.check import run
 from patchkit.check.numeric.outcomes import ArchitectureOutcome, BlockOutcome, CheckOutcome, Status
 from patchkit.check.static import records
 from patchkit.cli.main import app
@@ -57,13 +57,13 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder_release(tmp_path / "release", "5.90.0", {path_of("llama"): SMALL_LLAMA})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(ledger, "SHIPPED", tmp_path / "ledger.jsonl")
-    monkeypatch.setattr(records, "SHIPPED", tmp_path / "records.jsonl")
-    monkeypatch.setattr(numeric_stage, "SHIPPED", tmp_path / "ledger.jsonl")
+    monkeypatch.setattr(ledger, "SHIPPED_LEDGER", tmp_path / "ledger.jsonl")
+    monkeypatch.setattr(records, "SHIPPED_RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(run, "SHIPPED_LEDGER", tmp_path / "ledger.jsonl")
 
     def _use(mlp: Status) -> FakeEnvironment:
         environment = FakeEnvironment(mlp)
-        monkeypatch.setattr(numeric_stage, "_environment", lambda release, seconds: environment)
+        monkeypatch.setattr(run, "_environment", lambda release, seconds: environment)
         return environment
 
     return _use
@@ -179,7 +179,7 @@ def test_blocks_of_other_architectures_of_the_release_count(use, tmp_path: Path)
 def test_where_proofs_go_is_said_and_a_checkout_is_written_only_when_asked(use, record: bool, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()
     shipped = tmp_path / "patchkit" / "check" / "ledger.jsonl"
-    numeric_stage.SHIPPED = shipped
+    run.SHIPPED_LEDGER = shipped
     use("passed")
     result = check("--json", *(["--record"] if record else []))
     assert result.exit_code == 0, result.output
@@ -192,7 +192,7 @@ def test_where_proofs_go_is_said_and_a_checkout_is_written_only_when_asked(use, 
 
 def test_an_installed_patchkit_is_no_checkout(use, tmp_path: Path) -> None:
     """And that is said before anything is run."""
-    numeric_stage.SHIPPED = tmp_path / "lib" / "patchkit" / "check" / "ledger.jsonl"
+    run.SHIPPED_LEDGER = tmp_path / "lib" / "patchkit" / "check" / "ledger.jsonl"
     environment = use("passed")
     result = check("--record")
     assert result.exit_code == 2
@@ -203,9 +203,9 @@ def test_an_installed_patchkit_is_no_checkout(use, tmp_path: Path) -> None:
 def test_a_ledger_that_cannot_be_written_loses_no_result(use, tmp_path: Path) -> None:
     """The user's own; one that was asked for is an error."""
     (tmp_path / "pyproject.toml").touch()
-    numeric_stage.SHIPPED = tmp_path / "patchkit" / "check" / "ledger.jsonl"
+    run.SHIPPED_LEDGER = tmp_path / "patchkit" / "check" / "ledger.jsonl"
     user_ledger().mkdir(parents=True)
-    numeric_stage.SHIPPED.mkdir(parents=True)
+    run.SHIPPED_LEDGER.mkdir(parents=True)
     use("passed")
     with pytest.warns(PatchkitWarning, match="what was proven is not remembered"):
         assert check().exit_code == 0
