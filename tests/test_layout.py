@@ -71,6 +71,13 @@ def test_the_packages_are_typed():
             "patchkit/adapters",
             ("patchkit.runtime", "patchkit.binding", "patchkit.api", "patchkit.rewrite", "patchkit.arch"),
         ),
+        (
+            "patchkit/upstream",
+            (
+                *("torch", "transformers", "peft", "libcst", "patchkit.arch", "patchkit.rewrite", "patchkit.trust"),
+                *("patchkit.adapters", "patchkit.runtime", "patchkit.binding", "patchkit.api", "patchkit.check"),
+            ),
+        ),
         ("patchkit/check", ("patchkit.cli",)),
         ("patchkit/runtime", ("patchkit.binding", "patchkit.api", "patchkit.rewrite", "patchkit.arch")),
         ("kernels/patchkit_kernels", ("patchkit", "transformers", "peft")),
