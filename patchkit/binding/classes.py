@@ -21,8 +21,9 @@ from patchkit.rewrite.sites import Rewritten, Site, Skip
 from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
 from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit.upstream.live import Method, compiled, find_code, read_method, with_code
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.live import LiveMethod as Method
+from patchkit.upstream.live import compiled, find_code, read_method, with_code
+from patchkit.upstream.text import split_lines
 
 Methods: TypeAlias = dict[str, Callable[..., Any]]
 

@@ -21,7 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchkit.upstream.live import Method, alike, definition, definition_of, inner_codes, parsed
+from patchkit.upstream.classes import definition
+from patchkit.upstream.live import LiveMethod as Method
+from patchkit.upstream.live import alike, definition_of, inner_codes
+from patchkit.upstream.text import parsed
 
 _METADATA = frozenset({"__name__", "__qualname__", "__module__", "__doc__"})
 """What a wrapper may read of the function in it: a rewritten function has the same."""

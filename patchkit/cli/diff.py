@@ -21,7 +21,7 @@ from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture, Attention, Block
 from patchkit.errors import PatchkitError, SourceNotFoundError, UnknownArchitectureError
 from patchkit.escaping import indented, one_line
-from patchkit.upstream.source import failures_of, split_lines
+from patchkit.upstream.text import failures_of, split_lines
 
 if TYPE_CHECKING:
     from patchkit.arch.spec import Part

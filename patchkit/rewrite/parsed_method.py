@@ -17,7 +17,7 @@ from libcst.metadata import (
 )
 
 from patchkit.errors import RewriteError
-from patchkit.upstream.source import MethodText
+from patchkit.upstream.method_text import MethodText
 
 APPLY_QKV, APPLY_O, APPLY_MLP, APPLY_LINEAR = "apply_qkv", "apply_o", "apply_mlp", "apply_linear"
 """The methods of a patched class that rewritten code calls."""
@@ -52,7 +52,7 @@ class ProjectionCall:
 
 
 class Method:
-    """A method, parsed from the text that :func:`patchkit.upstream.source.find_method` cut out.
+    """A method, parsed from the text that :func:`patchkit.upstream.method_text.find_method` cut out.
 
     Attributes:
         function: the method.

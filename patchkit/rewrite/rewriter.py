@@ -8,7 +8,8 @@ from patchkit.rewrite.parsed_method import Method
 from patchkit.rewrite.rules.gated_mlp import plan_mlp
 from patchkit.rewrite.rules.projections import plan_output, plan_qkv
 from patchkit.rewrite.sites import Rewritten, Skip
-from patchkit.upstream.source import failures_of, find_method
+from patchkit.upstream.method_text import find_method
+from patchkit.upstream.text import failures_of
 
 ALL_PARTS: frozenset[Part] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""

@@ -24,7 +24,7 @@ from patchkit.trust.ledger import Key
 from patchkit.upstream.classes import ClassEntry, ClassTable, class_table
 from patchkit.upstream.identity import source_hash
 from patchkit.upstream.release import Release, module_path
-from patchkit.upstream.source import failures_of
+from patchkit.upstream.text import failures_of
 
 Verdict = Literal["rewritten", "partial", "absent", "rewritten differently", "drifted", "unmatched"]
 """What a part of a class is in a release, against the last earlier release in which it was rewritten at all.
