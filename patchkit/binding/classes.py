@@ -24,8 +24,8 @@ from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.layers import LAYER_KINDS, make_layer_forward
 from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit.upstream.live import Method, compiled, find_code, read_method, with_code
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.live import LiveMethod, compiled, find_code, read_method, with_code
+from patchkit.upstream.text import split_lines
 
 Methods: TypeAlias = dict[str, Callable[..., Any]]
 
@@ -50,7 +50,7 @@ def patched_class(
 
 
 def _build(
-    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision, method: Method
+    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision, method: LiveMethod
 ) -> type[nn.Module] | Refusal:
     try:
         rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
@@ -124,12 +124,12 @@ def _owner_of(cls: type, name: str) -> type:
     return next(base for base in cls.__mro__ if name in vars(base))
 
 
-def _named(block: Block, method: Method) -> Block:
+def _named(block: Block, method: LiveMethod) -> Block:
     """The block under the name of the class that defines forward, which may be a subclass of the registered one."""
     return replace(block, class_name=method.owner.__qualname__)
 
 
-def _compile(rewritten: Rewritten, method: Method) -> Callable[..., Any] | str:
+def _compile(rewritten: Rewritten, method: LiveMethod) -> Callable[..., Any] | str:
     """The rewritten method as a function that runs in upstream's globals, visible to tracebacks and ``inspect``."""
     digest = hashlib.sha256(rewritten.source.encode()).hexdigest()[:12]
     filename = f"<patchkit {method.owner.__module__}.{method.owner.__qualname__} {digest}>"

@@ -20,7 +20,7 @@ from patchkit.arch.registry import find, select
 from patchkit.arch.spec import Architecture, Block
 from patchkit.errors import PatchkitError, SourceNotFoundError
 from patchkit.escaping import indented, one_line
-from patchkit.upstream.source import failures_of, split_lines
+from patchkit.upstream.text import failures_of, split_lines
 
 if TYPE_CHECKING:
     from patchkit.arch.spec import Part

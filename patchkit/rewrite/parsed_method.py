@@ -17,7 +17,7 @@ from libcst.metadata import (
 )
 
 from patchkit.errors import RewriteError
-from patchkit.upstream.source import MethodText
+from patchkit.upstream.method_text import MethodText
 
 _HEADER = "class _:"
 """A method does not parse at its indentation without a class around it."""
@@ -49,7 +49,7 @@ class ProjectionCall:
 
 
 class ParsedMethod:
-    """A method, parsed from the text that :func:`patchkit.upstream.source.find_method` cut out.
+    """A method, parsed from the text that :func:`patchkit.upstream.method_text.find_method` cut out.
 
     Attributes:
         function: the method.

@@ -7,7 +7,8 @@ from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rules.registry import rules, rules_of
 from patchkit.rewrite.sites import Rewritten
-from patchkit.upstream.source import failures_of, find_method
+from patchkit.upstream.method_text import find_method
+from patchkit.upstream.text import failures_of
 
 ALL_PARTS: frozenset[Part] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""

@@ -11,7 +11,7 @@ from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.errors import RewriteError
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.upstream.source import MethodText
+from patchkit.upstream.method_text import MethodText
 
 SOURCE = '''"""A module."""
 class LlamaAttention:

@@ -7,7 +7,7 @@ import pytest
 from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.upstream.source import find_method
+from patchkit.upstream.method_text import find_method
 
 QKV = "q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)"
 SOURCE = f"""class Other:

@@ -13,7 +13,7 @@ from patchkit.check.static.records import Record
 from patchkit.escaping import json_in_html
 from patchkit.trust.ledger import Key
 from patchkit.upstream.release import Release
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.text import split_lines
 
 _TEMPLATE = Path(__file__).with_name("matrix.html")
 _DATA = "{{DATA}}"

@@ -10,7 +10,7 @@ from patchkit.check.static.findings import Finding, Owner, block_named, owner_of
 from patchkit.errors import RewriteError
 from patchkit.rewrite.sites import Rewritten
 from patchkit.upstream.release import Release, module_path
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.text import split_lines
 
 
 def upstream_change(finding: Finding, release: Release, before: Release) -> Iterator[str]:

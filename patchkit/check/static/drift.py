@@ -24,7 +24,7 @@ from patchkit.escaping import is_name, string_literal
 from patchkit.rewrite.sites import RuleName
 from patchkit.upstream.classes import class_table
 from patchkit.upstream.release import Release, module_path
-from patchkit.upstream.source import failures_of, split_lines
+from patchkit.upstream.text import failures_of, parsed_alone, split_lines
 
 _NEAR = 4
 """How many names are tried in place of one that is gone."""
@@ -252,8 +252,7 @@ def _roles(block: Block) -> tuple[str, ...]:
 def _called(class_source: str) -> list[str]:
     """Attributes of self that a class's methods call, in the order of the text; those of ``forward`` are among them."""
     try:
-        with failures_of("", "the class does not parse"):
-            tree = ast.parse(f"if 1:\n{class_source}" if class_source[:1].isspace() else class_source)
+        tree = ast.Module(parsed_alone(class_source), [])
     except RewriteError:
         return []
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))

@@ -23,7 +23,7 @@ from patchkit.trust.ledger import Key
 from patchkit.upstream.classes import ClassEntry, ClassTable, class_table
 from patchkit.upstream.identity import source_hash
 from patchkit.upstream.release import Release, module_path
-from patchkit.upstream.source import failures_of
+from patchkit.upstream.text import failures_of
 
 _MOST_HEIRS = 64
 """How many classes that inherit from a block are rewritten; in transformers there are three at most."""

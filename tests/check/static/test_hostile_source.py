@@ -21,8 +21,9 @@ from patchkit.cli.main import app
 from patchkit.errors import ReleaseError, RewriteError
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.upstream.classes import class_table
+from patchkit.upstream.method_text import MOST_NESTED, find_method
 from patchkit.upstream.releases import release_at
-from patchkit.upstream.source import MOST_NESTED, failures_of, find_method
+from patchkit.upstream.text import failures_of
 
 ATTENTION, MLP = SMALL_LLAMA.split("\n\n\n")
 ASSIGNMENT = "        key = self.k_proj(hidden_states)\n"

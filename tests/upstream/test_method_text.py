@@ -8,12 +8,12 @@ import textwrap
 import pytest
 
 from patchkit.errors import RewriteError
-from patchkit.upstream import source
-from patchkit.upstream.source import MOST_NESTED, find_method
+from patchkit.upstream import method_text
+from patchkit.upstream.method_text import MOST_NESTED, find_method
 
 TEXT = "class A:\n    @d\n    def forward(self):\n        return 1\n"
 
-STEPS = ["_parse", "_definitions", "_the_one", "_depth", "split_lines"]
+STEPS = ["parsed", "class_named", "method_named", "first_line", "_depth", "split_lines"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -24,7 +24,7 @@ def test_any_failure_of_any_step_names_the_file_and_the_method(step, error, monk
     def fail(*_):
         raise error("x")
 
-    monkeypatch.setattr(source, step, fail)
+    monkeypatch.setattr(method_text, step, fail)
     with pytest.raises(RewriteError, match=r"^a\.py:1: A\.forward cannot be found: ") as raised:
         find_method(TEXT, "A", "forward", "a.py")
     assert isinstance(raised.value.__cause__, error)
@@ -39,6 +39,11 @@ PLACES = {
     "try's else": "try:\n    pass\nexcept E:\n    pass\nelse:\n{0}",
     "finally": "try:\n    pass\nfinally:\n{0}",
     "with": "with a:\n{0}",
+    "for": "for a in b:\n{0}",
+    "for's else": "for a in b:\n    pass\nelse:\n{0}",
+    "while": "while a:\n{0}",
+    "while's else": "while a:\n    pass\nelse:\n{0}",
+    "case": "match a:\n  case 1:\n{0}",
     "a class": "class B:\n{0}",
 }
 
