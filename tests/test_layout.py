@@ -74,6 +74,7 @@ def test_the_packages_are_typed():
         ("patchkit/check", ("patchkit.cli",)),
         ("patchkit/runtime", ("patchkit.binding", "patchkit.api", "patchkit.rewrite", "patchkit.arch")),
         ("kernels/patchkit_kernels", ("patchkit", "transformers", "peft")),
+        ("kernels/patchkit_kernels/ops", ("patchkit_kernels.lora",)),
     ],
 )
 def test_arrows_point_one_way(package, forbidden):
