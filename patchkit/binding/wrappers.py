@@ -134,7 +134,7 @@ def _why_not_from_source(chain: Sequence[Wrapper], method: LiveMethod) -> str | 
     Each decorator makes one function at most, in their order; one that returns what it is given makes none.
     """
     node = definition(parsed(method.source), method.function.__qualname__)
-    decorators = [] if node is None else [_found(decorator, method) for decorator in node.decorator_list]
+    decorators = [_found(decorator, method) for decorator in node.decorator_list]
     remaining = iter(decorators)
     for wrapper in chain:
         code = wrapper.function.__code__
