@@ -23,8 +23,7 @@ from rich.table import Table
 
 from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture
-from patchkit.cache import contents as cache
-from patchkit.cache.storage import CACHE_VARIABLE
+from patchkit.cache.storage import CACHE_VARIABLE, SOURCES
 from patchkit.check.static.sweep import sweep
 from patchkit.upstream.classes import class_table
 from patchkit.upstream.kept_releases import fetch
@@ -104,7 +103,7 @@ def _own_cache(release: Release) -> Iterator[Release]:
     """The release in a cache directory of its own, without outcomes."""
     before = os.environ.get(CACHE_VARIABLE)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, cache.SOURCES, release.location.name)
+        place = Path(folder, SOURCES, release.location.name)
         place.parent.mkdir()
         shutil.copy(release.location, place)
         os.environ[CACHE_VARIABLE] = folder

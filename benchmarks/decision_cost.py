@@ -1,4 +1,4 @@
-"""How long the choice of a block's level takes, per call of the block: ``python benchmarks/decision_cost.py``.
+"""How long the choice of a part's level takes, per call of the part: ``python benchmarks/decision_cost.py``.
 
 The choice is made anew at every call, in Python, before anything is computed. On a GPU that time can hide behind
 kernels that are still running; on a CPU it cannot. A tiny llama is enough: the cost depends on how many things are
@@ -22,12 +22,13 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from patchkit.runtime.blocks import choose_mlp, choose_shared, submodule
+from patchkit.runtime.choice import choose_mlp, choose_shared
 from patchkit.runtime.levels import input_of
+from patchkit.runtime.methods import submodule
 from patchkit.testing import add_lora, tiny_model
 
 TARGET = 15.0
-"""Microseconds that the choice for one block may take on a CPU core."""
+"""Microseconds that the choice for one part may take on a CPU core."""
 
 # A batch takes a few hundred microseconds: long against the clock's resolution, and short against the scheduler's time
 # slice, so that most batches are undisturbed even on a busy machine.
@@ -38,14 +39,14 @@ class Cost(NamedTuple):
     """One line of the result.
 
     Attributes:
-        block: ``qkv``, ``o`` or ``mlp``.
+        part: ``qkv``, ``o`` or ``mlp``.
         state: what the model's adapters are.
         level: the level that is chosen.
         microseconds: median time of one choice.
         fastest: of the fastest batch, which disturbances can only raise.
     """
 
-    block: str
+    part: str
     state: str
     level: str
     microseconds: float
@@ -61,7 +62,7 @@ STATES: dict[str, dict[str, Any]] = {
 
 
 def choices(model: nn.Module) -> dict[str, Callable[[], Any]]:
-    """For each kind of block, what one call of it does before it computes, on the model's first such block."""
+    """For each part, what one call of it does before it computes, on the model's first block that holds it."""
     attention = next(module for module in model.modules() if isinstance(module, LlamaAttention))
     mlp = next(module for module in model.modules() if isinstance(module, LlamaMLP))
     x = torch.randn(2, 3, 64, requires_grad=True)
@@ -93,15 +94,15 @@ def measure(choose: Callable[[], Any]) -> tuple[float, float]:
 
 
 def costs() -> list[Cost]:
-    """Every block in every state."""
+    """Every part in every state."""
     found = []
     for state, config in STATES.items():
         model = add_lora(tiny_model("llama"), **config).train()
-        for block, choose in choices(model).items():
+        for part, choose in choices(model).items():
             for _ in range(20 * CALLS):
                 choose()  # fills the interpreter's inline caches
             gc.disable()  # a collection in the middle is no part of the choice
-            found.append(Cost(block, state, choose().level, *measure(choose)))
+            found.append(Cost(part, state, choose().level, *measure(choose)))
             gc.enable()
     return found
 
@@ -117,9 +118,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     found = costs()
-    title = f"microseconds per block and call, median (target: {TARGET:g}); Python {platform.python_version()}"
+    title = f"microseconds per part and call, median (target: {TARGET:g}); Python {platform.python_version()}"
     table = Table(title=title, title_justify="left")
-    for heading in ("block", "adapters", "level"):
+    for heading in ("part", "adapters", "level"):
         table.add_column(heading)
     for heading in ("µs", "fastest"):
         table.add_column(heading, justify="right")
@@ -129,7 +130,9 @@ def main() -> None:
     Console().print(table)
     if options.json:
         settings = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
-        options.json.write_text(json.dumps({**settings, "costs": [cost._asdict() for cost in found]}, indent=1) + "\n")
+        # The files that exist call a part "block".
+        written = [{"block": cost.part, **dict(zip(Cost._fields[1:], cost[1:], strict=True))} for cost in found]
+        options.json.write_text(json.dumps({**settings, "costs": written}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

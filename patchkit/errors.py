@@ -44,6 +44,10 @@ class RewriteError(PatchkitError):
     """
 
 
+class UndecidedError(RewriteError):
+    """Source text has several definitions of one name, and a condition decides which of them Python keeps."""
+
+
 class CacheError(PatchkitError, OSError):
     """A file of the cache, or a ledger, cannot be read, written or locked."""
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from patchkit.arch.registry import architectures
+from patchkit.errors import NotPatchedError
+
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
     from patchkit.arch.spec import Part
+    from patchkit.planning.plan import Planned
     from patchkit.runtime.levels import Level
 
 _PARTS = ("qkv", "o", "mlp", "embedding", "head")
@@ -50,6 +56,34 @@ class Report:
     model_class: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, plans: Iterable[Planned]) -> Report:
+        """What plans say of a model's parts."""
+        rows = tuple(row for plan in plans for row in plan.rows)
+        notes = () if rows else (f"supported: {', '.join(architectures())}",)
+        return cls(type(model).__name__, rows, notes)
+
+    @property
+    def left(self) -> tuple[Row, ...]:
+        """The rows of what runs at upstream level although it has an adapter."""
+        return tuple(row for row in self.at("upstream") if not row.expected)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any row is of a block, and not of a layer that stands by itself."""
+        return any(row.part not in ("embedding", "head") for row in self.rows)
+
+    def require(self) -> None:
+        """Make sure that everything with an adapter is fused, and that something is.
+
+        Raises:
+            NotPatchedError: it is not; the message holds this report.
+        """
+        if self.left or all(row.level == "upstream" for row in self.rows):
+            raise NotPatchedError(
+                f"strict=True: these blocks would stay at upstream level, so nothing was changed.\n{self}"
+            )
 
     @property
     def counts(self) -> dict[str, int]:

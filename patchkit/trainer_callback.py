@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from patchkit.api import apply, check_options, patched
+from patchkit.api import apply, patched
 from patchkit.errors import NotAModelError, UnknownOptionError
+from patchkit.options import checked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,7 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, *, revert_at_end: bool = False, **options: Any) -> None:
-        check_options(options)
+        checked(options)
         if not isinstance(revert_at_end, bool):
             raise UnknownOptionError(f"option 'revert_at_end' takes True or False, found {revert_at_end!r}")
         self.report: Report | None = None

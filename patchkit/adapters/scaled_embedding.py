@@ -7,13 +7,16 @@ one of them is read from that source, so that a release that computes something 
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from patchkit.upstream.live import definition, parsed, read_method
+from patchkit.upstream.classes import definition
+from patchkit.upstream.live import read_method
+from patchkit.upstream.text import parsed
 
 _EXPECTED = ast.dump(ast.parse("super().forward(ids) * self.embed_scale.to(self.weight.dtype)", mode="eval").body)
 
@@ -38,14 +41,15 @@ def _reads_as_expected(cls: type[nn.Module]) -> bool:
     if cls.__bases__ != (nn.Embedding,) or isinstance(method, str) or method.attribute is not method.function:
         return False
     function = definition(parsed(method.source), method.function.__qualname__)
-    assert isinstance(function, ast.FunctionDef)  # narrows the type: read_method found its code
+    if not isinstance(function, ast.FunctionDef):  # one that is async gives something to wait for
+        return False
     parameters, body = [argument.arg for argument in function.args.args], function.body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):  # a docstring
         body = body[1:]
     if len(parameters) != 2 or parameters[0] != "self" or len(body) != 1 or not isinstance(body[0], ast.Return):
         return False
     value = body[0].value
-    return value is not None and ast.dump(_Renamed(parameters[1]).visit(value)) == _EXPECTED
+    return value is not None and ast.dump(_Renamed(parameters[1]).visit(copy.deepcopy(value))) == _EXPECTED
 
 
 class _Renamed(ast.NodeTransformer):

@@ -9,6 +9,8 @@ import difflib
 import importlib
 import pkgutil
 import warnings
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from functools import lru_cache
 
 import patchkit.arch
@@ -54,6 +56,24 @@ def find(name: str) -> Architecture:
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise UnknownArchitectureError(f"unknown architecture {name!r}{hint} Known: {', '.join(known)}.")
+
+
+def select(patterns: Iterable[str]) -> list[Architecture]:
+    """The architectures of these names or globs, each once, in the order of first mention.
+
+    Raises:
+        UnknownArchitectureError: if a name is unknown, or a glob matches none.
+    """
+    selected: dict[str, Architecture] = {}
+    for pattern in patterns:
+        if any(character in pattern for character in "*?["):
+            matches = [item for name, item in architectures().items() if fnmatchcase(name, pattern)]
+            if not matches:
+                raise UnknownArchitectureError(f"no architecture matches {pattern!r}; `patchkit archs` lists all")
+        else:
+            matches = [find(pattern)]
+        selected.update({item.name: item for item in matches})
+    return list(selected.values())
 
 
 @lru_cache(maxsize=1)

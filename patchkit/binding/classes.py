@@ -12,26 +12,29 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from patchkit.arch.spec import Attention, Block, GatedMLP, Part
-from patchkit.binding.patch import PATCH, Patch, type_of_patch
+from patchkit.adapters.registry import STANDS_FOR
+from patchkit.arch.spec import Block, GatedMLP, Part
+from patchkit.binding.patch import PATCH, Patch, Refusal, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.rewrite.sites import Rewritten, Site, Skip
-from patchkit.runtime.blocks import make_apply_linear, make_apply_mlp, make_apply_o, make_apply_qkv
+from patchkit.rewrite.rules.registry import rule_named
+from patchkit.rewrite.sites import Rewritten, Site
 from patchkit.runtime.dispatch import PatchedForward
+from patchkit.runtime.layers import LAYER_KINDS, make_layer_forward
+from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit.upstream.live import Method, compiled, find_code, read_method, with_code
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.live import LiveMethod, compiled, find_code, read_method, with_code
+from patchkit.upstream.text import split_lines
 
 Methods: TypeAlias = dict[str, Callable[..., Any]]
 
-_cache: dict[tuple[object, ...], type[nn.Module] | tuple[Skip, ...]] = {}
+_cache: dict[tuple[object, ...], type[nn.Module] | Refusal] = {}
 
 
 def patched_class(
     cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision = "peft"
-) -> type[nn.Module] | tuple[Skip, ...]:
+) -> type[nn.Module] | Refusal:
     """The patched subclass of an upstream class, or why there is none, for each part.
 
     The same arguments give the same patched class, as long as the class's ``forward`` stays the same.
@@ -39,7 +42,7 @@ def patched_class(
     wanted = parts & frozenset(block.parts)
     method = read_method(cls, "forward")
     if isinstance(method, str):
-        return tuple(Skip(part, method) for part in sorted(wanted))
+        return Refusal.of(wanted, method)
     key = (cls, method.attribute, block, wanted, precision)
     if key not in _cache:
         _cache[key] = _build(cls, block, wanted, precision, method)
@@ -47,18 +50,18 @@ def patched_class(
 
 
 def _build(
-    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision, method: Method
-) -> type[nn.Module] | tuple[Skip, ...]:
+    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision, method: LiveMethod
+) -> type[nn.Module] | Refusal:
     try:
         rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
     except RewriteError as error:
-        return tuple(Skip(part, str(error)) for part in sorted(parts))
+        return Refusal.of(parts, str(error))
     if not rewritten.sites:
-        return rewritten.skips
+        return Refusal(parts, rewritten.skips)
     methods = _methods(block, rewritten.sites, precision)
     forward = _why_not_derivable(cls, methods) or _compile(rewritten, method)
     if isinstance(forward, str):
-        return tuple(Skip(part, forward) for part in sorted(parts))
+        return Refusal.of(parts, forward)
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
@@ -71,6 +74,35 @@ def _build(
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
         namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
     return type(cls.__name__, (cls,), namespace)
+
+
+def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision) -> type[nn.Module] | Refusal:
+    """The patched subclass of an adapter library's layer class, or why there is none. The same arguments give the same.
+
+    Args:
+        cls: the library's class.
+        part: what the layer is in the model.
+        precision: in which its adapters are to compute.
+    """
+    kind = LAYER_KINDS[part]
+    if cls not in kind.readers:
+        return Refusal.of([part], f"it is a {cls.__module__}.{cls.__qualname__}")
+    method = read_method(cls, "forward")
+    if isinstance(method, str):
+        return Refusal.of([part], method)
+    key = (cls, method.attribute, part, precision)
+    if key not in _cache:
+        namespace = {
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            "forward": make_layer_forward(cls, kind, precision),
+            **copying(cls),
+            STANDS_FOR: cls,
+            PATCH: Patch(cls, None, frozenset({part}), precision, method.attribute, (), ()),
+        }
+        _cache[key] = type(cls.__name__, (cls,), namespace)
+    return _cache[key]
 
 
 _QUIET = frozenset({"builtins", "abc", "typing", "typing_extensions", "torch"})
@@ -92,12 +124,12 @@ def _owner_of(cls: type, name: str) -> type:
     return next(base for base in cls.__mro__ if name in vars(base))
 
 
-def _named(block: Block, method: Method) -> Block:
+def _named(block: Block, method: LiveMethod) -> Block:
     """The block under the name of the class that defines forward, which may be a subclass of the registered one."""
     return replace(block, class_name=method.owner.__qualname__)
 
 
-def _compile(rewritten: Rewritten, method: Method) -> Callable[..., Any] | str:
+def _compile(rewritten: Rewritten, method: LiveMethod) -> Callable[..., Any] | str:
     """The rewritten method as a function that runs in upstream's globals, visible to tracebacks and ``inspect``."""
     digest = hashlib.sha256(rewritten.source.encode()).hexdigest()[:12]
     filename = f"<patchkit {method.owner.__module__}.{method.owner.__qualname__} {digest}>"
@@ -117,16 +149,8 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
     """The methods that the rewritten source calls."""
     methods: Methods = {}
     for site in sites:
-        if site.rule == "call-alone":
-            methods["apply_linear"] = make_apply_linear(precision)
-        elif site.rule == "output-call" and isinstance(block, Attention):
-            methods["apply_o"] = make_apply_o(block.o, precision)
-        elif site.rule == "qkv-together" and isinstance(block, Attention):
-            methods["apply_qkv"] = make_apply_qkv((block.q, block.k, block.v), site.calls, precision)
-        elif site.rule == "gated-mlp" and isinstance(block, GatedMLP):
-            methods["apply_mlp"] = make_apply_mlp(
-                block.inputs, block.down, block.activation, site.calls, precision, gate_first=site.gate_first
-            )
+        rule = rule_named(site.rule)
+        methods[rule.method] = METHODS[rule.method](**rule.arguments(block, site), precision=precision)
     return methods
 
 

@@ -11,7 +11,7 @@ The rule, the same in whichever order the libraries are applied:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -19,9 +19,6 @@ from torch import nn
 
 from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import Reason, is_own_forward
-from patchkit.arch.discovery import Found, find_blocks
-from patchkit.arch.registry import architectures
-from patchkit.module_tree import children_of, named_modules
 
 # What lets patchkit have the block, by the top-level package of its owner.
 _HINTS = {"liger_kernel": "call Liger-Kernel with swiglu=False (or geglu=False) to have patchkit fuse it"}
@@ -62,35 +59,10 @@ def replaced_on_instance(module: nn.Module) -> Reason | None:
     forward = foreign_forward(module)
     if forward is None:
         return None
-    return _with_hint(f"its forward was replaced on the instance by {name_of(forward)}, which owns the block", forward)
+    return with_hint(f"its forward was replaced on the instance by {name_of(forward)}, which owns the block", forward)
 
 
-def find_displaced(model: nn.Module) -> Iterator[tuple[Found, Reason]]:
-    """Modules that stand where upstream has a registered block, but are of another library's class.
-
-    Such a class has a block's projections and sits in a model of the block's architecture: Liger-Kernel's MLPs, where
-    it was applied before the model was made, or the classes of ``transformers.register_patch_mapping``.
-    """
-    modules = list(named_modules(model))
-    present = {cls.__module__ for _, module in modules for cls in type(module).__mro__}
-    registered = {id(found.module) for found in find_blocks(model)}
-    blocks = [
-        (architecture, block)
-        for architecture in architectures().values()
-        if architecture.module in present
-        for block in architecture.blocks
-    ]
-    for name, module in modules:
-        cls = type(module)
-        if id(module) in registered or cls.__module__.startswith("transformers."):
-            continue
-        for architecture, block in blocks:
-            if children_of(module).keys() >= set(block.projections()):
-                reason = f"a {name_of(cls)} stands in place of {block.class_name} and owns the block"
-                yield Found(name, module, architecture, block), _with_hint(reason, cls)
-                break
-
-
-def _with_hint(reason: Reason, owner: Callable[..., Any]) -> Reason:
+def with_hint(reason: Reason, owner: Callable[..., Any]) -> Reason:
+    """A reason, with what lets patchkit have the block if its owner is one that is known."""
     hint = _HINTS.get(name_of(owner).partition(".")[0])
     return f"{reason}; {hint}" if hint else reason

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from patchkit.adapters.formula import name_of
+from patchkit.adapters.protocol import Reason
 from patchkit.arch.spec import Block, Part
 from patchkit.rewrite.sites import Site, Skip
 from patchkit.runtime.precision import AdapterPrecision
@@ -37,6 +39,33 @@ class Patch:
     forward: object
     sites: tuple[Site, ...]
     skips: tuple[Skip, ...]
+
+    def why(self, part: Part) -> Reason:
+        """Why something of a part was left as it was; empty if nothing was."""
+        return "; ".join(skip.reason for skip in self.skips if skip.part == part)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a module keeps the class that it has.
+
+    Attributes:
+        parts: the parts of the model that were asked for.
+        skips: the reasons, at least one for each of them.
+    """
+
+    parts: frozenset[Part]
+    skips: tuple[Skip, ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[Part], reason: Reason) -> Refusal:
+        """One reason for all of these parts."""
+        wanted = frozenset(parts)
+        return cls(wanted, tuple(Skip(part, reason) for part in sorted(wanted)))
+
+    def why(self, part: Part) -> Reason:
+        """The reasons for a part, in one line."""
+        return "; ".join(skip.reason for skip in self.skips if skip.part == part)
 
 
 def patch_of(module: nn.Module) -> Patch | None:

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchkit.upstream.live import Method, alike, definition, definition_of, inner_codes, parsed
+from patchkit.upstream.classes import definition
+from patchkit.upstream.live import LiveMethod, alike, definition_of, inner_codes
+from patchkit.upstream.text import parsed
 
 _METADATA = frozenset({"__name__", "__qualname__", "__module__", "__doc__"})
 """What a wrapper may read of the function in it: a rewritten function has the same."""
@@ -42,7 +44,7 @@ class Wrapper(NamedTuple):
     variable: str
 
 
-def rewrapped(new: Any, method: Method) -> Callable[..., Any] | str:
+def rewrapped(new: Any, method: LiveMethod) -> Callable[..., Any] | str:
     """Put around a new function what stands around a method's own, or say why that cannot be done.
 
     Args:
@@ -59,7 +61,7 @@ def rewrapped(new: Any, method: Method) -> Callable[..., Any] | str:
     return new  # type: ignore[no-any-return]
 
 
-def _chain(method: Method) -> list[Wrapper] | str:
+def _chain(method: LiveMethod) -> list[Wrapper] | str:
     """What stands around a method's function, the outermost first."""
     chain: list[Wrapper] = []
     outer = method.attribute
@@ -126,13 +128,13 @@ def _body(node: ast.AST) -> list[ast.stmt]:
 # ---- which decorator made a wrapper
 
 
-def _why_not_from_source(chain: Sequence[Wrapper], method: Method) -> str | None:
+def _why_not_from_source(chain: Sequence[Wrapper], method: LiveMethod) -> str | None:
     """Why a chain is not what the decorators in the method's source made, or None if it is.
 
     Each decorator makes one function at most, in their order; one that returns what it is given makes none.
     """
     node = definition(parsed(method.source), method.function.__qualname__)
-    decorators = [] if node is None else [_found(decorator, method) for decorator in node.decorator_list]
+    decorators = [_found(decorator, method) for decorator in node.decorator_list]
     remaining = iter(decorators)
     for wrapper in chain:
         code = wrapper.function.__code__
@@ -142,7 +144,7 @@ def _why_not_from_source(chain: Sequence[Wrapper], method: Method) -> str | None
     return None
 
 
-def _found(decorator: ast.expr, method: Method) -> object:
+def _found(decorator: ast.expr, method: LiveMethod) -> object:
     """What a decorator's expression names, ``make`` of ``@make`` and of ``@make(1)``; None if that is not certain.
 
     Nothing is called: attributes of anything but modules are looked up without their descriptors.

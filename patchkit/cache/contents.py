@@ -18,6 +18,8 @@ from patchkit.cache.storage import (
     ENVIRONMENTS,
     FETCHING,
     LEDGER,
+    OUTCOMES,
+    SOURCES,
     cache_directory,
     contained,
     is_abandoned,
@@ -28,8 +30,6 @@ from patchkit.cache.storage import (
     sweep_unfinished,
     why_not_patchkits,
 )
-from patchkit.cache.storage import OUTCOMES as OUTCOMES
-from patchkit.cache.storage import SOURCES as SOURCES
 from patchkit.errors import CacheError
 
 LIMITS = {SOURCES: 1024 * 2**20, OUTCOMES: 64 * 2**20}
@@ -39,7 +39,7 @@ _ENTRIES = (ENVIRONMENTS, LEDGER, OUTCOMES, SOURCES)
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One file or folder at the top of the cache directory.
 
     Attributes:
@@ -70,7 +70,7 @@ class Cleared:
     left: tuple[Path, ...]
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CacheEntry]:
     """What the cache holds, by name; nothing if there is no cache yet. What patchkit did not make is not looked at."""
     root = cache_directory()
     found = []
@@ -81,7 +81,7 @@ def entries() -> list[Entry]:
         if not states:
             continue
         used = max((state.st_mtime for state in states), default=0.0)
-        found.append(Entry(name, len(states), sum(s.st_size for s in states), used, LIMITS.get(name)))
+        found.append(CacheEntry(name, len(states), sum(s.st_size for s in states), used, LIMITS.get(name)))
     return found
 
 

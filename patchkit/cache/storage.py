@@ -1,4 +1,4 @@
-"""Files of the cache: where they are, and writing them so that a second process or a kill never leaves half of one.
+"""Files of the cache: where they are, reading them, and writing them so that a kill never leaves half of one.
 
 The cache directory is one that patchkit made, or found empty, and marked with a ``CACHEDIR.TAG``
 (https://bford.info/cachedir/). In any other directory it writes and deletes nothing.

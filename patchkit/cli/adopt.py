@@ -29,19 +29,18 @@ def adopt(
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import make_matrix, to_markdown
     from patchkit.check.results.proposal import read_proposal
-    from patchkit.check.static.records import SHIPPED, Records
+    from patchkit.check.static.records import SHIPPED_RECORDS, Records
     from patchkit.escaping import fenced, visible
-    from patchkit.trust.ledger import SHIPPED as LEDGER
-    from patchkit.trust.ledger import add_proofs, read_proofs
+    from patchkit.trust.ledger import SHIPPED_LEDGER, add_proofs, read_proofs
 
-    records = Records.load(SHIPPED)
-    found = read_proposal(folder, records, read_proofs(LEDGER))
+    records = Records.load(SHIPPED_RECORDS)
+    found = read_proposal(folder, records, read_proofs(SHIPPED_LEDGER))
     if not found.findings:
         return
     records = records.with_findings(found.findings, datetime.date.today().isoformat())
-    add_proofs(LEDGER, found.proofs)
-    records.save(SHIPPED)
-    write_whole(output, to_markdown(make_matrix(records, read_proofs(LEDGER))))
+    add_proofs(SHIPPED_LEDGER, found.proofs)
+    records.save(SHIPPED_RECORDS)
+    write_whole(output, to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER))))
     if body:
         said = fenced(visible(found.log)[-20_000:])
         write_whole(body, f"{len(found.proofs)} new proofs. The end of what the run printed:\n\n{said}")

@@ -150,7 +150,7 @@ def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:
         f"patchkit {settings['patchkit']}, {settings['device']}, {settings['dtype']}.",
         "",
         "Each row is a small random model of the architecture with LoRA on every text projection, one forward and "
-        "backward, plain PEFT → patched. *fused*: the whole block is one autograd function. Errors are the largest "
+        "backward, plain PEFT → patched. *fused*: the whole part is one autograd function. Errors are the largest "
         "relative errors ‖a−b‖/‖b‖ of any output and of any gradient. Bytes kept: tensors held between forward and "
         "backward for the whole model (attention scores, norms and the loss included), parameters not counted. ATen "
         "ops: operations that read or write data; views are not counted.",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchkit.check import TIME_LIMIT
 from patchkit.cli.console import SafeConsole, error_console, output_console
-from patchkit.cli.diff import select
 from patchkit.escaping import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from patchkit.check.results.report import CheckReport
+    from patchkit.check.run import Numbers
     from patchkit.check.static.records import Records
 
 Wheels = Annotated[
@@ -37,9 +37,6 @@ TimeLimit = Annotated[
         help="After which pip is stopped that installs a release, or a process that runs one small model.",
     ),
 ]
-
-SECONDS = 1800.0
-"""By default; as in :mod:`patchkit.check.numeric.environments`, which is not imported for ``--help``."""
 
 
 def check(
@@ -69,7 +66,7 @@ def check(
             "Default: the ledger in your cache.",
         ),
     ] = False,
-    time_limit: TimeLimit = SECONDS,
+    time_limit: TimeLimit = TIME_LIMIT,
     wheels: Wheels = None,
     require_hashes: RequireHashes = False,
     diff: Annotated[
@@ -91,13 +88,14 @@ def check(
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.formats import as_github
     from patchkit.check.results.formats import as_json as to_json
+    from patchkit.check.run import Numbers
     from patchkit.check.static.records import Records
     from patchkit.cli.check_table import print_report
 
     records = Records.load()
     chosen, wanted = ["*"] if every else arch or [], transformers or ["installed"]
     numbers = None if static else Numbers(unproven, record, time_limit)
-    report = run(chosen, wanted, records, wheels, numbers, require_hashes)
+    report = run_shown(chosen, wanted, records, wheels, numbers, require_hashes)
     if junit:
         from patchkit.check.results.formats import as_junit
 
@@ -116,16 +114,7 @@ def check(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """How the numeric stage is run; see :func:`patchkit.check.numeric.stage.check_numeric`."""
-
-    unproven: bool
-    record: bool
-    seconds: float
-
-
-def run(
+def run_shown(
     arch: list[str],
     transformers: list[str],
     records: Records,
@@ -133,34 +122,18 @@ def run(
     numbers: Numbers | None,
     require_hashes: bool = False,
 ) -> CheckReport:
-    """The static stage, and the numeric one if it is asked for, with progress on standard error.
+    """:func:`patchkit.check.run.run_check`; standard error shows how far it is, and where the proofs are.
 
     Raises:
         PatchkitError: an architecture or release is unknown, or cannot be had.
     """
-    from patchkit.check.numeric.stage import check_numeric, ledger_to_write
-    from patchkit.check.results.report import check_static
-    from patchkit.upstream.releases import resolve
+    from patchkit.check.run import ledger_to_write, run_check
 
-    ledger = ledger_to_write(numbers is not None and numbers.record)  # before anything is done in vain
-    chosen = select(arch)
-    with progress_of("fetching releases") as fetched:
-        releases = resolve(transformers, wheels=wheels, progress=fetched, require_hashes=require_hashes)
-    with progress_of("rewriting") as rewritten:
-        report = check_static(releases, chosen, records, rewritten)
-    if numbers is None:
-        return report
-    with progress_of("") as shown:
-        report = check_numeric(
-            report,
-            chosen,
-            unproven=numbers.unproven,
-            record=numbers.record,
-            seconds=numbers.seconds,
-            progress=lambda text, *done: shown(*done, text=text),
-        )
-    if proofs := {proof.key for entry in report.numeric for proof in entry.outcome.proofs}:
-        error_console().print(f"proofs of {len(proofs)} classes are in {ledger}")
+    report = run_check(
+        arch, transformers, records, numbers, wheels=wheels, require_hashes=require_hashes, progress=progress_of
+    )
+    if numbers and (proofs := {proof.key for entry in report.numeric for proof in entry.outcome.proofs}):
+        error_console().print(f"proofs of {len(proofs)} classes are in {ledger_to_write(numbers.record)}")
     return report
 
 

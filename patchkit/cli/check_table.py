@@ -10,7 +10,7 @@ from rich.text import Text
 
 from patchkit.check.results.formats import explanation, numeric_faults
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry
-from patchkit.check.static.examine import Verdict
+from patchkit.check.static.verdicts import Verdict
 from patchkit.cli.console import SafeConsole
 from patchkit.escaping import indented, one_line
 from patchkit.upstream.release import Release

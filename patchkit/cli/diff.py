@@ -8,28 +8,27 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchkit.arch.registry import architectures, find
-from patchkit.arch.spec import Architecture, Attention, Block
-from patchkit.errors import PatchkitError, SourceNotFoundError, UnknownArchitectureError
+from patchkit.arch.registry import find, select
+from patchkit.arch.spec import Architecture, Block
+from patchkit.errors import PatchkitError, SourceNotFoundError
 from patchkit.escaping import indented, one_line
-from patchkit.upstream.source import failures_of, split_lines
+from patchkit.upstream.text import failures_of, split_lines
 
 if TYPE_CHECKING:
     from patchkit.arch.spec import Part
     from patchkit.rewrite.sites import Rewritten
 
 
-class BlockChoice(str, Enum):
-    """The parts of a model, as an option (:data:`patchkit.rewrite.sites.Part`)."""
+class PartChoice(str, Enum):
+    """The parts of a model, as an option (:data:`patchkit.arch.spec.Part`)."""
 
     qkv = "qkv"
     o = "o"
@@ -40,8 +39,8 @@ def diff(
     arch: Annotated[
         list[str], typer.Option("--arch", "-a", metavar="NAME", help="An architecture or a glob; may be repeated.")
     ],
-    block: Annotated[
-        list[BlockChoice] | None, typer.Option("--block", help="Only this part of the model; may be repeated.")
+    part: Annotated[
+        list[PartChoice] | None, typer.Option("--part", help="Only this part of the model; may be repeated.")
     ] = None,
     context: Annotated[int, typer.Option("--context", "-U", min=0, help="Unchanged lines around each change.")] = 3,
     no_color: Annotated[bool, typer.Option("--no-color", help="Plain text, on a terminal too.")] = False,
@@ -54,36 +53,18 @@ def diff(
     from patchkit.cli.console import error_console, output_console
 
     console = output_console(colour=not no_color)
-    only: frozenset[Part] = frozenset(choice.value for choice in block or BlockChoice)
+    only: frozenset[Part] = frozenset(choice.value for choice in part or PartChoice)
     failed = False
     selected = select(arch)
     for architecture in selected:
         try:
-            for line in describe(architecture, only, context, shown=selected):
+            for line in diff_lines(architecture, only, context, shown=selected):
                 console.print(one_line(line), style=style_of(line))
         except PatchkitError as error:
             error_console().print(f"patchkit: error: {indented(str(error))}")
             failed = True
     if failed:
         raise typer.Exit(2)
-
-
-def select(patterns: Iterable[str]) -> list[Architecture]:
-    """The architectures of these names or globs, each once, in the order of first mention.
-
-    Raises:
-        UnknownArchitectureError: if a name is unknown, or a glob matches none.
-    """
-    selected: dict[str, Architecture] = {}
-    for pattern in patterns:
-        if any(character in pattern for character in "*?["):
-            matches = [item for name, item in architectures().items() if fnmatchcase(name, pattern)]
-            if not matches:
-                raise UnknownArchitectureError(f"no architecture matches {pattern!r}; `patchkit archs` lists all")
-        else:
-            matches = [find(pattern)]
-        selected.update({item.name: item for item in matches})
-    return list(selected.values())
 
 
 @dataclass(frozen=True)
@@ -125,7 +106,7 @@ def read_source(module: str) -> InstalledSource:
     raise SourceNotFoundError(f"{distribution} has no {relative.as_posix()}: this release does not have that model")
 
 
-def describe(
+def diff_lines(
     architecture: Architecture,
     only: frozenset[Part],
     context: int,
@@ -134,26 +115,26 @@ def describe(
     """The lines to print for one architecture: its headers and diffs.
 
     Args:
-        architecture: without blocks of its own, its default text model is described instead.
+        architecture: without blocks of its own, its default text model is shown instead.
         only: the parts of the model to rewrite.
         context: unchanged lines around each change.
-        shown: architectures that are described anyway, so a text model among them is only named.
+        shown: architectures that are shown anyway, so a text model among them is only named.
 
     Raises:
         SourceNotFoundError: see :func:`read_source`.
         RewriteError: if the source has no such class or cannot be parsed.
     """
     if not architecture.blocks:
-        yield from _describe_text_model(architecture, only, context, shown)
+        yield from _text_model_lines(architecture, only, context, shown)
         return
     source = read_source(architecture.module)
     yield f"# {architecture.name}"
     for block in architecture.blocks:
-        if wanted := only & _parts(block):
-            yield from _describe_block(source, block, wanted, context)
+        if wanted := only.intersection(block.parts):
+            yield from _block_lines(source, block, wanted, context)
 
 
-def _describe_text_model(
+def _text_model_lines(
     architecture: Architecture, only: frozenset[Part], context: int, shown: Collection[Architecture]
 ) -> Iterator[str]:
     yield f"# {architecture.name}"
@@ -169,10 +150,10 @@ def _describe_text_model(
         yield f"# {default.name} is shown under its own name"
     else:
         yield f"# the default, {default.name}:"
-        yield from describe(default, only, context)
+        yield from diff_lines(default, only, context)
 
 
-def _describe_block(source: InstalledSource, block: Block, only: frozenset[Part], context: int) -> Iterator[str]:
+def _block_lines(source: InstalledSource, block: Block, only: frozenset[Part], context: int) -> Iterator[str]:
     from patchkit.rewrite.rewriter import rewrite  # imports libcst, which --help need not wait for
 
     rewritten = rewrite(source.text, block, only=only, filename=source.path)
@@ -198,10 +179,6 @@ def _outcome(rewritten: Rewritten) -> Iterator[str]:
         yield f"#   skipped {skip.part}{where}: {skip.reason}"
     if not rewritten.sites and not rewritten.skips:
         yield "#   nothing to rewrite"
-
-
-def _parts(block: Block) -> frozenset[Part]:
-    return frozenset({"qkv", "o"}) if isinstance(block, Attention) else frozenset({"mlp"})
 
 
 def style_of(line: str) -> str:

@@ -45,7 +45,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Environment:
+class Facts:
     """What ``patchkit env`` tells.
 
     Attributes:
@@ -67,7 +67,7 @@ class Environment:
     triton_kernels_reason: str
 
     @classmethod
-    def read(cls) -> Environment:
+    def read(cls) -> Facts:
         """Read it from the running interpreter."""
         accelerators, problem = _accelerators()
         triton_kernels, reason = _triton_kernels(accelerators, problem)
@@ -100,8 +100,8 @@ def env(
     """Print versions, devices and whether Triton kernels are used, to paste into a bug report."""
     import json
 
-    environment = Environment.read()
-    typer.echo(json.dumps(asdict(environment), indent=2) if as_json else environment.as_markdown())
+    facts = Facts.read()
+    typer.echo(json.dumps(asdict(facts), indent=2) if as_json else facts.as_markdown())
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

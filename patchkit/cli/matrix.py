@@ -40,20 +40,19 @@ def matrix(
     """
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
-    from patchkit.check.static.records import SHIPPED, Records
-    from patchkit.trust.ledger import SHIPPED as LEDGER
-    from patchkit.trust.ledger import read_proofs
+    from patchkit.check.static.records import SHIPPED_RECORDS, Records
+    from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs
     from patchkit.upstream.releases import OLDEST, resolve
 
     if every and records is None:
         raise typer.BadParameter("--every is not what the package ships: say --records FILE", param_hint="--every")
-    place = records or SHIPPED
+    place = records or SHIPPED_RECORDS
     known = Records.load(place)
     wanted = list(transformers or ())
     if not wanted:  # a release that was added to the list is renewed with it: architectures and rules may be new
         wanted = [f">={OLDEST}"] if every else [*RELEASES, *map(str, known.releases())]
     known, releases = record(known, wanted, wheels, require_hashes)
-    table = make_matrix(known, read_proofs(LEDGER))
+    table = make_matrix(known, read_proofs(SHIPPED_LEDGER))
     if html:
         from patchkit.check.results.matrix_html import to_html
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from patchkit.cli.check import SECONDS, Numbers, RequireHashes, TimeLimit, Wheels, run
+from patchkit.check import TIME_LIMIT
+from patchkit.cli.check import RequireHashes, TimeLimit, Wheels, run_shown
 from patchkit.cli.console import output_console
 
 
@@ -28,7 +29,7 @@ def watch(
         "compat_matrix.md"
     ),
     github: Annotated[bool, typer.Option("--github", help="Print annotations of GitHub Actions.")] = False,
-    time_limit: TimeLimit = SECONDS,
+    time_limit: TimeLimit = TIME_LIMIT,
     wheels: Wheels = None,
     require_hashes: RequireHashes = False,
 ) -> None:
@@ -39,7 +40,8 @@ def watch(
     from packaging.version import InvalidVersion, Version
 
     from patchkit.check.results.formats import as_github
-    from patchkit.check.static.records import SHIPPED, Records
+    from patchkit.check.run import Numbers
+    from patchkit.check.static.records import SHIPPED_RECORDS, Records
     from patchkit.cli.check_table import print_report
     from patchkit.upstream.index import list_versions
 
@@ -59,7 +61,7 @@ def watch(
     names = [str(version) for version in new]
     console.print(f"new: {', '.join(names)}")
     numbers = None if static else Numbers(True, write, time_limit)
-    report = run(["*"], names, records, wheels, numbers, require_hashes)
+    report = run_shown(["*"], names, records, wheels, numbers, require_hashes)
     print_report(console, report)
     for line in as_github(report) if github else ():
         console.command(line)
@@ -67,14 +69,13 @@ def watch(
         from patchkit.cache.storage import write_whole
         from patchkit.check.results.matrix import make_matrix, to_markdown
         from patchkit.cli.matrix import record
-        from patchkit.trust.ledger import SHIPPED as LEDGER
-        from patchkit.trust.ledger import read_proofs
+        from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs
 
         records, _ = record(records, names, wheels, require_hashes)
-        text = to_markdown(make_matrix(records, read_proofs(LEDGER)))
-        records.save(SHIPPED)
+        text = to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)))
+        records.save(SHIPPED_RECORDS)
         write_whole(output, text)
-        console.print(f"wrote {output}; commit it with {SHIPPED.name} and {LEDGER.name}")
+        console.print(f"wrote {output}; commit it with {SHIPPED_RECORDS.name} and {SHIPPED_LEDGER.name}")
     console.print(_advice(report.failed, names, static, write))
     if report.failed:
         raise typer.Exit(1)
@@ -86,7 +87,7 @@ def _advice(failed: bool, names: list[str], static: bool, write: bool) -> str:
     if failed:
         return (
             "to do: make the edits above, or add a rule in patchkit/rewrite; then `patchkit check --all "
-            f"{options} --diff` shows what changed. Until then these blocks run upstream's code, with a warning."
+            f"{options} --diff` shows what changed. Until then these parts run upstream's code, with a warning."
         )
     if static:
         return f"to do: `patchkit check --all {options}` proves the numbers."

@@ -1,4 +1,7 @@
-"""Processes that are started for a piece of work: they end at its time limit, or when it is interrupted."""
+"""Processes that are started for a piece of work: how they start, and end at its time limit or when it is interrupted.
+
+A child is the head of a group of its own, so that whatever it started ends with it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-from patchkit.processes.interpreters import start, stop
+from typing import IO, Any
 
 _LOOK_EVERY = 0.1
 _SAID_LIMIT = 16 * 2**20
@@ -41,6 +42,21 @@ class Done:
     code: int
     output: str
     said: str
+
+
+def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process as the head of its own group, which :func:`stop` ends as a whole."""
+    return subprocess.Popen(list(command), env=dict(variables), start_new_session=os.name != "nt", **options)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and, where the system has groups, all that it started and that did not leave its group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.name == "nt":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run_child(
@@ -117,6 +133,24 @@ def without_interruptions() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def how_it_ended(code: int | None) -> str:
+    """The end of a process in words."""
+    if code is None or code >= 0:
+        return f"its process ended with exit code {code} before it had answered"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    cause = "; that is what happens where memory runs out" if name == "SIGKILL" else ""
+    return f"its process was killed ({name}{cause})"
+
+
+def last_line(text: str) -> str:
+    """The last line of a text that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
 
 
 def _size(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Processes that patchkit starts: isolated interpreters, what of the user's environment they see, and their end.
+"""Isolated interpreters: the command that starts one, and what of the user's environment it sees.
 
 What runs a release's code and what runs pip see two different lists of variables. Neither sees the others, in which
 tokens and passwords are. This keeps packages apart; it is no sandbox: a process has the rights of the user who starts
@@ -11,13 +11,10 @@ import contextlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import patchkit
 
@@ -94,41 +91,8 @@ def isolated(python: Path, target: str, *arguments: str, like_this: bool = False
     return [str(python), "-I", "-X", "utf8", "-W", "ignore", first, json.dumps(setup), target, *arguments]
 
 
-def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process as the head of its own group, which :func:`stop` ends as a whole."""
-    return subprocess.Popen(list(command), env=dict(variables), start_new_session=os.name != "nt", **options)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and, where the system has groups, all that it started and that did not leave its group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.name == "nt":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @contextlib.contextmanager
 def empty_folder() -> Iterator[Path]:
     """A folder of a process's own, for it to stand in. What it left there is deleted."""
     with tempfile.TemporaryDirectory(prefix="patchkit-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-def how_it_ended(code: int | None) -> str:
-    """The end of a process in words."""
-    if code is None or code >= 0:
-        return f"its process ended with exit code {code} before it had answered"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    cause = "; that is what happens where memory runs out" if name == "SIGKILL" else ""
-    return f"its process was killed ({name}{cause})"
-
-
-def last_line(text: str) -> str:
-    """The last line of a text that is not empty."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import IO
 
 from patchkit.errors import WorkerLostError
-from patchkit.processes.interpreters import how_it_ended, isolated, last_line, start, stop
+from patchkit.processes.children import how_it_ended, last_line, start, stop
+from patchkit.processes.interpreters import isolated
 from patchkit.processes.isolated import ANSWER, ERROR, HEADER, REQUEST
 
 _JUNK_LIMIT = 2**20

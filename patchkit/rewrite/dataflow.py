@@ -7,8 +7,8 @@ from typing import TypeGuard
 
 import libcst as cst
 
-from patchkit.rewrite.parsed_method import Method
-from patchkit.rewrite.straight_line import Place, Reason, Statement, statements
+from patchkit.rewrite.parsed_method import ParsedMethod
+from patchkit.rewrite.straight_line import Obstacle, Place, Statement, statements
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Value:
 
     Attributes:
         expression: the expression; a name if it could not be followed further.
-        index: position of its statement in the block.
+        index: position of its statement in the statement list.
         part: which part of the expression's value is meant, where a name is one of two targets it was unpacked to;
             None for all of it.
     """
@@ -39,14 +39,14 @@ class Temporaries:
             what may be dropped if nothing else needs the names.
     """
 
-    method: Method
+    method: ParsedMethod
     place: Place | None
     followed: set[cst.Name] = field(default_factory=set)
     definitions: dict[int, dict[str, bool]] = field(default_factory=dict)
 
     def statements(self) -> list[Statement]:
         """The statement list."""
-        return statements(self.place.block) if self.place else []
+        return statements(self.place.suite) if self.place else []
 
     def follow(self, expression: cst.BaseExpression, index: int) -> Value:
         """Replace names by what was assigned to them, as long as that is certain.
@@ -82,27 +82,27 @@ class Temporaries:
                 return i
         return None
 
-    def why_unfollowed(self, name: cst.Name, index: int) -> Reason:
+    def why_unfollowed(self, name: cst.Name, index: int) -> Obstacle:
         """Why a name could not be followed further, for people."""
         defined = self.last_binding(name.value, index)
         if self.place is None:
-            return Reason(f"`{name.value}` is read where it may not be evaluated", self.method.line(name))
+            return Obstacle(f"`{name.value}` is read where it may not be evaluated", self.method.line(name))
         if defined is None:
-            return Reason(f"`{name.value}` is not computed in the same straight line", self.method.line(name))
+            return Obstacle(f"`{name.value}` is not computed in the same straight line", self.method.line(name))
         statement = self.statements()[defined]
-        return Reason(f"{self.method.quote(statement)} stands in between", self.method.line(statement))
+        return Obstacle(f"{self.method.quote(statement)} stands in between", self.method.line(statement))
 
-    def why_not_droppable(self) -> Reason | None:
+    def why_not_droppable(self) -> Obstacle | None:
         """Why the assignments that were followed are needed by other code too, or None if they can go."""
         method, lines = self.method, self.statements()
         for index, names in self.definitions.items():
             for name, followed in names.items():
                 if not followed:
-                    return Reason(f"{method.quote(lines[index])} also computes `{name}`", method.line(lines[index]))
+                    return Obstacle(f"{method.quote(lines[index])} also computes `{name}`", method.line(lines[index]))
                 for read in self._possible_reads(name, index):
                     if read not in self.followed:
                         text = f"the value of `{name}` in {method.quote(lines[index])} is used elsewhere, too"
-                        return Reason(text, method.line(read))
+                        return Obstacle(text, method.line(read))
         return None
 
     def _possible_reads(self, name: str, index: int) -> list[cst.Name]:
@@ -111,10 +111,10 @@ class Temporaries:
         method = self.method
         reads = [node for node in method.occurrences(name) if method.reads(node)]
         until = self._next_certain_binding(name, index)
-        block_is_body = self.place.block is method.function.body
-        if until is None or not (block_is_body or until <= self.place.index):
-            if not block_is_body:
-                # The value may leave the block, or come round in a loop.
+        suite_is_body = self.place.suite is method.function.body
+        if until is None or not (suite_is_body or until <= self.place.index):
+            if not suite_is_body:
+                # The value may leave the suite, or come round in a loop.
                 return reads
             until = len(self.statements()) - 1
         inside: set[cst.CSTNode] = set()

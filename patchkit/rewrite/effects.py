@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import libcst as cst
 
-from patchkit.rewrite.parsed_method import Method
+from patchkit.rewrite.parsed_method import ParsedMethod
 
 HARMLESS_ATTRIBUTES = frozenset(
     {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_nested", "requires_grad", "itemsize"}
@@ -47,7 +47,7 @@ Any other module of the block may be a target of LoRA, and its dropout draws.
 """
 
 
-def is_harmless_read(method: Method, name: cst.Name) -> bool:
+def is_harmless_read(method: ParsedMethod, name: cst.Name) -> bool:
     """Whether this occurrence of a variable can neither change the tensor in it nor give it a second name."""
     parent = method.parent(name)
     if isinstance(parent, cst.Attribute):
@@ -60,7 +60,7 @@ def is_harmless_read(method: Method, name: cst.Name) -> bool:
     return isinstance(parent, (cst.BinaryOperation, cst.UnaryOperation, cst.Comparison, cst.ComparisonTarget))
 
 
-def why_call_is_unsafe(method: Method, call: cst.Call, own: Collection[str]) -> str | None:
+def why_call_is_unsafe(method: ParsedMethod, call: cst.Call, own: Collection[str]) -> str | None:
     """Why a projection must not be moved past this call, or None if it may.
 
     Args:
@@ -100,7 +100,7 @@ def _path_from(names_of_start: Collection[str], expression: cst.BaseExpression) 
     return None
 
 
-def changes_in_place(method: Method, node: cst.CSTNode) -> bool:
+def changes_in_place(method: ParsedMethod, node: cst.CSTNode) -> bool:
     """Whether this node changes a tensor, container or object in place, as far as its syntax says."""
     if isinstance(node, (cst.Attribute, cst.Subscript)):
         return method.is_stored(node)
@@ -112,7 +112,7 @@ def changes_in_place(method: Method, node: cst.CSTNode) -> bool:
     return isinstance(node, cst.AugAssign)
 
 
-def aliases(method: Method, name: str) -> frozenset[str]:
+def aliases(method: ParsedMethod, name: str) -> frozenset[str]:
     """Local names that may share memory with a variable: by plain assignment, choice, views and methods of it.
 
     A function that is passed a tensor and returns it unseen is not followed.
@@ -147,7 +147,7 @@ def _targets(target: cst.BaseExpression) -> frozenset[str]:
     return frozenset()
 
 
-def _sources(method: Method, value: cst.BaseExpression) -> frozenset[str]:
+def _sources(method: ParsedMethod, value: cst.BaseExpression) -> frozenset[str]:
     """Variables whose memory the value of an expression may be, or be part of."""
     parts: list[cst.BaseExpression] = []
     if isinstance(value, cst.Name):

@@ -17,10 +17,7 @@ from libcst.metadata import (
 )
 
 from patchkit.errors import RewriteError
-from patchkit.upstream.source import MethodText
-
-APPLY_QKV, APPLY_O, APPLY_MLP, APPLY_LINEAR = "apply_qkv", "apply_o", "apply_mlp", "apply_linear"
-"""The methods of a patched class that rewritten code calls."""
+from patchkit.upstream.method_text import MethodText
 
 _HEADER = "class _:"
 """A method does not parse at its indentation without a class around it."""
@@ -51,8 +48,8 @@ class ProjectionCall:
     nested: bool
 
 
-class Method:
-    """A method, parsed from the text that :func:`patchkit.upstream.source.find_method` cut out.
+class ParsedMethod:
+    """A method, parsed from the text that :func:`patchkit.upstream.method_text.find_method` cut out.
 
     Attributes:
         function: the method.
@@ -239,10 +236,22 @@ class Method:
         """The calls of these attributes of self, in the order of :attr:`calls`."""
         return tuple(call for call in self.calls if call.name in names)
 
-    @property
-    def is_rewritten(self) -> bool:
-        """Whether the method already calls what rewritten code calls."""
-        return bool(self.calls_of(APPLY_QKV, APPLY_O, APPLY_MLP, APPLY_LINEAR))
+    def why_not_rewritable(self, call: ProjectionCall) -> str | None:
+        """Why a call of a projection has to be left as it is, or None."""
+        if call.nested:
+            # self may be another object there, and the code may run later or elsewhere
+            return f"{self.quote(call.node)} stands in a nested function, lambda or class"
+        if call.argument is None:
+            return f"{self.quote(call.node)} does not take exactly one positional argument"
+        return None
+
+    def attribute_of_self(self, name: str) -> cst.BaseExpression:
+        """``self.name``, for new code."""
+        return cst.parse_expression(f"{self.self_name}.{name}")
+
+    def quote_of_self(self, *names: str) -> str:
+        """Attributes of self in backticks, for messages: any of them."""
+        return " or ".join(f"`{self.self_name}.{name}`" for name in names)
 
 
 _NOT_BOUND = frozenset({"staticmethod", "classmethod"})

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 import libcst as cst
 
 from patchkit.rewrite.effects import HARMLESS_METHODS
-from patchkit.rewrite.parsed_method import Method, end_of
+from patchkit.rewrite.parsed_method import ParsedMethod, end_of
 from patchkit.rewrite.straight_line import Statement
 
 _TENSOR_METHODS = HARMLESS_METHODS | {
@@ -23,7 +23,7 @@ _TENSOR_METHODS = HARMLESS_METHODS | {
 """Methods that are a tensor's, whatever value they are called on."""
 
 
-def passed_over(method: Method, window: Iterable[Statement], moved: Collection[cst.CSTNode]) -> tuple[str, ...]:
+def passed_over(method: ParsedMethod, window: Iterable[Statement], moved: Collection[cst.CSTNode]) -> tuple[str, ...]:
     """The names of what a run of statements calls, and reads of the object, before the last of some calls.
 
     Args:
@@ -45,7 +45,7 @@ def passed_over(method: Method, window: Iterable[Statement], moved: Collection[c
     return tuple(found)
 
 
-def _name(method: Method, node: cst.CSTNode) -> str | None:
+def _name(method: ParsedMethod, node: cst.CSTNode) -> str | None:
     if isinstance(node, cst.Call):
         return _called(method, node.func)
     if isinstance(node, cst.Attribute) and method.is_self(node.value):
@@ -53,12 +53,12 @@ def _name(method: Method, node: cst.CSTNode) -> str | None:
     return None
 
 
-def _is_called(method: Method, node: cst.Attribute) -> bool:
+def _is_called(method: ParsedMethod, node: cst.Attribute) -> bool:
     parent = method.parent(node)
     return isinstance(parent, cst.Call) and parent.func is node
 
 
-def _called(method: Method, function: cst.BaseExpression) -> str | None:
+def _called(method: ParsedMethod, function: cst.BaseExpression) -> str | None:
     names: list[str] = []
     start = function
     while isinstance(start, cst.Attribute):

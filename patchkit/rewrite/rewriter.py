@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from patchkit.arch.spec import Attention, GatedMLP, Part
-from patchkit.rewrite.edits import Plan
-from patchkit.rewrite.parsed_method import Method
-from patchkit.rewrite.rules.gated_mlp import plan_mlp
-from patchkit.rewrite.rules.projections import plan_output, plan_qkv
-from patchkit.rewrite.sites import Rewritten, Skip
-from patchkit.upstream.source import failures_of, find_method
+from patchkit.arch.spec import Block, Part
+from patchkit.rewrite.edits import Edits
+from patchkit.rewrite.parsed_method import ParsedMethod
+from patchkit.rewrite.rules.registry import rules, rules_of
+from patchkit.rewrite.sites import Rewritten
+from patchkit.upstream.method_text import find_method
+from patchkit.upstream.text import failures_of
 
 ALL_PARTS: frozenset[Part] = frozenset({"qkv", "o", "mlp"})
 """Every part of a model that can be rewritten."""
@@ -16,7 +16,7 @@ ALL_PARTS: frozenset[Part] = frozenset({"qkv", "o", "mlp"})
 
 def rewrite(
     source: str,
-    block: Attention | GatedMLP,
+    block: Block,
     *,
     only: frozenset[Part] = ALL_PARTS,
     method: str = "forward",
@@ -45,42 +45,44 @@ def rewrite(
         return _rewritten(source, block, only, method, filename)
 
 
-def _rewritten(
-    source: str, block: Attention | GatedMLP, only: frozenset[Part], method: str, filename: str
-) -> Rewritten:
+def _rewritten(source: str, block: Block, only: frozenset[Part], method: str, filename: str) -> Rewritten:
     text = find_method(source, block.class_name, method, filename)
-    parsed = Method(text, filename)
-    plan = Plan()
-    names: tuple[Part, ...] = ("qkv", "o") if isinstance(block, Attention) else ("mlp",)
-    wanted = [name for name in names if name in only]
-    if why := _why_untouchable(parsed):
-        plan.skips.extend(Skip(name, why, text.line) for name in wanted)
-    else:
-        _plan(parsed, block, wanted, plan)
-    new = parsed.text_of(plan.applied_to(parsed.module)) if plan.sites else text.text
+    parsed = ParsedMethod(text, filename)
+    edits = Edits()
+    why = _why_untouchable(parsed)
+    for part in block.parts:
+        if part in only and why:
+            edits.leave((), part, why, text.line)
+        elif part in only:
+            _plan(parsed, block, part, edits)
+    new = parsed.text_of(edits.applied_to(parsed.module)) if edits.sites else text.text
     return Rewritten(
         class_name=block.class_name,
         method=method,
         source=text.before + new + text.after,
         method_source=new,
         line=text.line,
-        sites=tuple(sorted(plan.sites, key=lambda site: site.line)),
-        skips=tuple(plan.skips),
+        sites=tuple(sorted(edits.sites, key=lambda site: site.line)),
+        skips=edits.skips,
     )
 
 
-def _plan(method: Method, block: Attention | GatedMLP, wanted: list[Part], plan: Plan) -> None:
-    if isinstance(block, GatedMLP):
-        if "mlp" in wanted:
-            plan_mlp(method, block, plan)
+def _plan(method: ParsedMethod, block: Block, part: Part, edits: Edits) -> None:
+    """Ask the rules for a part about its calls, as long as any is left."""
+    names = block.projections(part)
+    calls = method.calls_of(*names)
+    if not calls:
+        edits.leave((), part, f"absent: {method.quote_of_self(*names)} is never called")
         return
-    if "qkv" in wanted:
-        plan_qkv(method, block, plan)
-    if "o" in wanted:
-        plan_output(method, block, plan)
+    for rule in rules_of(part):
+        if edits.untaken(calls):
+            rule.plan(method, block, part, edits)
+        if rule.whole:
+            # What is rewritten by a rule that is not whole keeps the reason why it is no more than that.
+            edits.forget_reasons_of_taken(part)
 
 
-def _why_untouchable(method: Method) -> str | None:
+def _why_untouchable(method: ParsedMethod) -> str | None:
     if method.self_name is None:
         return "the method has no first parameter that stands for the object throughout"
-    return "already rewritten" if method.is_rewritten else None
+    return "already rewritten" if method.calls_of(*(rule.method for rule in rules())) else None

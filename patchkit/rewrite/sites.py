@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeAlias
 
 from patchkit.arch.spec import Part
 
-Rule = Literal["qkv-together", "gated-mlp", "output-call", "call-alone"]
-"""The rule that matched: q/k/v in one call, a whole gated MLP, an output projection, or one projection alone."""
+RuleName: TypeAlias = str
+"""The name of a rule, see :func:`patchkit.rewrite.rules.registry.rules`."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Site:
     """
 
     part: Part
-    rule: Rule
+    rule: RuleName
     line: int
     calls: tuple[str, ...]
     gate_first: bool = True

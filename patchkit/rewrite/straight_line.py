@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import libcst as cst
 
 from patchkit.rewrite.effects import aliases, changes_in_place, is_harmless_read, why_call_is_unsafe
-from patchkit.rewrite.parsed_method import Method
+from patchkit.rewrite.parsed_method import ParsedMethod
 
 Statement = cst.BaseSmallStatement | cst.BaseCompoundStatement
 
 
 @dataclass(frozen=True)
-class Reason:
+class Obstacle:
     """Why a rule does not hold, and the line where that shows."""
 
     text: str
@@ -26,23 +26,23 @@ class Place:
     """A simple statement in a list of statements.
 
     Attributes:
-        block: the list: the body of a function, of a branch, of a loop ...
-        index: position in ``statements(block)``.
+        suite: the list: the body of a function, of a branch, of a loop ...
+        index: position in ``statements(suite)``.
     """
 
-    block: cst.BaseSuite
+    suite: cst.BaseSuite
     index: int
 
     @property
     def statement(self) -> Statement:
         """The statement itself."""
-        return statements(self.block)[self.index]
+        return statements(self.suite)[self.index]
 
 
-def statements(block: cst.BaseSuite) -> list[Statement]:
+def statements(suite: cst.BaseSuite) -> list[Statement]:
     """The statements of a list, each on its own, also where several share a line."""
     found: list[Statement] = []
-    for line in block.body:
+    for line in suite.body:
         if isinstance(line, cst.SimpleStatementLine):
             found.extend(line.body)
         elif isinstance(line, (cst.BaseSmallStatement, cst.BaseCompoundStatement)):
@@ -58,7 +58,7 @@ _PASSES_ON = (
 """Expressions that evaluate every part of themselves exactly once."""
 
 
-def place_of(method: Method, expression: cst.BaseExpression) -> Place | None:
+def place_of(method: ParsedMethod, expression: cst.BaseExpression) -> Place | None:
     """Where an expression is evaluated: exactly once each time its simple statement runs.
 
     None if it is evaluated lazily or repeatedly within its statement, or stands in the header of a compound one.
@@ -81,32 +81,32 @@ def unpacks_late(call: cst.CSTNode) -> bool:
     return bool(keywords) and any(argument.star == "*" for argument in call.args[keywords[0] :])
 
 
-def _place(method: Method, statement: cst.BaseSmallStatement) -> Place | None:
-    block = method.parent(statement)
-    if isinstance(block, cst.SimpleStatementLine):
-        block = method.parent(block)
-    if not isinstance(block, cst.BaseSuite):
+def _place(method: ParsedMethod, statement: cst.BaseSmallStatement) -> Place | None:
+    suite = method.parent(statement)
+    if isinstance(suite, cst.SimpleStatementLine):
+        suite = method.parent(suite)
+    if not isinstance(suite, cst.BaseSuite):
         return None
-    return Place(block, next(i for i, found in enumerate(statements(block)) if found is statement))
+    return Place(suite, next(i for i, found in enumerate(statements(suite)) if found is statement))
 
 
-def why_not_private(method: Method, name: str) -> Reason | None:
+def why_not_private(method: ParsedMethod, name: str) -> Obstacle | None:
     """Why other code than the method's own statements may give a variable another value, or None if none can."""
     if method.introspects:
-        return Reason("the method looks at its own local names", method.line(method.function))
+        return Obstacle("the method looks at its own local names", method.line(method.function))
     if name not in method.local_names:
-        return Reason(f"`{name}` is not a local variable", method.line(method.function))
+        return Obstacle(f"`{name}` is not a local variable", method.line(method.function))
     for node in method.occurrences(name):
         if isinstance(method.parent(node), cst.NameItem):
-            return Reason(f"`{name}` is declared global or nonlocal", method.line(node))
+            return Obstacle(f"`{name}` is declared global or nonlocal", method.line(node))
         if method.is_nested(node) and not is_harmless_read(method, node):
-            return Reason(f"`{name}` is used by a nested function", method.line(node))
+            return Obstacle(f"`{name}` is used by a nested function", method.line(node))
     return None
 
 
 def why_not_movable(
-    method: Method, window: Sequence[Statement], moved: Collection[cst.CSTNode], value: str
-) -> Reason | None:
+    method: ParsedMethod, window: Sequence[Statement], moved: Collection[cst.CSTNode], value: str
+) -> Obstacle | None:
     """Why calls that read ``value`` cannot be evaluated elsewhere within a run of statements, or None if they can.
 
     Args:
@@ -127,7 +127,7 @@ def why_not_movable(
                 or (_why_name(method, node, value, names, window[-1]) if isinstance(node, cst.Name) else None)
             )
             if text:
-                return Reason(text, method.line(node))
+                return Obstacle(text, method.line(node))
     return None
 
 
@@ -148,20 +148,20 @@ def _why_exit(node: cst.CSTNode, last: Statement) -> str | None:
     return f"`{word}` stands between" if word else None
 
 
-def _why_call(method: Method, node: cst.CSTNode, own: Collection[str]) -> str | None:
+def _why_call(method: ParsedMethod, node: cst.CSTNode, own: Collection[str]) -> str | None:
     if isinstance(node, cst.Call) and (why := why_call_is_unsafe(method, node, own)):
         return f"{method.quote(node)} stands between and {why}"
     return None
 
 
-def _why_in_place(method: Method, node: cst.CSTNode) -> str | None:
+def _why_in_place(method: ParsedMethod, node: cst.CSTNode) -> str | None:
     # Whatever is changed might share memory with the input, even a result of a projection that is an identity.
     if changes_in_place(method, node):
         return f"{method.quote(node)} stands between and changes a value in place"
     return None
 
 
-def _why_name(method: Method, name: cst.Name, value: str, names: frozenset[str], last: Statement) -> str | None:
+def _why_name(method: ParsedMethod, name: cst.Name, value: str, names: frozenset[str], last: Statement) -> str | None:
     if not method.is_identifier(name):
         return None
     if method.is_self(name):
@@ -177,7 +177,7 @@ def _why_name(method: Method, name: cst.Name, value: str, names: frozenset[str],
     return None
 
 
-def _is_target_of(method: Method, name: cst.Name, statement: Statement) -> bool:
+def _is_target_of(method: ParsedMethod, name: cst.Name, statement: Statement) -> bool:
     """Whether a name is what an assignment statement assigns to, last thing of all."""
     if not isinstance(statement, (cst.Assign, cst.AnnAssign)):
         return False

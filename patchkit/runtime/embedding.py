@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchkit.adapters.embedding_readers import read_embedding
-from patchkit.adapters.protocol import Reason
+from patchkit.adapters.protocol import EmbeddingReader, Reason
+from patchkit.adapters.registry import read_embedding
+from patchkit.runtime import fused
+from patchkit.runtime.choice import NO_ADAPTER
 from patchkit.runtime.levels import PLAIN_TENSORS, input_of
 from patchkit.runtime.precision import FLOATS, HALVES, AdapterPrecision
-from patchkit_kernels.lora.embedding import EmbeddingTable, lora_embedding
+from patchkit_kernels.lora.embedding import EmbeddingTable
 from patchkit_kernels.ops.dora_norm import dora_weight_norm
-
-NO_EMBEDDING_ADAPTER: Reason = "no active LoRA adapter"
 
 # torch.compile takes a buffer for what it was made as, eager mode for a tensor.
 _CONSTANTS = PLAIN_TENSORS | {nn.Buffer}
@@ -28,16 +28,25 @@ class ReadyEmbedding(NamedTuple):
     lora: torch.dtype
 
 
-def choose_embedding(module: nn.Module, ids: Tensor, precision: AdapterPrecision = "peft") -> ReadyEmbedding | Reason:
-    """The tensors of an adapted embedding for these ids ``[...]``, or why its own ``forward`` must run."""
+def choose_embedding(
+    module: nn.Module, ids: Tensor, precision: AdapterPrecision = "peft", reader: EmbeddingReader | None = None
+) -> ReadyEmbedding | Reason:
+    """The tensors of an adapted embedding for these ids ``[...]``, or why its own ``forward`` must run.
+
+    Args:
+        module: the embedding.
+        ids: its input.
+        precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
+        reader: of its class, if the caller knows it.
+    """
     given = input_of(ids, precision)
     if isinstance(given, str):
         return given
-    table = read_embedding(module)
+    table = (reader or read_embedding)(module)
     if isinstance(table, str):
         return table
     if not table.adapters:
-        return NO_EMBEDDING_ADAPTER
+        return NO_ADAPTER
     if ids.dtype not in _IDS:
         return f"the input is {ids.dtype}"
     reason = _misfit(table, ids.device)
@@ -54,7 +63,7 @@ def call_embedding(ready: ReadyEmbedding, ids: Tensor) -> Tensor:
         adapter = table.adapters[0]
         # Made anew at every call, like everything that is read: a stored one would go stale without notice.
         norm = dora_weight_norm(table.weight.t(), adapter.lora_a, adapter.lora_b, float(adapter.scaling))
-    return lora_embedding(ids, table, ready.lora, norm)
+    return fused.lora_embedding(ids, table, ready.lora, norm)
 
 
 def _misfit(table: EmbeddingTable, device: torch.device) -> Reason | None:

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.module_tracker import ModuleTracker
 
 from patchkit.adapters.peft import FORMULA
-from patchkit.adapters.protocol import Reason, quick
-from patchkit.adapters.readers import READERS, casts_input, read_projection
+from patchkit.adapters.protocol import Reader, Reason, quick
+from patchkit.adapters.registry import READERS, casts_input, read_projection
 from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 
@@ -166,9 +166,16 @@ def _global_hooks() -> Iterator[object]:
     )
 
 
-def examine(module: nn.Module, given: Input) -> Ready | Reason:
-    """A projection module for this input: its tensors and precision, or why it must be called."""
-    reader = READERS.get(type(module))
+def examine(module: nn.Module, given: Input, reader: Reader | None = None) -> Ready | Reason:
+    """A projection module for this input: its tensors and precision, or why it must be called.
+
+    Args:
+        module: the module.
+        given: its input.
+        reader: of its class, if the caller knows it.
+    """
+    if reader is None:
+        reader = READERS.get(type(module))
     projection = read_projection(module) if reader is None else reader(module)
     if type(projection) is not Projection:
         return projection  # type: ignore[return-value]

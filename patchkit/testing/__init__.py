@@ -5,7 +5,7 @@ for result in run_checks(model, tiny_inputs("gemma3", model)):
     assert result.passed, result
 """
 
-from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patch, Revert, check, run_checks, scenario
+from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patcher, Reverter, check, run_checks, scenario
 from patchkit.testing.fused_calls import FUSED_FUNCTIONS, fused_calls
 from patchkit.testing.lora import TEXT_PROJECTIONS, add_lora, randomise_adapter
 from patchkit.testing.measure import Cost, OpCount, count_flops, count_ops, measure_step, saved_bytes
@@ -45,9 +45,9 @@ __all__ = [
     "Measurement",
     "OpCount",
     "Padding",
-    "Patch",
+    "Patcher",
     "Result",
-    "Revert",
+    "Reverter",
     "RoundingErrors",
     "Run",
     "add_lora",

@@ -37,7 +37,7 @@ class Comparison:
 
     Attributes:
         name: of the tiny model, a key of ``patchkit.testing.TINY_MODELS``.
-        levels: for each of qkv, o and mlp, the level of all its blocks.
+        levels: for each of qkv, o and mlp, the level of every such part.
         output_error: largest relative error of logits and loss.
         gradient_error: largest relative error of any gradient; infinite if the sets of gradients differ.
         plain: cost of one forward and backward of plain PEFT.
@@ -76,8 +76,7 @@ def compare_architecture(
     report = patchkit.apply(patched)
     reference, candidate = run(plain, inputs), run(patched, inputs)
     levels = {
-        block: "/".join(sorted({row.level for row in report.rows if row.part == block}))
-        for block in ("qkv", "o", "mlp")
+        part: "/".join(sorted({row.level for row in report.rows if row.part == part})) for part in ("qkv", "o", "mlp")
     }
     return Comparison(
         name,

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from patchkit import layers
-from patchkit.runtime import blocks, embedding
+from patchkit.runtime import fused
 
 FUSED_FUNCTIONS = ("lora_projections", "lora_linear", "lora_gated_mlp")
-"""The functions that the patched blocks call: for q/k/v together, for one projection alone, for a gated MLP."""
+"""What the patched parts call: for q/k/v together, for one projection alone, for a gated MLP."""
 
 
 @contextmanager
@@ -27,21 +26,26 @@ def fused_calls() -> Iterator[list[str]]:
         embedding, and by ``lora_linear`` for an adapted head.
     """
     calls: list[str] = []
-    places = [(blocks, name) for name in FUSED_FUNCTIONS]
-    places += [(layers, "lora_linear"), (embedding, "lora_embedding")]
-    originals = [getattr(module, name) for module, name in places]
-    for (module, name), function in zip(places, originals, strict=True):
-        setattr(module, name, _recorded(function, name, calls))
-    try:
+    with each_fused_call(calls.append):
         yield calls
+
+
+@contextmanager
+def each_fused_call(note: Callable[[str], object]) -> Iterator[None]:
+    """The same for a function that is called with each name."""
+    originals = {name: getattr(fused, name) for name in fused.__all__}
+    for name, function in originals.items():
+        setattr(fused, name, _noted(function, name, note))
+    try:
+        yield
     finally:
-        for (module, name), function in zip(places, originals, strict=True):
-            setattr(module, name, function)
+        for name, function in originals.items():
+            setattr(fused, name, function)
 
 
-def _recorded(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
+def _noted(function: Callable[..., Any], name: str, note: Callable[[str], object]) -> Callable[..., Any]:
     def record() -> bool:
-        calls.append(name)
+        note(name)
         return True
 
     # Traced, a list that grows would be a reason to compile again at each step.

@@ -159,7 +159,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that are dispatched, and changes none: blocks run fused below it.
+    """Counts the operations that are dispatched, and changes none: parts run fused below it.
 
     Attributes:
         flops: of matrix products, see :func:`count_flops`.

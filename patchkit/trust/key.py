@@ -10,13 +10,14 @@ from torch import nn
 from patchkit.arch.discovery import registered
 from patchkit.arch.registry import foreign_description
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
+from patchkit.binding.patch import PATCH, Refusal
 from patchkit.errors import RewriteError
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust.ledger import Key
 from patchkit.trust.outside import outside
-from patchkit.upstream.identity import class_text, source_hash
-from patchkit.upstream.live import definition, parsed, read_method
+from patchkit.upstream.classes import class_table, definition
+from patchkit.upstream.live import read_method
+from patchkit.upstream.text import parsed
 
 
 def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
@@ -48,16 +49,19 @@ def _passed_over(cls: type) -> list[str]:
         return []
     _, block = entry
     patched = patched_class(cls, block, frozenset(block.parts))
-    if isinstance(patched, tuple):
+    if isinstance(patched, Refusal):
         return []
     return [name for site in vars(patched)[PATCH].sites for name in site.passed_over]
 
 
 @lru_cache(maxsize=256)
 def _names_in(module_source: str, qualname: str) -> frozenset[str]:
-    """Every attribute that a method names, of the object or of anything else."""
-    node = definition(parsed(module_source), qualname)
-    nodes = ast.walk(node) if node else ()
+    """Every attribute that a method names, of the object or of anything else.
+
+    Raises:
+        RewriteError: there is no such method, or nobody can say which of several counts.
+    """
+    nodes = ast.walk(definition(parsed(module_source), qualname))
     return frozenset(inner.attr for inner in nodes if isinstance(inner, ast.Attribute))
 
 
@@ -67,15 +71,12 @@ def hash_of_class(module_source: str, name: str) -> str:
 
     Args:
         module_source: text of the module.
-        name: ``Outer.Inner`` for a nested class. Of several definitions the last one counts, as for Python.
+        name: ``Outer.Inner`` for a nested class.
 
     Raises:
-        RewriteError: there is no such class, or the text does not parse.
+        RewriteError: there is no such class, nobody can say which of several counts, or the text does not parse.
     """
-    try:
-        node = definition(parsed(module_source), name)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise RewriteError(f"the source does not parse: {error}") from error
-    if not isinstance(node, ast.ClassDef):
+    entry = class_table(module_source, "").classes.get(name)
+    if entry is None:
         raise RewriteError(f"class {name} is not in the source")
-    return source_hash(class_text(module_source, node))
+    return entry.source

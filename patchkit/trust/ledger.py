@@ -27,7 +27,7 @@ from patchkit.errors import CacheError, PatchkitWarning
 Stage = Literal["numeric", "spot"]
 """``numeric``: the parity contract on a tiny model. ``spot``: its short form, at the time of ``patchkit.apply``."""
 
-SHIPPED = Path(__file__).with_name("ledger.jsonl")
+SHIPPED_LEDGER = Path(__file__).with_name("ledger.jsonl")
 """The ledger of the package."""
 
 USER_LIMIT = 4096
@@ -176,7 +176,7 @@ def _load(path: Path) -> dict[Key, Proof]:
         if path in _read and _read[path][0] == mark:
             return _read[path][1]
         # The shipped ledger is as trusted as the code beside it, whoever installed them; the user's is the user's own.
-        data = path.read_bytes() if path == SHIPPED else read_ours(path)
+        data = path.read_bytes() if path == SHIPPED_LEDGER else read_ours(path)
         text = data.decode("utf-8", errors="replace")
     except CacheError as error:
         raise CacheError(f"the ledger cannot be believed or read: {error}") from error
@@ -209,7 +209,7 @@ def _parse(text: str, path: Path) -> dict[Key, Proof]:
 
 def find_proof(key: Key) -> Proof | None:
     """The proof of a class in the shipped ledger or in the user's, or None."""
-    if shipped := read_proofs(SHIPPED).get(key):
+    if shipped := read_proofs(SHIPPED_LEDGER).get(key):
         return shipped
     try:
         return read_proofs(user_ledger()).get(key)

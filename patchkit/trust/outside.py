@@ -23,7 +23,7 @@ from torch import nn
 from patchkit.errors import RewriteError
 from patchkit.upstream.identity import source_hash
 from patchkit.upstream.live import definition_of, inner_codes, source_of
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.text import split_lines
 
 _QUIET = frozenset({"torch", "builtins", *sys.stdlib_module_names})
 """Packages whose functions do what their names say."""

@@ -8,7 +8,7 @@ quotes, and how a constant is spelled (``0x10`` and ``16``). The tree is written
 whose text differs between Python versions: the same source has the same hash on every Python that can parse it.
 
 **Which class.** The one whose body defines ``forward``: that method is what gets rewritten. For a class that inherits
-``forward``, hash the class that it inherits it from (:attr:`patchkit.upstream.live.Method.owner`).
+``forward``, hash the class that it inherits it from (:attr:`patchkit.upstream.live.LiveMethod.owner`).
 
 **What lies outside.** Functions and classes of the module that ``forward`` calls, and its base classes. The rewritten
 method calls them as upstream does, so a change in them changes both sides alike; those that projections were
@@ -21,11 +21,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator
 
 from patchkit.errors import RewriteError
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.text import parsed_alone
 
 _NOT_BEHAVIOUR = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields that follow from the rest (``ctx``), or that Python drops when it compiles."""
@@ -44,7 +43,7 @@ def normalised(source: str) -> str:
         RewriteError: the text does not parse, or is nested too deeply.
     """
     try:
-        return "".join(_node(ast.Module(body=_parsed(source), type_ignores=[])))
+        return "".join(_node(ast.Module(body=parsed_alone(source), type_ignores=[])))
     except RecursionError as error:
         raise RewriteError("the source is nested too deeply") from error
 
@@ -56,38 +55,6 @@ def source_hash(source: str) -> str:
         RewriteError: the text does not parse.
     """
     return hashlib.sha256(normalised(source).encode("ascii")).hexdigest()
-
-
-def class_text(module_source: str, node: ast.ClassDef) -> str:
-    """The lines of a class in the text of its module, decorators included, at their indentation.
-
-    Args:
-        module_source: text of the module.
-        node: the class in the tree of that text.
-    """
-    return "".join(split_lines(module_source)[first_line(node) - 1 : node.end_lineno])
-
-
-def first_line(node: ast.ClassDef) -> int:
-    """Line of a class's first decorator, or of the class if it has none, 1-based."""
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-
-
-def _parsed(source: str) -> list[ast.stmt]:
-    indented = source.lstrip("\r\n\f")[:1] in {" ", "\t"}
-    try:
-        with warnings.catch_warnings():
-            # Upstream's invalid escapes are not the user's business, and under -W error they would be syntax errors.
-            warnings.simplefilter("ignore")
-            # Dedenting the text instead would change strings of several lines.
-            body = ast.parse(f"if 1:\n{source}" if indented else source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise RewriteError(f"the source does not parse: {error}") from error
-    if not indented:
-        return body
-    (wrapper,) = body
-    assert isinstance(wrapper, ast.If)
-    return wrapper.body
 
 
 def _node(node: ast.AST) -> Iterator[str]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from patchkit.cache import contents as cache
-from patchkit.cache.storage import FETCHING, cache_directory, prepare_cache, why_not_patchkits, write_whole
+from patchkit.cache.contents import touch, trim
+from patchkit.cache.storage import FETCHING, SOURCES, cache_directory, prepare_cache, why_not_patchkits, write_whole
 from patchkit.errors import CacheError, ReleaseError, WheelError
 from patchkit.upstream.index import download_wheel, list_versions, published
 from patchkit.upstream.release import WHEEL, Release, archive_of
@@ -35,9 +35,9 @@ def fetch(version: str, wheels: Path | None = None) -> Release:
     Raises:
         ReleaseError: see :func:`~patchkit.upstream.releases.resolve`; likewise WheelError and CacheError.
     """
-    place = cache_directory() / cache.SOURCES / f"{PACKAGE}-{Version(version)}.zip"
+    place = cache_directory() / SOURCES / f"{PACKAGE}-{Version(version)}.zip"
     if (kept := _from_cache(place)) is not None:
-        cache.touch(place)
+        touch(place)
         return kept if kept.hash_note.startswith(CHECKED) else _checked_later(kept)
     prepare_cache()
     with _fetching_folder(place.parent) as folder:
@@ -59,9 +59,9 @@ def of_wheel(path: Path) -> Release:
         WheelError: the wheel is damaged or unsafe; likewise CacheError.
     """
     digest = wheel_digest(path)
-    place = cache_directory() / cache.SOURCES / f"{PACKAGE}-file-{digest[:32]}.zip"
+    place = cache_directory() / SOURCES / f"{PACKAGE}-file-{digest[:32]}.zip"
     if (kept := _from_cache(place)) is not None:
-        cache.touch(place)
+        touch(place)
         return replace(kept, origin=str(path))  # the same wheel may lie elsewhere now
     return _keep(place, read_wheel(path), "", str(path), path.name)
 
@@ -172,5 +172,5 @@ def _keep(place: Path, wheel: Wheel, note: str, origin: str, filename: str) -> R
     }
     write_whole(place, packed(wheel.files, json.dumps(about, indent=1).encode(), _ABOUT))
     archive_of.cache_clear()
-    cache.trim(cache.SOURCES)
+    trim(SOURCES)
     return release

@@ -11,12 +11,17 @@ import inspect
 import linecache
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple, TypeGuard
 
+from patchkit.errors import RewriteError, UndecidedError
+from patchkit.upstream.classes import definition, first_line
+from patchkit.upstream.text import parsed
 
-class Method(NamedTuple):
+
+class LiveMethod(NamedTuple):
     """A method as it runs, and the text it was compiled from.
 
     Attributes:
@@ -34,7 +39,7 @@ class Method(NamedTuple):
     filename: str
 
 
-def read_method(cls: type, name: str) -> Method | str:
+def read_method(cls: type, name: str) -> LiveMethod | str:
     """Find a method's function and source, or say why they cannot be used.
 
     Args:
@@ -59,10 +64,13 @@ def read_method(cls: type, name: str) -> Method | str:
         return f"its class {owner.__qualname__} is defined in a function, so its source is not all that it depends on"
     if not source:
         return f"there is no source of {owner.__module__}.{owner.__qualname__}.{name} ({filename})"
-    code = find_code(compiled(source, filename), function.__qualname__)
+    try:
+        code = find_code(compiled(source, filename), function.__qualname__)
+    except UndecidedError as error:
+        return str(error)
     if code != function.__code__:
         return f"the code of {name} in memory is not that of {filename}:{function.__code__.co_firstlineno}"
-    return Method(owner, attribute, function, source, filename)
+    return LiveMethod(owner, attribute, function, source, filename)
 
 
 def source_of(function: FunctionType) -> str:
@@ -70,67 +78,62 @@ def source_of(function: FunctionType) -> str:
     return "".join(linecache.getlines(function.__code__.co_filename, function.__globals__))
 
 
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A module's text and its code.
+
+    Attributes:
+        source: the text.
+        code: what Python makes of it.
+    """
+
+    source: str
+    code: CodeType
+
+
 @lru_cache(maxsize=64)
-def compiled(source: str, filename: str) -> CodeType | None:
+def compiled(source: str, filename: str) -> Compiled | None:
     """The code of a module's text, or None if it does not compile."""
     try:
-        return compile(source, filename, "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # upstream's are not the user's business
+            return Compiled(source, compile(source, filename, "exec", dont_inherit=True))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-@lru_cache(maxsize=2)
-def parsed(source: str) -> ast.Module:
-    """The tree of a module's text. Attention and MLP stand in one file, so it is parsed once for both.
+def find_code(module: Compiled | None, path: str) -> CodeType | None:
+    """The code of the method that Python keeps under this dotted path, or None if there is none.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: it does not parse.
+        UndecidedError: there are several, and a condition decides which of them counts.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # upstream's invalid escapes are not the user's business
-        return ast.parse(source)
+    try:
+        return None if module is None else _code_at(module, path)
+    except UndecidedError:
+        raise
+    except RewriteError:
+        return None
 
 
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def definition(module: ast.Module, qualname: str) -> Definition | None:
-    """A class or function by its dotted path, ``Outer.Inner.method``. Of several the last one counts, as for Python."""
-    node: ast.AST | None = module
-    for part in qualname.split("."):
-        found = [] if node is None else [inner for inner in _definitions(node) if inner.name == part]
-        node = found[-1] if found else None
-    assert node is None or isinstance(node, Definition)
-    return node
-
-
-def _definitions(node: ast.AST) -> Iterator[Definition]:
-    """Definitions in a body, also under conditions, but not inside of others."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, Definition):
-            yield child
-        elif isinstance(child, (ast.If, ast.Try, ast.ExceptHandler, ast.With)):
-            yield from _definitions(child)
-
-
-def find_code(module: CodeType | None, qualname: str) -> CodeType | None:
-    """The code object of a function by its dotted path in a compiled module; the last definition wins."""
-    code = module
-    for part in qualname.split("."):
-        if code is None or part == "<locals>":
-            return None
-        inner = [const for const in code.co_consts if isinstance(const, CodeType) and const.co_name == part]
-        code = inner[-1] if inner else None
-    return code
+@lru_cache(maxsize=256)
+def _code_at(module: Compiled, path: str) -> CodeType | None:
+    """Code by the place of its definition. Every instance of a class asks for the same."""
+    node = definition(parsed(module.source), path, module.code.co_filename)
+    return next((code for code in inner_codes(module.code) if _is_of(code, node)), None)
 
 
 def definition_of(function: FunctionType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
     """Where a function stands in its file, nested or not; None if the file does not say, or not what runs."""
     source, code = source_of(function), function.__code__
     module = compiled(source, code.co_filename) if source else None
-    if module is None or not any(found == code for found in inner_codes(module)):
+    if module is None or not any(found == code for found in inner_codes(module.code)):
         return None
-    found = [node for node in ast.walk(parsed(source)) if _is_definition(node) and _is_of(code, node)]
+    try:
+        tree = parsed(source)
+    except RewriteError:
+        return None
+    found = [node for node in ast.walk(tree) if _is_definition(node) and _is_of(code, node)]
     return found[0] if len(found) == 1 else None
 
 
@@ -149,8 +152,7 @@ def _is_definition(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFuncti
 def _is_of(code: CodeType, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
     if isinstance(node, ast.Lambda):
         return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return node.name == code.co_name and first == code.co_firstlineno
+    return node.name == code.co_name and first_line(node) == code.co_firstlineno
 
 
 def with_code(function: FunctionType, code: CodeType) -> FunctionType:

@@ -15,6 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from patchkit.cache.storage import read_ours
 from patchkit.errors import ReleaseError, RewriteError, WheelError
+from patchkit.upstream.text import parsed
 from patchkit.upstream.wheels import DAMAGED, PACKAGE, is_model_file, opened
 
 INSTALLED = "installed"
@@ -132,8 +133,8 @@ def version_of_checkout(package: Path) -> str:
         ReleaseError: it cannot be read, or there is none.
     """
     try:
-        tree = ast.parse((package / "__init__.py").read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        tree = parsed((package / "__init__.py").read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, RewriteError) as error:
         raise ReleaseError(f"{package / '__init__.py'} cannot be read: {error}") from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):

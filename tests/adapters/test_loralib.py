@@ -12,7 +12,7 @@ from replacing import assert_same, reasons, replaced
 from torch import nn
 
 import patchkit
-from patchkit.adapters.readers import carries_adapter, read_projection
+from patchkit.adapters.registry import carries_adapter, read_projection
 from patchkit.testing import CHECKS, compare_runs, run, tiny_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchkit.adapters.embedding_readers import read_embedding
-from patchkit.adapters.readers import read_projection
-from patchkit.runtime.blocks import make_apply_linear
+from patchkit.adapters.registry import read_embedding, read_projection
+from patchkit.runtime.methods import make_apply_linear
 from patchkit.testing import randomise_adapter
 
 

@@ -16,10 +16,10 @@ from torch import nn
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 import patchkit
-from patchkit.adapters import readers
+from patchkit.adapters import registry
 from patchkit.adapters.linear import read_linear
 from patchkit.adapters.protocol import Library
-from patchkit.adapters.readers import carries_adapter, casts_input
+from patchkit.adapters.registry import carries_adapter, casts_input
 from patchkit.runtime.levels import Input, examine
 from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_model
 
@@ -32,7 +32,7 @@ def test_libraries_are_met_with_their_first_layer(question):
         import sys
         from torch import nn
         import patchkit
-        from patchkit.adapters.readers import READERS, carries_adapter, read_projection
+        from patchkit.adapters.registry import READERS, carries_adapter, read_projection
         from patchkit.testing import tiny_model
 
         known = set(READERS)
@@ -56,12 +56,12 @@ def test_a_release_without_the_known_layers_runs_upstream(monkeypatch, caplog):
     class Layer(nn.Linear):
         pass
 
-    monkeypatch.setitem(readers._NOT_MET, "a_library.layers", "patchkit.adapters.of_another_release")
-    assert isinstance(readers.read_projection(Layer(2, 2)), str)
+    monkeypatch.setitem(registry._NOT_MET, "a_library.layers", "patchkit.adapters.of_another_release")
+    assert isinstance(registry.read_projection(Layer(2, 2)), str)
     assert not caplog.messages
     monkeypatch.setitem(sys.modules, "a_library.layers", types.ModuleType("a_library.layers"))
     for _ in range(2):
-        assert readers.read_projection(Layer(2, 2)).endswith("Layer")
+        assert registry.read_projection(Layer(2, 2)).endswith("Layer")
     assert len(caplog.messages) == 1
     assert "a_library.layers" in caplog.messages[0]
     assert "of_another_release" in caplog.messages[0]
@@ -74,14 +74,14 @@ def test_a_release_that_is_not_known_keeps_no_other_library_out(monkeypatch):
     known = types.ModuleType("patchkit.adapters.of_this_release")
     known.LIBRARY = Library({Layer: read_linear}, (Layer,), casts_input=True)
     monkeypatch.setitem(sys.modules, known.__name__, known)
-    monkeypatch.setattr(readers, "READERS", dict(readers.READERS))
-    monkeypatch.setattr(readers, "_LIBRARIES", list(readers._LIBRARIES))
+    monkeypatch.setattr(registry, "READERS", dict(registry.READERS))
+    monkeypatch.setattr(registry, "_LIBRARIES", list(registry._LIBRARIES))
     waiting = {"a.layers": "patchkit.adapters.of_another_release", "b.layers": known.__name__}
-    monkeypatch.setattr(readers, "_NOT_MET", waiting)
+    monkeypatch.setattr(registry, "_NOT_MET", waiting)
     for name in list(waiting):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     assert carries_adapter(Layer(2, 2))  # at the first question
-    assert not isinstance(readers.read_projection(Layer(2, 2)), str)
+    assert not isinstance(registry.read_projection(Layer(2, 2)), str)
 
 
 def adapted_by(library):

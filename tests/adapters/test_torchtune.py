@@ -11,7 +11,7 @@ from torch import nn
 from torchtune.modules.peft import DoRALinear, LoRALinear, QATLoRALinear, disable_adapter, get_adapter_params
 
 import patchkit
-from patchkit.adapters.readers import carries_adapter
+from patchkit.adapters.registry import carries_adapter
 from patchkit.testing import CHECKS, compare_runs, run, tiny_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,14 +11,14 @@ import benchmarks.decision_cost as decision_cost
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_block_in_every_state(tmp_path, monkeypatch, capsys):
+def test_every_part_in_every_state(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decision_cost, "CALLS", 1)
     monkeypatch.setattr(decision_cost, "BATCHES", 3)
     monkeypatch.setattr(sys, "argv", ["decision_cost.py", "--json", str(tmp_path / "costs.json")])
     decision_cost.main()
     costs = json.loads((tmp_path / "costs.json").read_text())["costs"]
     assert [(cost["state"], cost["block"]) for cost in costs] == [
-        (state, block) for state in decision_cost.STATES for block in ("qkv", "o", "mlp")
+        (state, part) for state in decision_cost.STATES for part in ("qkv", "o", "mlp")
     ]
     assert {cost["level"] for cost in costs if cost["state"] == "LoRA everywhere"} == {"fused"}
     assert all(0 < cost["fastest"] <= cost["microseconds"] for cost in costs)

@@ -235,7 +235,7 @@ def test_decorators_stand_around_the_patched_method():
 def test_a_wrapper_that_is_not_in_the_source_is_refused(monkeypatch):
     monkeypatch.setattr(LlamaMLP, "forward", doubled(LlamaMLP.forward))
     found = patched_class(LlamaMLP, GatedMLP("LlamaMLP"), frozenset({"mlp"}))
-    assert "wrapper: that is not what the decorators in its source make" in found[0].reason
+    assert "wrapper: that is not what the decorators in its source make" in found.why("mlp")
 
 
 def test_source_that_is_not_what_runs_is_refused(monkeypatch):
@@ -273,14 +273,14 @@ def test_rewritten_code_that_needs_another_variable_is_refused(monkeypatch):
     """Upstream's function lacks the cell of ``__class__`` that such code would read."""
     needs_more = replacing("return self.apply_mlp(x)", "return __class__ and self.apply_mlp(x)")
     monkeypatch.setattr("patchkit.binding.classes.rewrite", needs_more)
-    (skip,) = patched_class(WithoutCell, GatedMLP("WithoutCell"), frozenset({"mlp"}))
-    assert skip.reason == "the rewritten code needs __class__ of an enclosing scope"
+    refusal = patched_class(WithoutCell, GatedMLP("WithoutCell"), frozenset({"mlp"}))
+    assert refusal.why("mlp") == "the rewritten code needs __class__ of an enclosing scope"
 
 
 def test_rewritten_code_that_does_not_compile_is_refused(monkeypatch):
     monkeypatch.setattr("patchkit.binding.classes.rewrite", replacing("return self.apply_mlp(x)", "return return"))
-    (skip,) = patched_class(NotCompiling, GatedMLP("NotCompiling"), frozenset({"mlp"}))
-    assert skip.reason == "the rewritten source does not compile"
+    refusal = patched_class(NotCompiling, GatedMLP("NotCompiling"), frozenset({"mlp"}))
+    assert refusal.why("mlp") == "the rewritten source does not compile"
 
 
 def replacing(old, new):

@@ -369,8 +369,8 @@ def _seeded(mlp, x):
 @pytest.mark.parametrize("cls", REFUSED, ids=lambda cls: cls.__name__)
 def test_what_cannot_be_copied_stays_upstream(cls):
     LOG.clear()
-    (skip,) = patched(cls)
-    assert says(skip.reason, REFUSED[cls])
+    refusal = patched(cls)
+    assert says(refusal.why("mlp"), REFUSED[cls])
     assert LOG == []
 
 
@@ -378,17 +378,17 @@ def test_what_cannot_be_copied_stays_upstream(cls):
 @pytest.mark.parametrize("wrap", [noisy, logged, counted_on_itself], ids=lambda wrap: wrap.__name__)
 def test_a_wrapper_put_on_at_run_time_is_never_dropped(cls, wrap, monkeypatch):
     monkeypatch.setattr(cls, "forward", wrap(cls.forward))
-    (skip,) = patched(cls)
-    assert says(skip.reason, f"test_wrappers.{wrap.__name__}.<locals>.wrapper")
+    refusal = patched(cls)
+    assert says(refusal.why("mlp"), f"test_wrappers.{wrap.__name__}.<locals>.wrapper")
 
 
 def test_a_wrapper_put_below_the_decorators_is_never_dropped(monkeypatch):
     """As if the decorator of the source had been given something else."""
     monkeypatch.setattr(Logged, "forward", logged(noisy(Logged.forward.__wrapped__)))
-    (skip,) = patched(Logged)
+    refusal = patched(Logged)
     assert (
         "it is wrapped by test_wrappers.logged.<locals>.wrapper, test_wrappers.noisy.<locals>.wrapper: that is not what the decorators in its source make"
-        in skip.reason
+        in refusal.why("mlp")
     )
 
 
@@ -401,9 +401,9 @@ def test_decorators_in_another_order_are_not_those_of_the_source(monkeypatch):
     assert target.forward.__code__ is ScaledThenLogged.forward.__code__
     other_order = tools.shifted(by=1.5)(Tools.negated(_innermost(OfAnotherObject)))
     monkeypatch.setattr(OfAnotherObject, "forward", other_order)
-    (skip,) = patched(OfAnotherObject)
+    refusal = patched(OfAnotherObject)
     assert says(
-        skip.reason,
+        refusal.why("mlp"),
         "test_wrappers.Tools.shifted.<locals>.decorate.<locals>.wrapper, test_wrappers.Tools.negated.<locals>.wrapper: that",
     )
 
@@ -424,8 +424,8 @@ def test_a_chain_that_bites_its_tail_is_refused(monkeypatch):
     wrapper = logged(_innermost(Plain))
     wrapper.__wrapped__ = wrapper
     monkeypatch.setattr(Plain, "forward", wrapper)
-    (skip,) = patched(Plain)
-    assert skip.reason == "its forward is wrapped in a circle"
+    refusal = patched(Plain)
+    assert refusal.why("mlp") == "its forward is wrapped in a circle"
 
 
 def test_two_decorators_keep_their_order():

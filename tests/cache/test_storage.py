@@ -17,7 +17,7 @@ from synthetic_releases import LLAMA, SMALL_LLAMA, folder_release
 from patchkit.arch.registry import find
 from patchkit.cache import owners, storage
 from patchkit.cache.storage import OUTCOMES, cache_directory, prepare_cache, read_ours, write_whole
-from patchkit.check.static import examine as static
+from patchkit.check.static import findings as static
 from patchkit.check.static.sweep import sweep
 from patchkit.errors import CacheError, PatchkitWarning
 from patchkit.trust import ledger
@@ -138,7 +138,7 @@ class TestWhatSomebodyElseCanWrite:
 
     def test_an_outcome_is_made_again(self, forge: Forge, where: str, tmp_path, monkeypatch) -> None:
         release = folder_release(tmp_path / "release", "5.0.0", {LLAMA: SMALL_LLAMA})
-        before = static.examine(release, find("llama"))
+        before = static.findings_of(release, find("llama"))
         cache_directory().chmod(0o755)
         for place in (cache_directory() / OUTCOMES).rglob("*.json"):
             for folder in place.parents[:2]:
@@ -151,7 +151,7 @@ class TestWhatSomebodyElseCanWrite:
         if where == "the cache":
             forge(cache_directory(), monkeypatch)
         with pytest.warns(PatchkitWarning, match="the cache is not used") as seen:
-            assert static.examine(release, find("llama")) == before
+            assert static.findings_of(release, find("llama")) == before
         assert len([one for one in seen if one.category is PatchkitWarning]) == 1
 
     def test_a_release_is_not_read(self, forge: Forge, where: str, tmp_path, monkeypatch) -> None:

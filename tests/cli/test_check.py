@@ -16,7 +16,6 @@ import patchkit.check.static.records as records_module
 from patchkit.arch import registry
 from patchkit.arch.registry import find
 from patchkit.check.results import matrix
-from patchkit.cli import diff
 from patchkit.cli.main import app
 from patchkit.trust import ledger
 
@@ -59,11 +58,11 @@ def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache, records and a ledger of the test's own, and a few architectures, whatever else is registered."""
     monkeypatch.setenv("PATCHKIT_CACHE", str(tmp_path / "cache"))
     records, proofs = tmp_path / "records.jsonl", tmp_path / "ledger.jsonl"
-    monkeypatch.setattr(records_module, "SHIPPED", records)
+    monkeypatch.setattr(records_module, "SHIPPED_RECORDS", records)
     known = {name: find(name) for name in ("gemma", "llama", "llava", "mistral", "qwen2")}
-    for module in (registry, diff, matrix):
+    for module in (registry, matrix):
         monkeypatch.setattr(module, "architectures", lambda: known)
-    monkeypatch.setattr(ledger, "SHIPPED", proofs)
+    monkeypatch.setattr(ledger, "SHIPPED_LEDGER", proofs)
 
 
 @pytest.fixture

@@ -47,8 +47,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def _register(*architectures: Architecture) -> None:
         known = {architecture.name: architecture for architecture in architectures}
-        for module in (registry, diff_module):
-            monkeypatch.setattr(module, "architectures", lambda: known)
+        monkeypatch.setattr(registry, "architectures", lambda: known)
 
     return _register
 
@@ -97,22 +96,22 @@ def test_shows_every_class_with_its_sites_and_lines() -> None:
 
 
 @pytest.mark.usefixtures("acme")
-@pytest.mark.parametrize(("block", "call"), [("o", "apply_o"), ("mlp", "apply_mlp"), ("qkv", "apply_qkv")])
-def test_one_block_alone(block: str, call: str) -> None:
-    added = "\n".join(changed(run("--arch", "acme", "--block", block), "+"))
+@pytest.mark.parametrize(("part", "call"), [("o", "apply_o"), ("mlp", "apply_mlp"), ("qkv", "apply_qkv")])
+def test_one_part_alone(part: str, call: str) -> None:
+    added = "\n".join(changed(run("--arch", "acme", "--part", part), "+"))
     calls = {"apply_qkv", "apply_o", "apply_mlp"}
     assert {name for name in calls if name in added} == {call}
 
 
 @pytest.mark.usefixtures("acme")
 def test_blocks_add_up() -> None:
-    everything = run("--arch", "acme", "--block", "qkv", "--block", "o", "--block", "mlp")
+    everything = run("--arch", "acme", "--part", "qkv", "--part", "o", "--part", "mlp")
     assert everything == run("--arch", "acme")
 
 
 @pytest.mark.usefixtures("acme")
 def test_context() -> None:
-    mlp = ("--arch", "acme", "--block", "mlp", "--context")
+    mlp = ("--arch", "acme", "--part", "mlp", "--context")
     unchanged = [line for line in run(*mlp, "1").splitlines() if line.startswith(" ")]
     assert unchanged == ["     def forward(self, x):"]
     assert not any(line.startswith(" ") for line in run(*mlp, "0").splitlines())

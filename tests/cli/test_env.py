@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from patchkit.cli.env import PACKAGES, Device, Environment
+from patchkit.cli.env import PACKAGES, Device, Facts
 from patchkit.cli.main import app
 from patchkit.version import __version__
 
@@ -57,7 +57,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hi
 def test_gpu(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hip: str | None, device: Device) -> None:
     pretend_gpu(monkeypatch, properties, hip)
     monkeypatch.setattr("patchkit_kernels.ops.triton_support.TRITON_AVAILABLE", True)
-    environment = Environment.read()
+    environment = Facts.read()
     assert environment.devices[1:] == (device,)
     assert environment.triton_kernels
     assert environment.triton_kernels_reason == f"on tensors of {device.name}"
@@ -66,14 +66,14 @@ def test_gpu(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hip: 
 def test_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, SimpleNamespace(name="NVIDIA H200", major=9, minor=0), None)
     monkeypatch.setattr("patchkit_kernels.ops.triton_support.TRITON_AVAILABLE", False)
-    environment = Environment.read()
+    environment = Facts.read()
     assert not environment.triton_kernels
     assert "triton cannot be imported" in environment.triton_kernels_reason
 
 
 def test_torch_that_cannot_be_imported_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    environment = Environment.read()
+    environment = Facts.read()
     assert environment.packages["torch"] is not None
     assert not environment.triton_kernels
     assert "torch cannot be imported" in environment.triton_kernels_reason

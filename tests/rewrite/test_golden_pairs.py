@@ -1,4 +1,7 @@
-"""Golden pairs: a class before, the class after, and in its header what the rewriter is to report."""
+"""Golden pairs: a class before, the class after, and in its header what the rewriter is to report.
+
+``golden/attention`` and ``golden/mlp`` hold a pair for each idiom, under its name.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import pytest
 
 from patchkit.arch.spec import Attention, Block, GatedMLP
 from patchkit.rewrite.rewriter import rewrite
+from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PAIRS = sorted(path.name.removesuffix(".before.py") for path in GOLDEN.glob("*.before.py"))
+PAIRS = sorted(path.relative_to(GOLDEN).as_posix().removesuffix(".before.py") for path in GOLDEN.glob("*/*.before.py"))
 
 
 def load(name: str) -> tuple[str, str, Block, list[str]]:
@@ -37,7 +41,7 @@ def report(rewritten: Rewritten) -> list[str]:
 
 
 def test_every_golden_file_has_its_other_half() -> None:
-    assert {path.name for path in GOLDEN.glob("*.py")} == {
+    assert {path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*.py")} == {
         f"{name}.{half}.py" for name in PAIRS for half in ("before", "after")
     }
     assert len(PAIRS) > 50
@@ -71,3 +75,13 @@ def test_sites_and_method_source_point_into_the_text(name: str) -> None:
         assert site.calls[0] in lines[site.line - 1]
     assert after.splitlines(keepends=True)[rewritten.line - 1 :] == rewritten.method_source.splitlines(keepends=True)
     assert rewritten.method_source.lstrip().startswith(("def forward", "async def forward", "@"))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_sites_that_call_one_method_agree_on_what_it_has_to_know(name: str) -> None:
+    before, _, block, _ = load(name)
+    known: dict[str, dict] = {}
+    for site in rewrite(before, block).sites:
+        rule = rule_named(site.rule)
+        arguments = rule.arguments(block, site)
+        assert known.setdefault(rule.method, arguments) == arguments

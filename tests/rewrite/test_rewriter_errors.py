@@ -9,9 +9,9 @@ import pytest
 
 from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.errors import RewriteError
-from patchkit.rewrite.parsed_method import Method
+from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.upstream.source import MethodText
+from patchkit.upstream.method_text import MethodText
 
 SOURCE = '''"""A module."""
 class LlamaAttention:
@@ -61,7 +61,7 @@ def test_errors_name_the_place(source: str, name: str, method: str, message: str
 
 def test_text_that_only_libcst_cannot_parse_is_an_error() -> None:
     with pytest.raises(RewriteError, match=r"^file\.py:7: libcst cannot parse the method"):
-        Method(MethodText("", "    def forward(self):\n        return $\n", "", 7), "file.py")
+        ParsedMethod(MethodText("", "    def forward(self):\n        return $\n", "", 7), "file.py")
 
 
 def test_text_that_libcst_does_not_reproduce_is_an_error() -> None:

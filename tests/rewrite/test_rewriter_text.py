@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from patchkit.arch.spec import Attention, GatedMLP
-from patchkit.rewrite.parsed_method import Method
+from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rewriter import rewrite
-from patchkit.upstream.source import find_method
+from patchkit.upstream.method_text import find_method
 
 QKV = "q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)"
 SOURCE = f"""class Other:
@@ -129,6 +129,6 @@ def test_where_the_class_may_stand(name: str, source: str) -> None:
 def test_a_message_quotes_at_most_a_hundred_characters(length: int) -> None:
     name = "x" * length
     source = f"class Block:\n    def forward(self):\n        return {name}\n"
-    method = Method(find_method(source, "Block", "forward", "block.py"), "block.py")
+    method = ParsedMethod(find_method(source, "Block", "forward", "block.py"), "block.py")
     (node,) = [node for node in method.names if node.value == name]
     assert method.quote(node) == (f"`{name}`" if length <= 100 else f"`{name[:97]}...`")

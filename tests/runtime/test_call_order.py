@@ -14,7 +14,8 @@ from patchkit.arch.spec import Attention
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
-from patchkit.describe import describe
+from patchkit.planning.levels import rows_of
+from patchkit.planning.survey import Candidate
 from patchkit.testing import randomise_adapter
 
 NAMES = ("q_proj", "k_proj", "v_proj")
@@ -88,7 +89,7 @@ def pair(cls):
 
 
 def level(module, block):
-    rows = describe("", module, block, vars(type(module))[PATCH])
+    rows = rows_of(Candidate("", module, block.parts, block), vars(type(module))[PATCH])
     return {row.level for row in rows if row.part == "qkv"}
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtune.modules.peft import LoRALinear
 
-from patchkit.adapters.readers import read_projection
-from patchkit.runtime.blocks import make_apply_linear, make_apply_qkv
+from patchkit.adapters.registry import read_projection
 from patchkit.runtime.levels import Ready, examine, input_of
+from patchkit.runtime.methods import make_apply_linear, make_apply_qkv
 from patchkit_kernels.lora import forward as project
 
 

@@ -16,7 +16,8 @@ from patchkit.arch.spec import GatedMLP
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
-from patchkit.describe import describe
+from patchkit.planning.levels import rows_of
+from patchkit.planning.survey import Candidate
 from patchkit.testing import randomise_adapter
 
 
@@ -96,7 +97,7 @@ def make(cls, activation, dropout):
     module = cls()
     module.act_fn = ACTIVATIONS[activation]()
     if dropout is not None:
-        targets = [*block.inputs, block.down]
+        targets = list(block.projections())
         config = peft.LoraConfig(
             r=3, lora_alpha=5, target_modules=targets, lora_dropout=dropout, init_lora_weights=False
         )
@@ -109,7 +110,7 @@ def patch(module, cls, block):
     """Patch a module; the level that the report says."""
     target = patched_class(cls, block, frozenset(block.parts))
     swap([(module, target)])
-    (row,) = describe("", module, block, vars(target)[PATCH])
+    (row,) = rows_of(Candidate("", module, block.parts, block), vars(target)[PATCH])
     return row.level
 
 

@@ -14,7 +14,7 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import patchkit
-from patchkit.runtime.blocks import NO_GRADIENT
+from patchkit.runtime.choice import NO_GRADIENT
 from patchkit.testing import add_lora, compare_runs, fused_calls, run, tiny_inputs, tiny_model
 from patchkit.testing.checks.precision import ErrorTally
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from patchkit.arch.registry import find
-from patchkit.check.static.examine import examine
+from patchkit.check.static.findings import findings_of
 from patchkit.check.static.records import Records
 from patchkit.upstream.release import Release, module_path
 
@@ -50,7 +50,7 @@ def folder_release(folder: Path, version: str, files: Mapping[str, str]) -> Rele
 
 def records_of(release: Release, *architectures: str) -> Records:
     """Records in which one release is known."""
-    findings = [finding for name in architectures for finding in examine(release, find(name))]
+    findings = [finding for name in architectures for finding in findings_of(release, find(name))]
     return Records().with_findings(findings, "2026-01-02")
 
 

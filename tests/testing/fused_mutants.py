@@ -6,16 +6,14 @@ runtime calls, so it does not depend on how they are written inside.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-import patchkit.runtime
+from patchkit.runtime import fused
 from patchkit_kernels.lora.projection import Adapter, Projection, dense_weight
 
 FUSED = ("lora_linear", "lora_projections", "lora_gated_mlp")
@@ -29,23 +27,14 @@ Fault = Callable[..., "Tensor | tuple[Tensor, ...]"]
 def injected(fault: Fault, only: tuple[str, ...] = FUSED):
     """Let the runtime call the fault in place of its fused functions. Yields how often each was called."""
     calls: dict[str, int] = {}
-    replaced = []
-    for module in modules():
-        for name in set(only) & set(vars(module)):
-            replaced.append((module, name, vars(module)[name]))
-            setattr(module, name, _faulty(vars(module)[name], fault, name, calls))
-    assert {name for _, name, _ in replaced} == set(only), "the runtime no longer calls these functions"
+    originals = {name: vars(fused)[name] for name in only}
+    for name, function in originals.items():
+        setattr(fused, name, _faulty(function, fault, name, calls))
     try:
         yield calls
     finally:
-        for module, name, function in replaced:
-            setattr(module, name, function)
-
-
-def modules():
-    """The modules of the runtime."""
-    for found in pkgutil.iter_modules(patchkit.runtime.__path__, "patchkit.runtime."):
-        yield importlib.import_module(found.name)
+        for name, function in originals.items():
+            setattr(fused, name, function)
 
 
 def _faulty(function: Fused, fault: Fault, name: str, calls: dict[str, int]) -> Fused:
@@ -268,8 +257,4 @@ MUTANTS = {
 
 def signatures():
     """The parameters of the fused functions, which the faults count on."""
-    found = {}
-    for module in modules():
-        for name in set(FUSED) & set(vars(module)):
-            found[name] = list(inspect.signature(vars(module)[name]).parameters)
-    return found
+    return {name: list(inspect.signature(vars(fused)[name]).parameters) for name in FUSED}

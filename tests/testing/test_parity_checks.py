@@ -130,13 +130,13 @@ def test_faults_are_reported(fault):
 
 def test_falling_back_while_compiling_is_reported(monkeypatch):
     """The numbers are right, and the graph has nothing of what was asked for."""
-    from patchkit.runtime import blocks
+    from patchkit.runtime import methods
 
-    real = blocks.input_of
+    real = methods.input_of
     model, inputs = case("llama")
     assert CHECKS["compile"](model, inputs, patchkit.apply).passed
     monkeypatch.setattr(
-        blocks, "input_of", lambda x, precision: "compiling" if torch.compiler.is_compiling() else real(x, precision)
+        methods, "input_of", lambda x, precision: "compiling" if torch.compiler.is_compiling() else real(x, precision)
     )
     result = CHECKS["compile"](model, inputs, patchkit.apply)
     assert result.status == "failed"

@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
 from patchkit.arch.registry import find
-from patchkit.check.static import examine as static
+from patchkit.check.static import findings as static
 from patchkit.errors import PatchkitWarning
 from patchkit.testing import tiny_model
 from patchkit.trust import key as identity
@@ -24,13 +24,13 @@ def test_outcomes_are_not_taken_from_another_version(monkeypatch):
     real = static._rewrite
     monkeypatch.setattr(static, "_rewrite", lambda found, block: rewritten.append(block) or real(found, block))
     release, llama = installed_release(), find("llama")
-    first = static.examine(release, llama)
+    first = static.findings_of(release, llama)
     count = len(rewritten)
     assert count == 2
-    assert static.examine(release, llama) == first
+    assert static.findings_of(release, llama) == first
     assert len(rewritten) == count
     monkeypatch.setattr(static, "REWRITE_VERSION", static.REWRITE_VERSION + 1)
-    assert static.examine(release, llama) == first
+    assert static.findings_of(release, llama) == first
     assert len(rewritten) == 2 * count
 
 

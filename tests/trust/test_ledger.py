@@ -18,7 +18,7 @@ from patchkit.errors import CacheError, PatchkitWarning
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust import ledger
 from patchkit.trust.key import hash_of_class
-from patchkit.trust.ledger import SHIPPED, Proof, add_proofs, find_proof, read_proofs, user_ledger
+from patchkit.trust.ledger import SHIPPED_LEDGER, Proof, add_proofs, find_proof, read_proofs, user_ledger
 
 pytest_plugins = ["proof_fixtures"]
 pytestmark = pytest.mark.usefixtures("cache")
@@ -229,17 +229,17 @@ def test_without_the_variable_it_is_where_the_platform_keeps_caches(monkeypatch)
 
 class TestShipped:
     def test_it_is_whole_and_sorted(self, recwarn):
-        proofs = read_proofs(SHIPPED)
-        lines = SHIPPED.read_text(encoding="utf-8").splitlines()
+        proofs = read_proofs(SHIPPED_LEDGER)
+        lines = SHIPPED_LEDGER.read_text(encoding="utf-8").splitlines()
         assert [proofs[key].to_line() for key in sorted(proofs)] == lines
         assert not recwarn.list
 
     def test_it_is_of_the_contract_and_the_present_rewriter(self):
-        from patchkit.check.numeric.architectures import NUMERIC_CHECKS
+        from patchkit.check.numeric.outcomes import NUMERIC_CHECKS
         from patchkit.testing import CHECKS
 
         assert set(NUMERIC_CHECKS) <= set(CHECKS)
-        for proof in read_proofs(SHIPPED).values():
+        for proof in read_proofs(SHIPPED_LEDGER).values():
             assert proof.stage == "numeric"
             assert proof.key.rewrite == REWRITE_VERSION
             assert {"forward_backward", "dropout", "bfloat16"} <= set(proof.checks) <= set(NUMERIC_CHECKS)
@@ -248,12 +248,12 @@ class TestShipped:
                 assert error <= limit, (proof.key.class_name, name)
 
     def test_every_class_of_the_tested_release_is_in_it(self):
-        """`python -m patchkit.check.numeric.architectures --ledger` enters what is missing."""
+        """`python -m patchkit.check.numeric --ledger` enters what is missing."""
         import transformers
 
         if transformers.__version__ != "5.23.0":
             pytest.skip("the shipped ledger is held against the pinned release")
-        proven = read_proofs(SHIPPED)
+        proven = read_proofs(SHIPPED_LEDGER)
         for architecture in architectures().values():
             for block in architecture.blocks:
                 module = __import__(architecture.module, fromlist=["_"])
@@ -261,6 +261,8 @@ class TestShipped:
                 assert ledger.Key(f"{architecture.module}.{block.class_name}", source, REWRITE_VERSION) in proven
 
     def test_it_is_packaged(self):
-        assert SHIPPED.is_relative_to(Path(ledger.__file__).parents[1])
-        ignored = subprocess.run(["git", "check-ignore", str(SHIPPED)], cwd=SHIPPED.parent, capture_output=True)
+        assert SHIPPED_LEDGER.is_relative_to(Path(ledger.__file__).parents[1])
+        ignored = subprocess.run(
+            ["git", "check-ignore", str(SHIPPED_LEDGER)], cwd=SHIPPED_LEDGER.parent, capture_output=True
+        )
         assert ignored.returncode == 1, "hatchling leaves out what git ignores"

@@ -23,7 +23,7 @@ from patchkit.testing import add_lora, compare_runs, run, tiny_inputs, tiny_mode
 from patchkit.trust import key as identity
 from patchkit.trust import policy as trust
 from patchkit.trust.key import key_of
-from patchkit.trust.ledger import SHIPPED, find_proof, read_proofs, user_ledger
+from patchkit.trust.ledger import SHIPPED_LEDGER, find_proof, read_proofs, user_ledger
 
 pytest_plugins = ["proof_fixtures"]
 pytestmark = pytest.mark.usefixtures("cache")
@@ -293,7 +293,7 @@ def test_the_harness_is_not_loaded_when_the_ledger_has_it():
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gemma3", "qwen2_vl", "mistral3"])
 def test_every_registered_class_can_be_verified_on_the_spot(name, monkeypatch, verified):
     """As if the shipped ledger knew none."""
-    monkeypatch.setattr("patchkit.trust.ledger.SHIPPED", SHIPPED.with_name("none.jsonl"))
+    monkeypatch.setattr("patchkit.trust.ledger.SHIPPED_LEDGER", SHIPPED_LEDGER.with_name("none.jsonl"))
     model = add_lora(tiny_model(name))
     report = patchkit.apply(model)
     assert set(report.counts) == {"fused"}, str(report)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-
 import pytest
 
 from patchkit.errors import RewriteError
-from patchkit.upstream.identity import class_text, normalised, source_hash
+from patchkit.upstream.classes import class_table
+from patchkit.upstream.identity import normalised, source_hash
 
 MLP = '''\
 class MLP(nn.Module):
@@ -100,20 +99,14 @@ def test_the_hash_is_the_same_on_every_python() -> None:
 
 def test_an_indented_class_is_hashed_with_its_strings_as_they_are() -> None:
     nested = 'class Outer:\n    class Inner:\n        text = """one\ntwo"""\n'
-    (outer,) = ast.parse(nested).body
-    assert isinstance(outer, ast.ClassDef)
-    (inner,) = outer.body
-    assert isinstance(inner, ast.ClassDef)
-    text = class_text(nested, inner)
+    text = class_table(nested, "a.py").classes["Outer.Inner"].text
     assert text.startswith("    class Inner:")
     assert source_hash(text) == source_hash('class Inner:\n    text = """one\ntwo"""')
 
 
 def test_the_text_of_a_class_has_its_decorators_and_nothing_else() -> None:
     source = f"import a\n\n@first\n@second(\n    1\n)\n{MLP}\n\nclass Other: pass\n"
-    mlp = ast.parse(source).body[1]
-    assert isinstance(mlp, ast.ClassDef)
-    assert class_text(source, mlp) == f"@first\n@second(\n    1\n)\n{MLP}"
+    assert class_table(source, "a.py").classes["MLP"].text == f"@first\n@second(\n    1\n)\n{MLP}"
 
 
 @pytest.mark.parametrize("source", ["class A(:", "a = 'b\0'", "a = " + "-" * 100_000 + "1", "x = 1" + " + 1" * 5000])

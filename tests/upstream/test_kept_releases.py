@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from patchkit.arch.registry import find
 from patchkit.cache.storage import cache_directory
-from patchkit.check.static.examine import examine
+from patchkit.check.static.findings import findings_of
 from patchkit.cli.main import app
 from patchkit.errors import ReleaseError, WheelError
 from patchkit.processes import children
@@ -92,7 +92,7 @@ def test_damage_after_it_was_found_is_an_error_that_says_which_release(tmp_path:
     damaged[len(damaged) // 2] ^= 255
     release.location.write_bytes(damaged)
     archive_of.cache_clear()
-    for ask in (lambda: examine(release, find("llama")), release.model_files):
+    for ask in (lambda: findings_of(release, find("llama")), release.model_files):
         with pytest.raises(ReleaseError, match=r"transformers 4\.90\.0.*archive is damaged"):
             ask()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from patchkit.arch.registry import architectures
-from patchkit.check.static.examine import examine
+from patchkit.check.static.findings import findings_of
 from patchkit.check.static.records import Records
 from patchkit.upstream.kept_releases import fetch
 from patchkit.upstream.release import installed_release
@@ -20,7 +20,7 @@ def test_a_release_is_what_the_records_say(version: str) -> None:
     assert release.hash_note.startswith("SHA-256 checked against ")
     records = {(r.finding.architecture, r.finding.class_name): r for r in Records.load().of(version)}
     for architecture in architectures().values():
-        for finding in examine(release, architecture):
+        for finding in findings_of(release, architecture):
             record = records.pop((finding.architecture, finding.class_name))
             assert finding == record.finding, "patchkit/check/static/records.jsonl is stale: run make matrix"
     assert not records

@@ -17,14 +17,14 @@ from trap_folder import set_traps, sprung
 from patchkit.arch import registry
 from patchkit.arch.registry import architectures, find
 from patchkit.arch.spec import Architecture, Attention
-from patchkit.check.numeric import stage as numeric_stage
+from patchkit.check import run
 from patchkit.check.numeric.environments import running_environment
-from patchkit.check.results.report import check_static
-from patchkit.check.static import examine as static
+from patchkit.check.run import check_static
+from patchkit.check.static import findings as static
 from patchkit.check.static.sweep import sweep
 from patchkit.errors import ReleaseError
 from patchkit.trust.key import key_of
-from patchkit.trust.ledger import SHIPPED, Proof, find_proof, read_proofs
+from patchkit.trust.ledger import SHIPPED_LEDGER, Proof, find_proof, read_proofs
 from patchkit.upstream import index, releases
 from patchkit.upstream.index import pip_settings
 from patchkit.upstream.release import INSTALLED, WHEEL, Release, installed_release
@@ -60,10 +60,8 @@ def test_a_folder_with_the_name_of_an_origin_is_built_from_there(name, tmp_path,
     folder_release(tmp_path / name, "9.9.9", {path_of("llama"): SMALL_LLAMA})
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(
-        numeric_stage, "environment_for", lambda *arguments, **options: asked.append((arguments, options))
-    )
-    numeric_stage._environment(release_at(Path(name)), 1.0)
+    monkeypatch.setattr(run, "environment_for", lambda *arguments, **options: asked.append((arguments, options)))
+    run._environment(release_at(Path(name)), 1.0)
     assert asked == [((Path(name),), {"expected": "9.9.9", "seconds": 1.0})]
 
 
@@ -129,7 +127,7 @@ def test_the_version_of_the_rewriter_is_in_the_key_of_an_outcome(tmp_path, monke
     monkeypatch.setattr(static, "_rewrite", lambda *arguments: rewrites.append(1) or rewrite(*arguments))
     for version, expected in ((1001, 2), (1001, 2), (1002, 4), (1001, 4)):
         monkeypatch.setattr(static, "REWRITE_VERSION", version)
-        assert static.examine(release, find("llama"))
+        assert static.findings_of(release, find("llama"))
         assert len(rewrites) == expected
 
 
@@ -189,7 +187,7 @@ def test_precedence_is_that_of_pip_itself(tmp_path, monkeypatch):
 def test_every_architecture_has_patchkits_own_description():
     """So that the shipped ledger, whose keys have none, holds for them."""
     for architecture in architectures().values():
-        for finding in static.examine(installed_release(), architecture):
+        for finding in static.findings_of(installed_release(), architecture):
             assert not finding.source or static.key_of_finding(finding).description == ""
 
 
@@ -213,7 +211,7 @@ def test_a_plugin_with_other_names_has_not_patchkits_proof(plugin):
     own, foreign = key_of(plugin.__mro__[1]), key_of(plugin)
     assert own.description == ""
     assert foreign == own._replace(description="Attention(q='k_proj', k='q_proj')")
-    proof = read_proofs(SHIPPED).get(own)
+    proof = read_proofs(SHIPPED_LEDGER).get(own)
     assert proof is not None
     assert find_proof(foreign) is None
     line = replace(proof, key=foreign).to_line()

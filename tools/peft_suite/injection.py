@@ -10,15 +10,11 @@ first is ``__init__``, and all of them, and every adapter that is added later, g
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
-import types
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from tools.peft_suite.outcomes import BLOCKS, FUSED, MODELS, REFUSED
@@ -82,21 +78,8 @@ def _patched_blocks(model: nn.Module) -> int:
 
 
 def _count_fused_calls(counts: Counter[str]) -> None:
-    """Counts calls of every function of the kernels that a module of ``patchkit.runtime`` uses by name."""
-    import patchkit.runtime
+    """Counts calls of the fused functions from now on; a traced one counts once for each trace."""
+    from patchkit.testing.fused_calls import each_fused_call
 
-    for info in pkgutil.iter_modules(patchkit.runtime.__path__, "patchkit.runtime."):
-        module = importlib.import_module(info.name)
-        for name, value in list(vars(module).items()):
-            if isinstance(value, types.FunctionType) and value.__module__.startswith("patchkit_kernels."):
-                setattr(module, name, _counted(value, counts))
-
-
-def _counted(function: Callable[..., Any], counts: Counter[str]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():  # a traced model is counted where it runs without the compiler
-            counts[FUSED] += 1
-        return function(*args, **kwargs)
-
-    return wrapper
+    # Entered and never left: the process ends with the tests.
+    each_fused_call(lambda name: counts.update([FUSED])).__enter__()

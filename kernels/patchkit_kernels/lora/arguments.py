@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from torch import Tensor
 
-from patchkit_kernels.lora.projection import (
-    Adapter,
-    AdapterGrads,
-    AdapterNeeds,
-    Grads,
-    Kept,
-    Key,
-    Needs,
-    Projection,
-    QuantizedWeight,
-)
+from patchkit_kernels.lora.call import AdapterNeeds, Grads, Kept, Needs
+from patchkit_kernels.lora.projection import Adapter, Projection, QuantizedWeight
 
 Structure: TypeAlias = "tuple[tuple[QuantizedWeight | None, tuple[tuple[float, float], ...]], ...]"
 """What is not a tensor, for each projection: its quantised weight, and scaling and dropout of each adapter."""
@@ -75,27 +66,25 @@ def needs_of(needed: Sequence[bool], structure: Structure) -> list[Needs]:
     return needs
 
 
-def no_grads(structure: Structure) -> list[Grads]:
-    """The gradients of projections through which nothing flows back."""
-    return [Grads(adapters=(AdapterGrads(),) * len(options)) for _, options in structure]
-
-
-def gather_grads(grads: Sequence[Grads]) -> list[Tensor | None]:
-    """Every gradient of every projection, in the order of :func:`flatten`."""
+def flatten_grads(grads: Sequence[Grads | None], structure: Structure) -> list[Tensor | None]:
+    """Every gradient of every projection, in the order of :func:`flatten`; None for all of one without."""
     gathered: list[Tensor | None] = []
-    for weight, bias, adapters in grads:
-        gathered += (weight, bias)
-        for adapter in adapters:
+    for found, (_, options) in zip(grads, structure, strict=True):
+        if found is None:
+            gathered += (None,) * (len(Projection._fields) - 1 + len(AdapterNeeds._fields) * len(options))
+            continue
+        gathered += (found.weight, found.bias)
+        for adapter in found.adapters:
             gathered += adapter
     return gathered
 
 
-def flatten_kept(kept: Mapping[Key, Kept]) -> tuple[tuple[Key, ...], list[Tensor | None]]:
-    """What forward kept, as keys and as tensors to save."""
-    return tuple(kept), [tensor for entry in kept.values() for tensor in entry]
+def flatten_kept(kept: Sequence[Sequence[Kept]]) -> list[Tensor | None]:
+    """What forward kept of every adapter of every projection, as tensors to save."""
+    return [tensor for entries in kept for entry in entries for tensor in entry]
 
 
-def unflatten_kept(keys: Sequence[Key], tensors: Sequence[Tensor | None]) -> dict[Key, Kept]:
+def unflatten_kept(tensors: Sequence[Tensor | None], structure: Structure) -> list[list[Kept]]:
     """The inverse of :func:`flatten_kept`."""
-    size = len(Kept._fields)
-    return {key: Kept(*tensors[size * i : size * (i + 1)]) for i, key in enumerate(keys)}
+    rest = iter(tensors)
+    return [[Kept(next(rest), next(rest), next(rest)) for _ in options] for _, options in structure]

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.products import scaled_product
 from patchkit_kernels.lora.saving import keep, kept
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
@@ -237,10 +238,10 @@ def _factor_gradients(
         lora_a, lora_b = factors[2 * i], factors[2 * i + 1]
         d_a = d_b = None
         if needed[2 * i]:
-            d_t = _scaled_product(grad, _by_rows(lora_b, ratio).to(lookup.lora), scaling)
+            d_t = scaled_product(grad, _by_rows(lora_b, ratio).to(lookup.lora), scaling)
             d_a = lookup.scattered(lookup.scaled(d_t.to(lora_a.dtype)), lora_a.shape[1]).t()
         if t is not None:
-            product = _scaled_product(grad.t(), t, scaling).to(lora_b.dtype)
+            product = scaled_product(grad.t(), t, scaling).to(lora_b.dtype)
             d_b = _by_rows(product, ratio).to(lora_b.dtype)
         found += [d_a, d_b]
     return found
@@ -249,11 +250,6 @@ def _factor_gradients(
 def _by_rows(matrix: Tensor, ratio: Tensor | None) -> Tensor:
     """Row h of a matrix ``[hidden, rank]`` times c_h."""
     return matrix if ratio is None else matrix * ratio.unsqueeze(1)
-
-
-def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """s * left @ right, scaled before it is rounded: beta=0 means that the addend is not read."""
-    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scaling)
 
 
 def _d_weight(lookup: _Lookup, weight: Tensor, ratio: Tensor | None, grad: Tensor) -> Tensor:

@@ -1,72 +1,52 @@
 """Several linear projections of one input with their adapters: forward.
 
-The A's of adapters without dropout are stacked into one product. The formulas: :mod:`patchkit_kernels.lora.projection`.
+The formulas: :mod:`patchkit_kernels.lora.projection`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchkit_kernels.lora.projection import (
-    Adapter,
-    Kept,
-    Key,
-    Needs,
-    Precision,
-    Projection,
-    dense_weight,
-    dropout_scale,
-    keys_of,
-    sum_dtype,
-)
-from patchkit_kernels.lora.stand_in import substitute
-from patchkit_kernels.ops.dropout import draw_mask, masked, masked_reference, pack_mask
-
-NOTHING = Kept()
+from patchkit_kernels.lora.call import AdapterNeeds, Call, Kept
+from patchkit_kernels.lora.low_rank import drop, reduce
+from patchkit_kernels.lora.projection import Adapter, Precision, Projection, dense_weight, present, sum_dtype
+from patchkit_kernels.lora.stand_in import recalled
+from patchkit_kernels.lora.terms import add_dora, add_dora_dropout, add_lora
+from patchkit_kernels.ops.dropout import draw_mask, pack_mask
 
 
-def project(
-    x: Tensor, projections: Sequence[Projection], precision: Precision, needs: Sequence[Needs], *, remakes: bool
-) -> tuple[list[Tensor], dict[Key, Kept]]:
+def project(x: Tensor, call: Call, *, remakes: bool) -> tuple[list[Tensor], list[list[Kept]]]:
     """Apply every projection to one input, drawing dropout masks in the order of projections and adapters.
 
     Args:
         x: ``[..., in]``, of any floating dtype and layout.
-        projections: any number, with or without adapters.
-        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
-        needs: which tensors will need a gradient.
+        call: the projections and which of their tensors will need a gradient.
         remakes: whether backward will have x and the A's, to make every t again.
 
     Returns:
         One contiguous ``[tokens, out_i]`` in ``precision.output`` for each projection, and what backward needs of each
-        adapter besides its tensors.
+        of its adapters besides their tensors.
     """
-    keys = keys_of(list(projections))
-    masks = draw_masks(x, projections, keys, precision)
+    projections, needs, precision = call
+    adapters = [adapter for projection in projections for adapter in projection.adapters]
+    masks = draw_masks(x, adapters, precision)
     flat = x.reshape(-1, x.shape[-1])
-    reduced = reduce(flat, projections, keys, masks, precision)
-    outputs: list[Tensor] = []
-    kept: dict[Key, Kept] = {key: Kept(mask) for key, mask in masks.items()}
-    if not remakes:
-        for i, j in keys:
-            if needs[i].adapters[j].lora_b:
-                kept[i, j] = Kept(masks.get((i, j)), reduced[i, j])
-    for i, projection in enumerate(projections):
-        y, directions = _project(i, flat, projection, reduced, kept, precision)
+    reduced = reduce(flat, adapters, masks, precision)
+    rest = iter([Kept(mask, t) for mask, t in zip(masks, reduced, strict=True)])
+    outputs, kept = [], []
+    for projection, need in zip(projections, needs, strict=True):
+        y, made = _project(flat, projection, [next(rest) for _ in projection.adapters], precision)
         outputs.append(y)
-        for j, direction in directions.items():
-            if needs[i].adapters[j].factor:
-                narrow = direction.to(torch.promote_types(precision.output, precision.lora))
-                kept[i, j] = kept.get((i, j), NOTHING)._replace(direction=narrow)
+        kept.append([_to_keep(*pair, precision, remakes) for pair in zip(made, need.adapters, strict=True)])
     return outputs, kept
 
 
 def project_again(
-    x: Tensor, projections: Sequence[Projection], precision: Precision, kept: Mapping[Key, Kept]
+    x: Tensor, projections: Sequence[Projection], precision: Precision, kept: Sequence[Sequence[Kept]]
 ) -> list[Tensor]:
     """:func:`project` with what an earlier call kept, in operations that autograd differentiates.
 
@@ -79,110 +59,61 @@ def project_again(
         precision: as there.
         kept: what the earlier call kept.
     """
-    keys = keys_of(list(projections))
+    adapters = [adapter for projection in projections for adapter in projection.adapters]
+    masks = [entry.mask for entries in kept for entry in entries]
     flat = x.reshape(-1, x.shape[-1])
-    masks = {key: entry.mask for key, entry in kept.items() if entry.mask is not None}
-    reduced = reduce(flat, projections, keys, masks, precision, differentiable=True)
-    for key, entry in kept.items():
-        if entry.reduced is not None:
-            reduced[key] = substitute(entry.reduced, reduced[key])
+    rest = iter(reduce(flat, adapters, masks, precision, differentiable=True))
+    outputs = []
+    for projection, entries in zip(projections, kept, strict=True):
+        made = [Kept(mask, recalled(value, next(rest)), direction) for mask, value, direction in entries]
+        outputs.append(_project(flat, projection, made, precision, differentiable=True)[0])
+    return outputs
+
+
+def draw_masks(x: Tensor, adapters: Sequence[Adapter], precision: Precision) -> list[Tensor | None]:
+    """A packed mask for each adapter with dropout, drawn as PEFT does: for x cast to the adapter's dtype."""
     return [
-        _project(i, flat, projection, reduced, kept, precision, differentiable=True)[0]
-        for i, projection in enumerate(projections)
+        pack_mask(draw_mask(x.detach().to(precision.drawn), adapter.dropout)) if adapter.dropout > 0 else None
+        for adapter in adapters
     ]
 
 
-def draw_masks(
-    x: Tensor, projections: Sequence[Projection], keys: Sequence[Key], precision: Precision
-) -> dict[Key, Tensor]:
-    """A packed mask for each adapter with dropout, drawn as PEFT does: for x cast to the adapter's dtype."""
-    masks = {}
-    for i, j in keys:
-        probability = projections[i].adapters[j].dropout
-        if probability > 0:
-            masks[i, j] = pack_mask(draw_mask(x.detach().to(precision.drawn), probability))
-    return masks
-
-
-def reduce(
-    flat: Tensor,
-    projections: Sequence[Projection],
-    keys: Sequence[Key],
-    masks: Mapping[Key, Tensor],
-    precision: Precision,
-    *,
-    differentiable: bool = False,
-) -> dict[Key, Tensor]:
-    """t of every adapter in ``keys``, ``[tokens, rank]``: one product for all that read x itself, one for each mask.
-
-    Not for a differentiable one: the gradients of stacked A's would be views of one another's memory.
-    """
-    if not keys:
-        return {}
-    lora_x = flat.to(precision.lora)
-    reduced: dict[Key, Tensor] = {}
-    plain = [key for key in keys if key not in masks]
-    for group in [[key] for key in plain] if differentiable else [plain] if plain else []:
-        adapters = [projections[i].adapters[j] for i, j in group]
-        product = lora_x @ stack_a(adapters, precision).t()
-        parts = torch.split(product, [adapter.lora_a.shape[0] for adapter in adapters], 1)
-        reduced.update(zip(group, parts, strict=True))
-    for i, j in keys:
-        if (i, j) in masks:
-            adapter = projections[i].adapters[j]
-            dropped = drop(lora_x, masks[i, j], adapter, differentiable=differentiable)
-            reduced[i, j] = dropped @ adapter.lora_a.to(precision.lora).t()
-    return reduced
-
-
-def stack_a(adapters: Sequence[Adapter], precision: Precision) -> Tensor:
-    """The A's on top of each other, ``[sum of ranks, in]``."""
-    stacked = [adapter.lora_a.to(precision.lora) for adapter in adapters]
-    return stacked[0] if len(stacked) == 1 else torch.cat(stacked)
-
-
-def drop(flat: Tensor, mask: Tensor, adapter: Adapter, *, differentiable: bool = False) -> Tensor:
-    """``d(x)``: flat ``[tokens, in]`` with the dropped elements zero and the others scaled."""
-    return (masked_reference if differentiable else masked)(flat, mask, dropout_scale(adapter))
-
-
 def _project(
-    i: int,
-    flat: Tensor,
-    projection: Projection,
-    reduced: Mapping[Key, Tensor],
-    kept: Mapping[Key, Kept],
-    precision: Precision,
-    *,
-    differentiable: bool = False,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """The i-th projection, and what each g scales; every adapter's part is added into the base product's buffer."""
-    first = projection.adapters[0] if projection.adapters else None
-    scales_base = first is not None and first.factor is not None and first.dropout == 0
+    flat: Tensor, projection: Projection, made: list[Kept], precision: Precision, *, differentiable: bool = False
+) -> tuple[Tensor, list[Kept]]:
+    """One projection: the base product, into whose buffer every adapter's term is added.
+
+    Args:
+        flat: x, ``[tokens, in]``.
+        projection: with or without adapters.
+        made: mask and t of each adapter, and its direction if an earlier call kept it; a list of ours.
+        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
+        differentiable: whether to compute in operations that autograd differentiates.
+
+    Returns:
+        ``[tokens, out]``, and ``made`` with the direction of every DoRA.
+    """
+    adapters = projection.adapters
+    # DoRA scales the product without the bias: where it comes first, the bias is not added only to be taken off again.
+    scales_base = bool(adapters) and adapters[0].factor is not None and adapters[0].dropout == 0
     y, has_bias = _base(flat, projection, precision, with_bias=not scales_base)
-    if first is None:
-        return y.to(precision.output), {}
+    if not adapters:
+        return y.to(precision.output), made
     y = y.to(sum_dtype(projection, precision))
     bias = None if projection.bias is None else projection.bias.to(y.dtype)
-    directions: dict[int, Tensor] = {}
-    for j, adapter in enumerate(projection.adapters):
-        t, factor = reduced[i, j], adapter.factor
-        if factor is None:
-            y = _add_low_rank(y, t, adapter, precision)
+    for j, (adapter, entry) in enumerate(zip(adapters, made, strict=True)):
+        if adapter.factor is None:
+            y = add_lora(y, present(entry.reduced), adapter, precision)
             continue
-        entry, without = kept.get((i, j), NOTHING), bias
         if entry.mask is None:
-            direction = _add_low_rank(y - bias if bias is not None and has_bias else y, t, adapter, precision)
+            unbiased = y - bias if bias is not None and has_bias else y
+            y, direction = add_dora(unbiased, bias, adapter, entry, precision)
         else:
             dropped = drop(flat.to(precision.lora), entry.mask, adapter, differentiable=differentiable)
-            direction = F.linear(dropped, dense_weight(projection).to(precision.lora)).to(y.dtype)
-            without = y - direction
-            direction = _add_low_rank(direction, t, adapter, precision)
-        if differentiable and entry.direction is not None:
-            direction = substitute(entry.direction.to(y.dtype), direction)
-        y = direction * factor if without is None else torch.addcmul(without, direction, factor)
-        has_bias, directions[j] = True, direction
-    return y.to(precision.output), directions
+            product = F.linear(dropped, dense_weight(projection).to(precision.lora)).to(y.dtype)
+            y, direction = add_dora_dropout(y, product, adapter, entry, precision)
+        has_bias, made[j] = True, entry._replace(direction=direction)
+    return y.to(precision.output), made
 
 
 def _base(flat: Tensor, projection: Projection, precision: Precision, *, with_bias: bool) -> tuple[Tensor, bool]:
@@ -194,21 +125,13 @@ def _base(flat: Tensor, projection: Projection, precision: Precision, *, with_bi
     return F.linear(flat.to(precision.base), weight.to(precision.base), added), with_bias
 
 
-def _add_low_rank(y: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
-    """y + s (t B^T + c), in y's own buffer if that may be."""
-    in_place, lora_b, scaling = _may_write(), adapter.lora_b.to(precision.lora), adapter.scaling
-    if y.dtype == precision.lora:
-        y = (y.addmm_ if in_place else y.addmm)(t, lora_b.t(), alpha=scaling)
-    else:
-        y = (y.add_ if in_place else y.add)(t @ lora_b.t(), alpha=scaling)
-    if adapter.bias is not None:
-        y = (y.add_ if in_place else y.add)(adapter.bias.to(precision.lora), alpha=scaling)
-    return y
-
-
-def _may_write() -> bool:
-    """Whether a product that nobody else holds may be written over.
-
-    Selective checkpointing holds it: its dispatch mode keeps results of operations and refuses to see them change.
-    """
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0
+def _to_keep(made: Kept, needs: AdapterNeeds, precision: Precision, remakes: bool) -> Kept:
+    """Of what was made of one adapter, what backward reads."""
+    mask, reduced, direction = made
+    if remakes or not needs.lora_b:
+        reduced = None
+    if not needs.factor:
+        direction = None
+    elif direction is not None:
+        direction = direction.to(torch.promote_types(precision.output, precision.lora))
+    return Kept(mask, reduced, direction)

@@ -19,26 +19,23 @@ from torch import Tensor
 from patchkit_kernels.lora.arguments import (
     Structure,
     flatten,
+    flatten_grads,
     flatten_kept,
-    gather_grads,
     needs_of,
-    no_grads,
     structure_of,
     unflatten,
     unflatten_kept,
 )
 from patchkit_kernels.lora.backward import input_backward, parameter_backward
+from patchkit_kernels.lora.call import Call, Needs
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
-from patchkit_kernels.lora.projection import Needs, Precision, Projection
-from patchkit_kernels.lora.saving import keep, kept, needs_any, read_by_backward, unread_input
+from patchkit_kernels.lora.projection import Precision, Projection
+from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.ops.activations import ACTIVATIONS, Activation
-
-LEADING = 6
-"""Arguments of the function before the tensors of its projections."""
 
 
 class LoraGatedMLP(torch.autograd.Function):
@@ -62,24 +59,18 @@ class LoraGatedMLP(torch.autograd.Function):
         ctx.activation, ctx.gate_first, ctx.structure, ctx.precision = activation, gate_first, structure, precision
         ctx.unread = unread
         ctx.set_materialize_grads(False)
-        *inputs, down = unflatten(tensors, structure)
-        *input_needs, down_needs = needs_of(ctx.needs_input_grad[LEADING:], structure)
-        x_needed = ctx.needs_input_grad[0]
-        flows_back = x_needed or any(map(needs_any, input_needs))
-        projected, made = project(x, inputs, Precision(*precision), input_needs, remakes=x_needed and unread is None)
+        x_needed, needed = _of_arguments(ctx.needs_input_grad)
+        into, down = _calls(tensors, needed, structure, Precision(*precision))
+        flows_back = x_needed or any(needs.any for needs in into.needs)
+        projected, made = project(x, into, remakes=x_needed and unread is None)
         gate, up = split_gate_up(projected, gate_first)
         hidden = ACTIVATIONS[activation].forward(gate, up)
-        (y,), down_made = project(hidden, [down], Precision(*precision), [down_needs], remakes=flows_back)
-        (ctx.keys, to_keep), (ctx.down_keys, down_to_keep) = flatten_kept(made), flatten_kept(down_made)
-        read = keep(
-            ctx,
-            tensors,
-            read_by_backward(inputs, input_needs, x_needed=x_needed)
-            + read_by_backward([down], [down_needs], x_needed=flows_back),
-        )
-        between = projected if flows_back else [hidden] if _reads_hidden(down_needs, remakes=False) else []
-        ctx.counts = [len(between), len(tensors), len(to_keep), len(down_to_keep)]
-        ctx.save_for_backward(x if unread is None else None, *between, *read, *to_keep, *down_to_keep)
+        (y,), made_down = project(hidden, down, remakes=flows_back)
+        between = projected if flows_back else [hidden] if _reads_hidden(down.needs[0], remakes=False) else []
+        read = read_by_backward(into, x_needed=x_needed) + read_by_backward(down, x_needed=flows_back)
+        to_save = between, keep(ctx, tensors, read), flatten_kept(made + made_down)
+        ctx.counts = [len(part) for part in to_save]
+        ctx.save_for_backward(x if unread is None else None, *[tensor for part in to_save for tensor in part])
         return with_leading(y, x)
 
     @staticmethod
@@ -87,46 +78,62 @@ class LoraGatedMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
-        between, read, to_keep, down_to_keep = _split(saved, ctx.counts)
-        tensors = kept(ctx, read)
-        made, down_made = unflatten_kept(ctx.keys, to_keep), unflatten_kept(ctx.down_keys, down_to_keep)
-        precision, needed = Precision(*ctx.precision), ctx.needs_input_grad
-        nothing = (None,) * (LEADING - 1)
+        between, read, to_keep = _split(saved, ctx.counts)
+        structure, precision = ctx.structure, Precision(*ctx.precision)
+        tensors, (*made, made_down) = kept(ctx, read), unflatten_kept(to_keep, structure)
         if grad is None:
-            return (None, *nothing, *[None] * len(tensors))
-        *input_needs, down_needs = needs_of(needed[LEADING:], ctx.structure)
-        flows_back = needed[0] or any(map(needs_any, input_needs))
+            return _to_arguments(None, [None] * len(tensors))
+        x_needed, needed = _of_arguments(ctx.needs_input_grad)
+        into, down = _calls(tensors, needed, structure, precision)
+        flows_back = x_needed or any(needs.any for needs in into.needs)
         like = ctx.unread if x is None else x
         if wants_ordinary_operations([grad]):
 
             def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
-                *inputs, down = unflatten(tensors, ctx.structure)
+                *inputs, down = unflatten(tensors, structure)
                 projected = project_again(x, inputs, precision, made)
                 if flows_back:
                     projected = [substitute(*pair) for pair in zip(between, projected, strict=True)]
                 gate, up = split_gate_up(projected, ctx.gate_first)
                 hidden = ACTIVATIONS[ctx.activation].reference(gate, up) if flows_back or not between else between[0]
-                return [with_leading(project_again(hidden, [down], precision, down_made)[0], x)]
+                return [with_leading(project_again(hidden, [down], precision, [made_down])[0], x)]
 
-            d_x, *rest = differentiable_backward(again, (like, *tensors), (needed[0], *needed[LEADING:]), [grad])
-            return (d_x, *nothing, *rest)
-        *inputs, down = unflatten(tensors, ctx.structure)
+            d_x, *rest = differentiable_backward(again, (like, *tensors), (x_needed, *needed), [grad])
+            return _to_arguments(d_x, rest)
         rows, hidden_dtype = as_rows(grad), precision.output if flows_back else None
-        flow = input_backward([rows], [down], precision, [down_needs], down_made, hidden_dtype)
+        flow = input_backward([rows], down, [made_down], hidden_dtype)
         hidden, halves = between[0] if between and not flows_back else None, None
         if flow.x is not None:
             gate, up = split_gate_up(between, ctx.gate_first)
-            hidden, halves = _through_activation(ctx.activation, flow.x, gate, up, down_needs)
-        down_grads = parameter_backward(flow, [rows], hidden, [down], precision, [down_needs], down_made)
+            hidden, halves = _through_activation(ctx.activation, flow.x, gate, up, down.needs[0])
+        found = parameter_backward(flow, hidden)
         if halves is None:
-            return (None, *nothing, *gather_grads([*no_grads(ctx.structure[:-1]), *down_grads]))
+            return _to_arguments(None, flatten_grads([None] * len(made) + found, structure))
         del hidden, flow
-        joined = _join_gate_up(halves, len(inputs), ctx.gate_first)
-        flow = input_backward(joined, inputs, precision, input_needs, made, like.dtype if needed[0] else None)
-        flat = None if x is None else as_rows(x)
-        input_grads = parameter_backward(flow, joined, flat, inputs, precision, input_needs, made)
+        joined = _join_gate_up(halves, len(made), ctx.gate_first)
+        flow = input_backward(joined, into, made, like.dtype if x_needed else None)
+        found = parameter_backward(flow, None if x is None else as_rows(x)) + found
         d_x = None if flow.x is None else with_leading(flow.x, like)
-        return (d_x, *nothing, *gather_grads([*input_grads, *down_grads]))
+        return _to_arguments(d_x, flatten_grads(found, structure))
+
+
+def _of_arguments(needed: Sequence[bool]) -> tuple[bool, Sequence[bool]]:
+    """Of what is said of each argument of the function, what is said of x and of the projections' tensors."""
+    x, _unread, _activation, _gate_first, _structure, _precision, *tensors = needed
+    return x, tensors
+
+
+def _to_arguments(d_x: Tensor | None, d_tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """A gradient for each argument: x, unread, activation, gate_first, structure, precision, and the tensors."""
+    return d_x, None, None, None, None, None, *d_tensors
+
+
+def _calls(
+    tensors: Sequence[Any], needed: Sequence[bool], structure: Structure, precision: Precision
+) -> tuple[Call, Call]:
+    """The projections that read x, and down."""
+    projections, needs = unflatten(tensors, structure), needs_of(needed, structure)
+    return Call(projections[:-1], needs[:-1], precision), Call(projections[-1:], needs[-1:], precision)
 
 
 def _split(tensors: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[Any]]:

@@ -11,19 +11,20 @@ from torch import Tensor
 from patchkit_kernels.lora.arguments import (
     Structure,
     flatten,
+    flatten_grads,
     flatten_kept,
-    gather_grads,
     needs_of,
     structure_of,
     unflatten,
     unflatten_kept,
 )
 from patchkit_kernels.lora.backward import input_backward, parameter_backward
+from patchkit_kernels.lora.call import Call
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
 from patchkit_kernels.lora.projection import Precision, Projection
-from patchkit_kernels.lora.saving import keep, kept, needs_any, read_by_backward, unread_input
+from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 
 
@@ -41,17 +42,16 @@ class LoraProjections(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Each ``[..., out_i]``; saves what :mod:`.saving` says, or ``unread`` in the place of x."""
         ctx.structure, ctx.precision, ctx.unread = structure, precision, unread
-        x_needed, needs = ctx.needs_input_grad[0], needs_of(ctx.needs_input_grad[4:], structure)
-        projections, remakes = unflatten(tensors, structure), x_needed and unread is None
-        flat, made = project(x, projections, Precision(*precision), needs, remakes=remakes)
+        x_needed, needed = _of_arguments(ctx.needs_input_grad)
+        call = Call(unflatten(tensors, structure), needs_of(needed, structure), Precision(*precision))
+        flat, made = project(x, call, remakes=x_needed and unread is None)
         outputs = [with_leading(y, x) for y in flat]
-        ctx.keys, to_keep = flatten_kept(made)
-        read = keep(ctx, tensors, read_by_backward(projections, needs, x_needed=x_needed))
-        ctx.save_for_backward(x if unread is None else None, *read, *to_keep)
+        read = keep(ctx, tensors, read_by_backward(call, x_needed=x_needed))
+        ctx.save_for_backward(x if unread is None else None, *read, *flatten_kept(made))
         ctx.set_materialize_grads(False)
         if not x_needed:
             # What depends on nothing trainable does not require a gradient, as if it had been computed alone.
-            constant = [y for y, need in zip(outputs, needs, strict=True) if not needs_any(need)]
+            constant = [y for y, needs in zip(outputs, call.needs, strict=True) if not needs.any]
             ctx.mark_non_differentiable(*constant)
         return tuple(outputs)
 
@@ -60,24 +60,36 @@ class LoraProjections(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
-        precision, needed = Precision(*ctx.precision), ctx.needs_input_grad
-        count = len(needed) - 4
-        tensors, made = kept(ctx, saved[:count]), unflatten_kept(ctx.keys, saved[count:])
+        structure, precision = ctx.structure, Precision(*ctx.precision)
+        x_needed, needed = _of_arguments(ctx.needs_input_grad)
+        tensors = kept(ctx, saved[: len(needed)])
+        made = unflatten_kept(saved[len(needed) :], structure)
         like = ctx.unread if x is None else x
         if wants_ordinary_operations(grads):
 
             def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
-                outputs = project_again(x, unflatten(tensors, ctx.structure), precision, made)
+                outputs = project_again(x, unflatten(tensors, structure), precision, made)
                 return [with_leading(y, x) for y in outputs]
 
-            d_x, *rest = differentiable_backward(again, (like, *tensors), (needed[0], *needed[4:]), grads)
-            return d_x, None, None, None, *rest
-        projections, needs = unflatten(tensors, ctx.structure), needs_of(needed[4:], ctx.structure)
+            d_x, *rest = differentiable_backward(again, (like, *tensors), (x_needed, *needed), grads)
+            return _to_arguments(d_x, rest)
+        call = Call(unflatten(tensors, structure), needs_of(needed, structure), precision)
         rows = [None if grad is None else as_rows(grad) for grad in grads]
-        flow = input_backward(rows, projections, precision, needs, made, like.dtype if needed[0] else None)
-        flat = None if x is None else as_rows(x)
-        found = parameter_backward(flow, rows, flat, projections, precision, needs, made)
-        return None if flow.x is None else with_leading(flow.x, like), None, None, None, *gather_grads(found)
+        flow = input_backward(rows, call, made, like.dtype if x_needed else None)
+        found = parameter_backward(flow, None if x is None else as_rows(x))
+        d_x = None if flow.x is None else with_leading(flow.x, like)
+        return _to_arguments(d_x, flatten_grads(found, structure))
+
+
+def _of_arguments(needed: Sequence[bool]) -> tuple[bool, Sequence[bool]]:
+    """Of what is said of each argument of the function, what is said of x and of the projections' tensors."""
+    x, _unread, _structure, _precision, *tensors = needed
+    return x, tensors
+
+
+def _to_arguments(d_x: Tensor | None, d_tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """A gradient for each argument: x, unread, structure, precision, and the projections' tensors."""
+    return d_x, None, None, None, *d_tensors
 
 
 def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Precision) -> tuple[Tensor, ...]:

@@ -9,14 +9,16 @@ A projection is ``x W^T + b``; each of its adapters adds to that, one after the 
            r <- r + (g - 1) d(x) W^T + g l           with dropout
            g = m / |W + s (B A + c 1^T)|             row-wise norm, a constant to autograd
 
-as in PEFT's ``lora.Linear`` and ``DoraLinearLayer``. :mod:`patchkit_kernels.lora.dora_factor` computes g,
-:mod:`patchkit_kernels.lora.forward` the rest of it, :mod:`patchkit_kernels.lora.backward` its gradients, and
-:mod:`patchkit_kernels.lora.saving` says what is kept in between.
+as in PEFT's ``lora.Linear`` and ``DoraLinearLayer``. Each line has a file or a pair of functions, the gradient beside
+the forward: t and l stand in :mod:`patchkit_kernels.lora.low_rank`, the three sums in
+:mod:`patchkit_kernels.lora.terms`, g in :mod:`patchkit_kernels.lora.dora_factor`.
+:mod:`patchkit_kernels.lora.forward` and :mod:`patchkit_kernels.lora.backward` put them together for several projections
+of one input, and :mod:`patchkit_kernels.lora.saving` says what is kept in between.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -107,66 +109,6 @@ class Precision(NamedTuple):
         return self.base, self.output
 
 
-class AdapterNeeds(NamedTuple):
-    """Which tensors of an adapter need a gradient."""
-
-    lora_a: bool
-    lora_b: bool
-    bias: bool
-    factor: bool
-
-
-class Needs(NamedTuple):
-    """Which tensors of a projection need a gradient."""
-
-    weight: bool
-    bias: bool
-    adapters: tuple[AdapterNeeds, ...]
-
-
-class AdapterGrads(NamedTuple):
-    """The gradients of an adapter's tensors; None where none is needed."""
-
-    lora_a: Tensor | None = None
-    lora_b: Tensor | None = None
-    bias: Tensor | None = None
-    factor: Tensor | None = None
-
-
-class Grads(NamedTuple):
-    """The gradients of a projection's tensors; None where none is needed, or where nothing flows back."""
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    adapters: tuple[AdapterGrads, ...] = ()
-
-
-class Kept(NamedTuple):
-    """What forward makes of one adapter and keeps for backward.
-
-    Attributes:
-        mask: of dropout, one bit for each element of x (:mod:`patchkit_kernels.ops.dropout`); None if none was drawn.
-            Stored, not drawn again: that would need the generator's state of that moment, which ``torch.compile`` and
-            CUDA graphs do not have, and a bit is a sixteenth of a bfloat16 element.
-        reduced: t, ``[tokens, rank]``, where dB needs it and x and A are not both there to make it again.
-        direction: of DoRA with a trained magnitude, what g scales, ``[tokens, out]``. Making it again would cost the
-            product with W; PEFT keeps two tensors of this size.
-    """
-
-    mask: Tensor | None = None
-    reduced: Tensor | None = None
-    direction: Tensor | None = None
-
-
-Key: TypeAlias = "tuple[int, int]"
-"""An adapter of several projections: index of the projection, index of its adapter."""
-
-
-def keys_of(projections: list[Projection]) -> list[Key]:
-    """Every adapter of every projection, in the order in which upstream calls them (and draws their dropout)."""
-    return [(i, j) for i, projection in enumerate(projections) for j in range(len(projection.adapters))]
-
-
 def dense_weight(projection: Projection) -> Tensor:
     """W ``[out, in]``, dequantised if need be."""
     weight = projection.weight
@@ -181,8 +123,15 @@ def dropout_scale(adapter: Adapter) -> float:
 def sum_dtype(projection: Projection, precision: Precision) -> torch.dtype:
     """The dtype in which the parts of one projection are added up."""
     wide = torch.promote_types(precision.output, precision.lora)
-    if any(adapter.magnitude is not None for adapter in projection.adapters):
-        # PEFT's DoRA adds small corrections to a product that is already rounded. Scaling the sum itself must not
-        # round it once more.
-        wide = torch.promote_types(wide, torch.float32)
+    for adapter in projection.adapters:
+        if adapter.magnitude is not None:
+            # PEFT's DoRA adds small corrections to a product that is already rounded. Scaling the sum itself must not
+            # round it once more.
+            return torch.promote_types(wide, torch.float32)
     return wide
+
+
+def present(tensor: Tensor | None) -> Tensor:
+    """The tensor, which is not None where this is asked for."""
+    assert tensor is not None  # narrows the type; every caller has looked
+    return tensor

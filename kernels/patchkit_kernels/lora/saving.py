@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchkit_kernels.lora.projection import Needs, Projection
+from patchkit_kernels.lora.call import Call
+from patchkit_kernels.lora.projection import Projection
 from patchkit_kernels.lora.stand_in import stand_in
 
 
@@ -43,23 +44,15 @@ def _trains_reader(projections: Sequence[Projection]) -> bool:
     return False
 
 
-def needs_any(needs: Needs) -> bool:
-    """Whether any tensor of a projection needs a gradient."""
-    return needs.weight or needs.bias or any(map(any, needs.adapters))
-
-
-def read_by_backward(
-    projections: Sequence[Projection], needs: Sequence[Needs], *, x_needed: bool
-) -> list[Tensor | None]:
+def read_by_backward(call: Call, *, x_needed: bool) -> list[Tensor | None]:
     """The tensors of the projections that backward reads, in the order of ``flatten``; None for the others.
 
     Args:
-        projections: as given to forward.
-        needs: which of their tensors need a gradient.
+        call: the projections, and which of their tensors need a gradient.
         x_needed: whether their input does.
     """
     read: list[Tensor | None] = []
-    for (weight, _, adapters), need in zip(projections, needs, strict=True):
+    for (weight, _, adapters), need in zip(call.projections, call.needs, strict=True):
         read += (weight if x_needed and isinstance(weight, Tensor) else None, None)
         for adapter, adapter_needs in zip(adapters, need.adapters, strict=True):
             through_b = x_needed or adapter_needs.lora_a

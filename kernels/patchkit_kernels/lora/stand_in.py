@@ -55,3 +55,8 @@ def substitute(value: Tensor, path: Tensor) -> Tensor:
     """``value``, with the derivatives of ``path``, of the same shape and dtype."""
     result: Tensor = _Substitute.apply(value, path)  # type: ignore[no-untyped-call]
     return result
+
+
+def recalled(value: Tensor | None, path: Tensor) -> Tensor:
+    """``path``, or where an earlier call kept its value, that in its dtype with the derivatives of ``path``."""
+    return path if value is None else substitute(value.to(path.dtype), path)

@@ -26,7 +26,7 @@ from torch.nn.modules import module as module_hooks
 
 from patchkit.testing.random_state import preserved_random_state
 
-Result = TypeVar("Result")
+Shown = TypeVar("Shown")
 
 # What transformers and PEFT would tell the user of a model that is not the user's.
 _LOGGERS = ("transformers", "transformers_modules", "peft", "accelerate")
@@ -40,13 +40,13 @@ class _Abandoned(BaseException):
     """Raised in the clean room's thread when the user interrupts; no ``except Exception`` stops it."""
 
 
-def in_clean_room(work: Callable[[], Result]) -> Result:
+def in_clean_room(work: Callable[[], Shown]) -> Shown:
     """Call ``work`` in a clean room, on the CPU.
 
     Whatever it raises is raised here. An exception that comes up here while it works (Ctrl-C, a time limit) ends it
     first: when this function is left, nothing of it runs any more and all state is as it was.
     """
-    results: list[Result] = []
+    results: list[Shown] = []
     errors: list[BaseException] = []
     ended = threading.Event()  # Thread.join, interrupted once, takes the thread for dead in some releases of Python
 

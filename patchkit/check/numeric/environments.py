@@ -25,9 +25,9 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from patchkit.cache.storage import cache_directory, locked, read_ours
-from patchkit.check.numeric.architectures import joined
+from patchkit.check import TIME_LIMIT
 from patchkit.check.numeric.installing import install
-from patchkit.check.numeric.outcomes import VERSIONED, ArchitectureOutcome
+from patchkit.check.numeric.outcomes import VERSIONED, ArchitectureOutcome, joined
 from patchkit.errors import CacheError, ReleaseEnvironmentError, WorkerLostError
 from patchkit.processes.interpreters import empty_folder, package_folders, variables_for_release
 from patchkit.processes.workers import Worker, WorkerKind, ask_all
@@ -36,9 +36,6 @@ from patchkit.upstream.wheels import PACKAGE
 
 LIMIT = 30
 """How many environments are kept; that used longest ago goes first. One is 100 to 250 MB."""
-
-SECONDS = 1800.0
-"""By default how long pip may take for one release, and one tiny model for its numbers; usually both take seconds."""
 
 _ROOTS = ("transformers", "peft", "torch", "triton", "libcst", "rich", "typer", "filelock", "packaging", "platformdirs")
 _IMPORTED = ("transformers", "torch", "peft")
@@ -67,7 +64,7 @@ class Environment:
     path: Path | None = None
 
     def check(
-        self, architectures: Sequence[str], *, jobs: int = 1, seconds: float = SECONDS
+        self, architectures: Sequence[str], *, jobs: int = 1, seconds: float = TIME_LIMIT
     ) -> Iterator[ArchitectureOutcome]:
         """The numeric stage in this environment, in processes of its own; each outcome as soon as it is there.
 
@@ -84,20 +81,20 @@ class Environment:
             ReleaseEnvironmentError: another release runs there than this environment is of.
         """
         with empty_folder() as folder:
-            kind = self._kind(folder, "patchkit.check.numeric.architectures:answer", seconds)
+            kind = self._kind(folder, "patchkit.check.numeric.worker:answer", seconds)
             worker, plan = _plan(kind, architectures)
             waiting = {name: len(models) for name, models in plan.items() if isinstance(models, list)}
             for name, lost in plan.items():
                 if isinstance(lost, WorkerLostError):
                     yield ArchitectureOutcome(name, self.versions, problems={name: str(lost)})
             pairs = [(name, model) for name in waiting for model in plan[name]]
-            parts: dict[str, list[ArchitectureOutcome]] = {name: [] for name in waiting}
+            outcomes: dict[str, list[ArchitectureOutcome]] = {name: [] for name in waiting}
             requests = [json.dumps({"architecture": name, "model": model}).encode() for name, model in pairs]
             for index, said in ask_all(kind, requests, jobs, worker):
                 name, model = pairs[index]
-                parts[name].append(self._outcome(name, model, said))
-                if len(parts[name]) == waiting[name]:
-                    yield joined(parts[name])
+                outcomes[name].append(self._outcome(name, model, said))
+                if len(outcomes[name]) == waiting[name]:
+                    yield joined(outcomes[name])
 
     def _kind(self, folder: Path, function: str, seconds: float) -> WorkerKind:
         return WorkerKind(
@@ -170,7 +167,7 @@ def running_environment() -> Environment:
     return Environment(Path(sys.executable), {**found, "python": platform.python_version()}, release.location / PACKAGE)
 
 
-def environment_for(release: str | Path, *, expected: str = "", seconds: float = SECONDS) -> Environment:
+def environment_for(release: str | Path, *, expected: str = "", seconds: float = TIME_LIMIT) -> Environment:
     """An environment with a release of transformers: the running one if it has it, one from the cache, or a new one.
 
     Safe under two processes: one builds, the other waits. It is built aside and then renamed, so an interrupted build

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from patchkit.errors import ReleaseEnvironmentError
-from patchkit.processes.children import ChildError, run_child
-from patchkit.processes.interpreters import isolated, last_line, variables_for_pip
+from patchkit.processes.children import ChildError, last_line, run_child
+from patchkit.processes.interpreters import isolated, variables_for_pip
 from patchkit.upstream.index import pip_settings
 
 _PINNED = ("torch", "triton", "numpy", "libcst")

@@ -9,7 +9,7 @@ from torch import nn
 
 from patchkit.arch.discovery import Found
 from patchkit.check.numeric.clean_room import in_clean_room
-from patchkit.check.numeric.proving import Verdict, prove, subjects_of
+from patchkit.check.numeric.proving import Trial, prove, subjects_of
 from patchkit.check.numeric.tiny_instances import TinyInstance, tiny_instances
 
 SPOT_CHECKS = (
@@ -27,7 +27,7 @@ SPOT_CHECKS = (
 
 def verify_on_the_spot(
     model: nn.Module, classes: Mapping[type[nn.Module], Found]
-) -> dict[type[nn.Module], Verdict | str]:
+) -> dict[type[nn.Module], Trial | str]:
     """What tiny instances show of classes, or why nothing can be shown.
 
     Args:
@@ -35,17 +35,17 @@ def verify_on_the_spot(
         classes: unpatched classes, each with a block of the model that is of it.
 
     Returns:
-        For each class a verdict that is ``passed`` or ``failed``, or a reason. Nothing that the user has switched on
+        For each class a trial that is ``passed`` or ``failed``, or a reason. Nothing that the user has switched on
         sees any of it, and all of it is as before (see :mod:`patchkit.check.numeric.clean_room`).
     """
     return in_clean_room(partial(_verify, model, classes))
 
 
-def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[type[nn.Module], Verdict | str]:
+def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[type[nn.Module], Trial | str]:
     reasons: dict[type[nn.Module], list[str]] = {cls: [] for cls in classes}
-    verdicts: dict[type[nn.Module], Verdict | str] = {}
+    trials: dict[type[nn.Module], Trial | str] = {}
     for cls, found in classes.items():
-        if cls in verdicts:
+        if cls in trials:
             continue
         for instance in tiny_instances(model, found, cls):
             if isinstance(instance, str):
@@ -56,20 +56,20 @@ def _verify(model: nn.Module, classes: Mapping[type[nn.Module], Found]) -> dict[
             except Exception as error:  # code that nobody knows runs here, and may raise anything
                 reasons[cls].append(f"{type(error).__name__}: {error}")
                 continue
-            for verdict in shown:
-                if verdict.status == "failed" or (verdict.status == "passed" and verdict.results[0].passed):
-                    verdicts.setdefault(verdict.subject.original, verdict)
+            for trial in shown:
+                if trial.status == "failed" or (trial.status == "passed" and trial.results[0].passed):
+                    trials.setdefault(trial.subject.original, trial)
                 else:
-                    reasons[verdict.subject.original].append(verdict.results[0].reason or verdict.reason)
-            if cls in verdicts:
+                    reasons[trial.subject.original].append(trial.results[0].reason or trial.reason)
+            if cls in trials:
                 break
     return {
-        cls: verdicts.get(cls) or "; ".join(dict.fromkeys(reasons[cls])) or "there is no tiny model of it"
+        cls: trials.get(cls) or "; ".join(dict.fromkeys(reasons[cls])) or "there is no tiny model of it"
         for cls in classes
     }
 
 
-def _prove(instance: TinyInstance, classes: Mapping[type[nn.Module], Found]) -> list[Verdict]:
+def _prove(instance: TinyInstance, classes: Mapping[type[nn.Module], Found]) -> list[Trial]:
     """Classes of one host are verified together: most often it is one attention and one MLP."""
     subjects = [one for one in subjects_of(instance.model)[0] if one.original in classes]
     return prove(instance.model, instance.inputs, subjects, SPOT_CHECKS)

@@ -1,14 +1,15 @@
 """The outcome of the numeric stage as plain data, and reading it from a process that ran a release's code.
 
 Nothing of what such a process says is taken on trust: every field has its type, a status follows from the checks, and a
-proof says what its block says. That the block is one of the release's own is for :mod:`patchkit.check.numeric.stage`.
+proof says what its block says. That the block is one of the release's own is asked in
+:mod:`patchkit.check.results.evidence`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -142,6 +143,20 @@ class ArchitectureOutcome:
             if proof.versions != found.versions:
                 raise ValueError(f"a proof of {proof.key.class_name} was made with other versions")
         return found
+
+
+def joined(of_models: Sequence[ArchitectureOutcome]) -> ArchitectureOutcome:
+    """The outcome of an architecture, from those of its tiny models."""
+    unpatched = {name: reason for one in of_models for name, reason in (one.unpatched or {}).items()}
+    problems = {name: reason for one in of_models for name, reason in (one.problems or {}).items()}
+    return ArchitectureOutcome(
+        of_models[0].architecture,
+        of_models[0].versions,
+        tuple(sorted((block for one in of_models for block in one.blocks), key=lambda b: (b.class_name, b.model))),
+        unpatched,
+        problems,
+        round(sum(one.seconds for one in of_models), 2),
+    )
 
 
 def _block(data: Any) -> BlockOutcome:

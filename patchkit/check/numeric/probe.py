@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 
-def place_of(package: str) -> str:
+def folder_of(package: str) -> str:
     """The folder of a package that would be imported; empty if there is none. A first look imports nothing."""
     try:
         spec = importlib.util.find_spec(package)
@@ -29,7 +29,7 @@ def versions_and_place(request: bytes) -> bytes:
         request: their names as a JSON list.
     """
     names = json.loads(request)
-    place = place_of(names[0])
+    place = folder_of(names[0])
     versions = {name: str(importlib.import_module(name).__version__).split("+")[0] for name in names}
     return json.dumps({"place": place, "versions": {**versions, "python": platform.python_version()}}).encode()
 

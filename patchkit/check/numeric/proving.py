@@ -12,27 +12,26 @@ import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import peft
 import torch
 import transformers
 from torch import nn
 
-from patchkit.adapters.readers import carries_adapter
+from patchkit.adapters.registry import carries_adapter
 from patchkit.arch.discovery import find_blocks
 from patchkit.arch.spec import Block
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
+from patchkit.binding.patch import PATCH, Refusal
 from patchkit.binding.swap import swap
-from patchkit.describe import describe
+from patchkit.check.numeric.outcomes import Status
+from patchkit.planning.levels import rows_of
+from patchkit.planning.survey import Candidate
 from patchkit.rewrite.rewriter import ALL_PARTS
-from patchkit.testing import CheckResult, Findings, Inputs, Patch, Revert, run_checks
+from patchkit.testing import CheckResult, Findings, Inputs, Patcher, Reverter, run_checks
 from patchkit.testing.checks.precision import TOTALS
 from patchkit.trust.key import key_of
 from patchkit.trust.ledger import Key, Proof, Stage
-
-Status = Literal["passed", "failed", "inapplicable"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Trial:
     """What the checks showed of one class.
 
     Attributes:
@@ -98,7 +97,7 @@ class Verdict:
         """What goes into the ledger.
 
         Raises:
-            ValueError: the verdict is not ``passed``.
+            ValueError: it is not ``passed``.
         """
         if self.status != "passed":
             raise ValueError(f"{self.subject.key.class_name} is not proven: {self.reason}")
@@ -128,8 +127,8 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
         if cls in subjects or cls in left or (found.block.tower == "vision" and not carries_adapter(found.module)):
             continue
         key, patched = key_of(cls, found.module), patched_class(cls, found.block, ALL_PARTS)
-        if isinstance(patched, tuple):
-            left[cls] = "; ".join(sorted({skip.reason for skip in patched}))
+        if isinstance(patched, Refusal):
+            left[cls] = "; ".join(sorted({skip.reason for skip in patched.skips}))
         elif isinstance(key, str):
             left[cls] = key
         else:
@@ -143,9 +142,9 @@ def prove(
     subjects: Sequence[Subject],
     checks: Iterable[str],
     *,
-    patch: Patch | None = None,
-    revert: Revert | None = None,
-) -> list[Verdict]:
+    patch: Patcher | None = None,
+    revert: Reverter | None = None,
+) -> list[Trial]:
     """Run checks with these classes patched, and say what they show of each.
 
     Args:
@@ -160,7 +159,7 @@ def prove(
     results = run_checks(model, inputs, both[0], revert=both[1], names=checks)
     failed = [result.check for result in results if result.status == "failed"]
     return [
-        Verdict(subject, levels_of(model, subject), tuple(_seen(model, subject, result) for result in own))
+        Trial(subject, levels_of(model, subject), tuple(_seen(model, subject, result) for result in own))
         for subject, own in _attributed(model, inputs, subjects, results, failed)
     ]
 
@@ -186,7 +185,7 @@ def _attributed(
     ]
 
 
-def patcher(subjects: Iterable[Subject]) -> Patch:
+def patcher(subjects: Iterable[Subject]) -> Patcher:
     """A patch of exactly these classes."""
     targets = {subject.original: subject.patched for subject in subjects}
 
@@ -209,7 +208,7 @@ def levels_of(model: nn.Module, subject: Subject) -> dict[str, str]:
     levels: dict[str, set[str]] = {}
     for found in find_blocks(copied):
         if type(found.module) is subject.patched:
-            for row in describe(found.name, found.module, found.block, vars(subject.patched)[PATCH]):
+            for row in rows_of(Candidate.of(found), vars(subject.patched)[PATCH]):
                 levels.setdefault(row.part, set()).add(row.level)
     return {part: "/".join(sorted(found)) for part, found in levels.items()}
 

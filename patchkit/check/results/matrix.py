@@ -10,8 +10,8 @@ from packaging.version import Version
 
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Part
-from patchkit.check.static.examine import Verdict
 from patchkit.check.static.records import Record, Records
+from patchkit.check.static.verdicts import Verdict
 from patchkit.escaping import markdown
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust.ledger import Key, Proof
@@ -44,7 +44,8 @@ RELEASES = (
 )
 """The releases of the matrix: the last patch release of every minor one, of transformers 5 of every other one."""
 
-PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
+BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
+"""In the order of a cell."""
 
 SYMBOLS: dict[Verdict, tuple[str, str]] = {
     "rewritten": ("●", "○"),
@@ -98,7 +99,7 @@ class Cell:
     records: tuple[Record, ...]
 
     def __str__(self) -> str:
-        return "".join(self.parts[part].symbol for part in PARTS if part in self.parts) or "–"
+        return "".join(self.parts[part].symbol for part in BLOCK_PARTS if part in self.parts) or "–"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _cell(name: str, release: str, found: Mapping[tuple[str, str], list[Record]]
         towers = architectures()[name].text_models if present and name in architectures() else ()
         records = [record for tower in towers for record in found.get((tower, release), [])]
     parts: dict[Part, PartState] = {}
-    for part in PARTS:
+    for part in BLOCK_PARTS:
         holding = [record for record in records if part in record.verdicts]
         there = [record for record in holding if record.verdicts[part] != "absent"]
         if there:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.check.results.matrix import MEANINGS, PARTS, SYMBOLS, Cell, Matrix
+from patchkit.check.results.matrix import BLOCK_PARTS, MEANINGS, SYMBOLS, Cell, Matrix
 from patchkit.check.static.changes import rewritten_method
 from patchkit.check.static.records import Record
 from patchkit.escaping import json_in_html
 from patchkit.trust.ledger import Key
 from patchkit.upstream.release import Release
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.text import split_lines
 
 _TEMPLATE = Path(__file__).with_name("matrix.html")
 _DATA = "{{DATA}}"
@@ -51,7 +51,7 @@ def to_html(matrix: Matrix, releases: Sequence[Release]) -> str:
 def _cell(
     cell: Cell, matrix: Matrix, releases: Mapping[str, Release], sources: dict[str, list[list[str]]]
 ) -> dict[str, Any]:
-    parts = [[part, cell.parts[part].verdict, cell.parts[part].proven] for part in PARTS if part in cell.parts]
+    parts = [[part, cell.parts[part].verdict, cell.parts[part].proven] for part in BLOCK_PARTS if part in cell.parts]
     there = [record for record in cell.records if record.finding.source] if cell.parts else []
     return {
         "text": str(cell),

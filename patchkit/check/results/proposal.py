@@ -12,23 +12,23 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 from packaging.version import InvalidVersion, Version
 
 from patchkit.arch.registry import architectures
-from patchkit.check.static.examine import Finding, PartOutcome, block_named
+from patchkit.check.static.findings import Finding, block_named
 from patchkit.check.static.records import Record, Records
+from patchkit.check.static.verdicts import PartOutcome
 from patchkit.errors import ProposalError
 from patchkit.escaping import is_name, one_line
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import Rule
+from patchkit.rewrite.rules.registry import rules as known_rules
 from patchkit.trust.ledger import Key, Proof
 from patchkit.upstream.release import module_path
 
 RECORDS, LEDGER, LOG = "records.jsonl", "ledger.jsonl", "watch.log"
 
-LIMITS = {RECORDS: 16 * 2**20, LEDGER: 16 * 2**20, LOG: 16 * 2**20}
+FILES = {RECORDS: 16 * 2**20, LEDGER: 16 * 2**20, LOG: 16 * 2**20}
 """The files of a proposal, and how many bytes each may have."""
 
 _MOST_RELEASES = 64
@@ -59,7 +59,7 @@ class Proposal:
 
 
 def read_proposal(folder: Path, records: Records, proofs: Mapping[Key, Proof]) -> Proposal:
-    """Read and check a folder with the three files of :data:`LIMITS`, and nothing else.
+    """Read and check a folder with the three files of :data:`FILES`, and nothing else.
 
     Args:
         folder: where another run's files are.
@@ -82,14 +82,14 @@ def read_proposal(folder: Path, records: Records, proofs: Mapping[Key, Proof]) -
 def _texts(folder: Path) -> dict[str, str]:
     try:
         entries = {entry.name: entry for entry in os.scandir(folder)}
-        if set(entries) != set(LIMITS):
-            raise ProposalError(f"{folder} has the files {sorted(entries)}; expected {sorted(LIMITS)}")
-        for name, limit in LIMITS.items():
+        if set(entries) != set(FILES):
+            raise ProposalError(f"{folder} has the files {sorted(entries)}; expected {sorted(FILES)}")
+        for name, limit in FILES.items():
             if not entries[name].is_file(follow_symlinks=False) or entries[name].is_symlink():
                 raise ProposalError(f"{name} is no ordinary file")
             if entries[name].stat(follow_symlinks=False).st_size > limit:
                 raise ProposalError(f"{name} has more than {limit} bytes")
-        texts = {name: (folder / name).read_bytes() for name in LIMITS}
+        texts = {name: (folder / name).read_bytes() for name in FILES}
         return {name: text.decode("utf-8", "replace" if name == LOG else "strict") for name, text in texts.items()}
     except (OSError, UnicodeDecodeError) as error:
         raise ProposalError(f"{folder} cannot be read: {error}") from error
@@ -145,7 +145,7 @@ def _wrong_in(finding: Finding) -> str:
                 "its path is none of a module": _is_module_path(finding.path),
                 "its line is none": 0 <= finding.line < 10**7,
                 "a hash is none": bool(_HASH.fullmatch(finding.source) and _HASH.fullmatch(finding.rewritten)),
-                "a rule is none": set(rules) <= set(get_args(Rule)),
+                "a rule is none": set(rules) <= {rule.name for rule in known_rules()},
                 "a reason is none": all(type(one) is str and len(one) <= _LONGEST for one in reasons),
             }.items()
             if not fine

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from patchkit.arch.registry import find
-from patchkit.arch.spec import Architecture, Part
+from patchkit.arch.spec import Part
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
 from patchkit.check.static.drift import Diagnosis, diagnose
-from patchkit.check.static.examine import FAILURES, Finding, PartOutcome, Verdict, block_named, key_of_finding
+from patchkit.check.static.findings import Finding, block_named, key_of_finding
 from patchkit.check.static.records import Records
-from patchkit.check.static.sweep import sweep
+from patchkit.check.static.verdicts import FAILURES, PartOutcome, Verdict
 from patchkit.trust.ledger import Proof, find_proof
-from patchkit.upstream.release import Release, installed_release, module_path
-from patchkit.upstream.wheels import PACKAGE
+from patchkit.upstream.release import Release
 
 
 @dataclass(frozen=True)
@@ -99,66 +98,12 @@ class CheckReport:
         return any(failed) or self.empty
 
 
-def with_text_models(architectures: Iterable[Architecture]) -> list[Architecture]:
-    """Architectures with blocks: one without stands for the text models that its configuration names."""
-    found: dict[str, Architecture] = {}
-    for architecture in architectures:
-        chosen = [architecture] if architecture.blocks else [find(name) for name in architecture.text_models]
-        found.update({one.name: one for one in chosen})
-    return list(found.values())
-
-
-def check_static(
-    releases: Sequence[Release],
-    architectures: Iterable[Architecture],
-    records: Records,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> CheckReport:
-    """Run the static stage, judge it against the records, and explain what needs a person.
-
-    Args:
-        releases: of transformers. An architecture of another package is checked as that package is installed.
-        architectures: to look for; see :func:`with_text_models`.
-        records: what is known of earlier releases.
-        progress: is told how many of how many pairs are done.
+def entries_of(release: Release, finding: Finding, records: Records) -> Iterator[Entry]:
+    """One entry for each part of a finding, judged against the records.
 
     Raises:
-        ReleaseError: a release cannot be read.
-        CacheError: the cache cannot be written.
+        ReleaseError: the release cannot be read, to explain what needs a person.
     """
-    asked = list(architectures)
-    chosen = with_text_models(asked)
-    upstream = [one for one in chosen if _package(one) == PACKAGE]
-    findings = sweep(releases, upstream, progress=progress) if upstream else []
-    by_version = {(release.package, release.version): release for release in releases}
-    wanted = {release.version: _there(release, asked) for release in releases}
-    entries = [
-        entry
-        for finding in findings
-        if finding.architecture in wanted[finding.release]
-        for entry in _entries(by_version[PACKAGE, finding.release], finding, records)
-    ]
-    plugins: dict[str, Release] = {}
-    for architecture in chosen:
-        if (package := _package(architecture)) != PACKAGE:
-            release = plugins.setdefault(package, installed_release(package))
-            found = sweep([release], [architecture])
-            entries.extend(entry for finding in found for entry in _entries(release, finding, Records()))
-    used = [release for release in releases if upstream] + list(plugins.values())
-    return CheckReport(tuple(used), tuple(entries))
-
-
-def _there(release: Release, asked: Sequence[Architecture]) -> set[str]:
-    """What is to be looked for in a release: one without the multimodal model that was asked for has nothing of it."""
-    present = [one for one in asked if one.blocks or release.read(module_path(one.module)) is not None]
-    return {one.name for one in with_text_models(present)}
-
-
-def _package(architecture: Architecture) -> str:
-    return architecture.module.partition(".")[0]
-
-
-def _entries(release: Release, finding: Finding, records: Records) -> Iterable[Entry]:
     verdicts = records.judged(finding)
     proof = find_proof(key_of_finding(finding)) if finding.source else None
     architecture = find(finding.architecture)

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterator
 
 from patchkit.arch.registry import find
-from patchkit.check.static.examine import Definition, Finding, block_named, definition_of_forward
+from patchkit.check.static.findings import Finding, Owner, block_named, owner_of_forward
 from patchkit.errors import RewriteError
 from patchkit.rewrite.sites import Rewritten
 from patchkit.upstream.release import Release, module_path
-from patchkit.upstream.source import split_lines
+from patchkit.upstream.text import split_lines
 
 
 def upstream_change(finding: Finding, release: Release, before: Release) -> Iterator[str]:
@@ -20,9 +20,9 @@ def upstream_change(finding: Finding, release: Release, before: Release) -> Iter
         ReleaseError: a release cannot be read.
     """
     module = find(finding.architecture).module
-    old = definition_of_forward(before, module, finding.class_name)
-    new = definition_of_forward(release, module, finding.class_name)
-    texts = [one.entry.text if isinstance(one, Definition) else "" for one in (old, new)]
+    old = owner_of_forward(before, module, finding.class_name)
+    new = owner_of_forward(release, module, finding.class_name)
+    texts = [one.entry.text if isinstance(one, Owner) else "" for one in (old, new)]
     names = [f"{r.package}-{r.version}/{_path(one, module)}" for r, one in ((before, old), (release, new))]
     yield from _diff(texts[0], texts[1], *names)
 
@@ -48,16 +48,16 @@ def rewritten_method(finding: Finding, release: Release) -> tuple[str, str] | No
     found = _rewritten(finding, release)
     if found is None:
         return None
-    definition, rewritten = found
-    start = sum(map(len, split_lines(definition.text)[: rewritten.line - 1]))
+    owner, rewritten = found
+    start = sum(map(len, split_lines(owner.text)[: rewritten.line - 1]))
     rest = len(rewritten.source) - start - len(rewritten.method_source)
-    return definition.text[start : len(definition.text) - rest], rewritten.method_source
+    return owner.text[start : len(owner.text) - rest], rewritten.method_source
 
 
-def _rewritten(finding: Finding, release: Release) -> tuple[Definition, Rewritten] | None:
+def _rewritten(finding: Finding, release: Release) -> tuple[Owner, Rewritten] | None:
     architecture = find(finding.architecture)
-    found = definition_of_forward(release, architecture.module, finding.class_name)
-    if not isinstance(found, Definition):
+    found = owner_of_forward(release, architecture.module, finding.class_name)
+    if not isinstance(found, Owner):
         return None
     try:
         return found, found.rewrite(block_named(architecture, finding.block))
@@ -65,8 +65,8 @@ def _rewritten(finding: Finding, release: Release) -> tuple[Definition, Rewritte
         return None
 
 
-def _path(found: Definition | str, module: str) -> str:
-    return module_path(found.module if isinstance(found, Definition) else module)
+def _path(found: Owner | str, module: str) -> str:
+    return module_path(found.module if isinstance(found, Owner) else module)
 
 
 def _diff(old: str, new: str, old_name: str, new_name: str) -> Iterator[str]:

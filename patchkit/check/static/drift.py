@@ -1,7 +1,7 @@
-"""What to tell a person of a block that is no longer rewritten: where, what was expected, what is there, what to edit.
+"""What to tell a person of a part that is no longer rewritten: where, what was expected, what is there, what to edit.
 
 The edit is found by trying: names that are near the old ones are put into the block, and the rewriter says whether the
-block then matches as it did. Nothing is guessed that the rewriter does not confirm.
+part then matches as it did. Nothing is guessed that the rewriter does not confirm.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import patchkit.arch
 from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP, Part
-from patchkit.check.static.examine import Definition, Finding, definition_of_forward
+from patchkit.check.static.findings import Finding, Owner, owner_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
 from patchkit.escaping import is_name, string_literal
-from patchkit.rewrite.sites import Rule
+from patchkit.rewrite.sites import RuleName
 from patchkit.upstream.classes import class_table
 from patchkit.upstream.release import Release, module_path
-from patchkit.upstream.source import failures_of, split_lines
+from patchkit.upstream.text import failures_of, parsed_alone, split_lines
 
 _NEAR = 4
 """How many names are tried in place of one that is gone."""
@@ -37,7 +37,7 @@ _MOST_NAMES, _LONGEST_NAME = 200, 80
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of an architecture's description after which the block is rewritten as before.
+    """A change of an architecture's description after which the part is rewritten as before.
 
     Attributes:
         before: the description now, as Python.
@@ -93,19 +93,20 @@ def diagnose(
     """
     outcome = finding.parts[part]
     line, text = finding.line, ""
-    definition = definition_of_forward(release, architecture.module, finding.class_name)
-    if isinstance(definition, Definition):
-        line = _line_of(definition, block, part) or finding.line
-        lines = split_lines(definition.text)
+    owner = owner_of_forward(release, architecture.module, finding.class_name)
+    if isinstance(owner, Owner):
+        line = _line_of(owner, block, part) or finding.line
+        lines = split_lines(owner.text)
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    expected = "a block that a rule knows"
-    wanted: tuple[Rule, ...] = _WHOLE[part]
+    expected = "a part that a rule knows"
+    wanted = _whole(part)
     if known is not None:
-        wanted = known.finding.parts[part].rules
-        expected = f"{_said(wanted)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
+        before = known.finding.parts[part].rules
+        wanted = (before,)
+        expected = f"{_said(before)}, as in {known.finding.release} ({known.finding.path}:{known.finding.line})"
     found = "; ".join(outcome.reasons) or _said(outcome.rules)
-    if outcome.absent and isinstance(definition, Definition):
-        found += f" (it calls {', '.join(_called(definition.entry.text)) or 'nothing of its own'})"
+    if outcome.absent and isinstance(owner, Owner):
+        found += f" (it calls {', '.join(_called(owner.entry.text)) or 'nothing of its own'})"
     try:
         with failures_of(finding.path, "no edit can be looked for"):
             edit = _find_edit(release, architecture, block, finding, part, wanted)
@@ -114,17 +115,21 @@ def diagnose(
     return Diagnosis(finding.path, line, finding.class_name, part, expected, found, text, edit)
 
 
-_WHOLE: dict[Part, tuple[Rule, ...]] = {"qkv": ("qkv-together",), "o": ("output-call",), "mlp": ("gated-mlp",)}
+def _whole(part: Part) -> tuple[tuple[RuleName, ...], ...]:
+    """What the sites of a part may be where nothing is known of it: one, of any rule that rewrites all of it."""
+    from patchkit.rewrite.rules.registry import rules_of  # imports libcst, as below
+
+    return tuple((rule.name,) for rule in rules_of(part) if rule.whole)
 
 
-def _said(rules: tuple[Rule, ...]) -> str:
+def _said(rules: tuple[RuleName, ...]) -> str:
     return f"rule {' + '.join(rules)}"
 
 
-def _line_of(definition: Definition, block: Block, part: Part) -> int | None:
+def _line_of(owner: Owner, block: Block, part: Part) -> int | None:
     """The line that the rewriter's reason points to."""
     try:
-        rewritten = definition.rewrite(block)
+        rewritten = owner.rewrite(block)
     except RewriteError:
         return None
     return next((skip.line for skip in rewritten.skips if skip.part == part and skip.line), rewritten.line)
@@ -139,37 +144,37 @@ def _find_edit(
     block: Block,
     finding: Finding,
     part: Part,
-    wanted: tuple[Rule, ...],
+    wanted: tuple[tuple[RuleName, ...], ...],
 ) -> Edit | None:
-    """The first of the candidates, nearest first, with which the part is rewritten by the rules that are wanted."""
+    """The first of the candidates, nearest first, with which the part is rewritten by one of the rules wanted."""
     candidates: Iterable[tuple[str, Block]]
     if not finding.line:
         candidates = itertools.islice(_renamed_classes(release, architecture, block), _MOST_TRIALS)
     else:
-        definition = definition_of_forward(release, architecture.module, finding.class_name)
-        if not isinstance(definition, Definition) or finding.class_name != block.class_name:
+        owner = owner_of_forward(release, architecture.module, finding.class_name)
+        if not isinstance(owner, Owner) or finding.class_name != block.class_name:
             return None
-        renamed = itertools.islice(_renamed_attributes(definition, block), _MOST_TRIALS)
+        renamed = itertools.islice(_renamed_attributes(owner, block), _MOST_TRIALS)
         candidates = ((architecture.module, candidate) for candidate in renamed)
     for module, candidate in candidates:
-        if _rules(release, module, candidate, part) == wanted:
+        if _rules(release, module, candidate, part) in wanted:
             return _edit(architecture, block, module, candidate)
     return None
 
 
-def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[Rule, ...] | None:
+def _rules(release: Release, module: str, block: Block, part: Part) -> tuple[RuleName, ...] | None:
     """By which rules a part of a described block is rewritten; None if something of it is left."""
-    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a block that drifted, and not before
+    from patchkit.rewrite.rewriter import rewrite  # imports libcst: needed for a part that drifted, and not before
 
-    definition = definition_of_forward(release, module, block.class_name)
-    if not isinstance(definition, Definition):
+    owner = owner_of_forward(release, module, block.class_name)
+    if not isinstance(owner, Owner):
         return None
-    entry = definition.entry
+    entry = owner.entry
     try:
         # The class alone: parsing the whole file would take most of the time of a trial.
         nested = "." in entry.name
         named = replace(block, class_name=entry.name)
-        rewritten = definition.rewrite(block) if nested else rewrite(entry.text, named)
+        rewritten = owner.rewrite(block) if nested else rewrite(entry.text, named)
     except RewriteError:
         return None
     if rewritten.skips:
@@ -208,9 +213,9 @@ def _text(release: Release, path: str) -> str:
         return ""
 
 
-def _renamed_attributes(definition: Definition, block: Block) -> Iterator[Block]:
+def _renamed_attributes(owner: Owner, block: Block) -> Iterator[Block]:
     """The block with other names for the attributes that ``forward`` does not call, the nearest names first."""
-    called = _called(definition.entry.text)
+    called = _called(owner.entry.text)
     roles = [role for role in _roles(block) if getattr(block, role) not in called]
     if isinstance(block, GatedMLP) and not block.gate_up and {"gate", "up"} <= set(roles):
         rest = [role for role in roles if role not in {"gate", "up"}]
@@ -247,8 +252,7 @@ def _roles(block: Block) -> tuple[str, ...]:
 def _called(class_source: str) -> list[str]:
     """Attributes of self that a class's methods call, in the order of the text; those of ``forward`` are among them."""
     try:
-        with failures_of("", "the class does not parse"):
-            tree = ast.parse(f"if 1:\n{class_source}" if class_source[:1].isspace() else class_source)
+        tree = ast.Module(parsed_alone(class_source), [])
     except RewriteError:
         return []
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))

@@ -1,7 +1,7 @@
 """What was found in which release, as a file: the one from which the matrix is made, and against which drift is judged.
 
 ``records.jsonl`` ships with the package: one JSON object a line for each class of each release, sorted by release, so
-that a new release is a block of new lines at the end and merges as such.
+that a new release adds lines at the end and merges as such.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from packaging.version import InvalidVersion, Version
 
 from patchkit.arch.spec import Part
 from patchkit.cache.storage import locked, write_whole
-from patchkit.check.static.examine import Finding, PartOutcome, Verdict, judge, key_of_finding
+from patchkit.check.static.findings import Finding, key_of_finding
+from patchkit.check.static.verdicts import PartOutcome, Verdict, judge
 from patchkit.errors import CacheError
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.sites import Rule
+from patchkit.rewrite.sites import RuleName
 from patchkit.trust.ledger import Key
 from patchkit.version import __version__
 
-SHIPPED = Path(__file__).with_name("records.jsonl")
+SHIPPED_RECORDS = Path(__file__).with_name("records.jsonl")
 """The records of the package."""
 
 
@@ -125,7 +126,7 @@ class Records:
         Raises:
             CacheError: it cannot be read, or a line is damaged; the line is named.
         """
-        path = path or SHIPPED
+        path = path or SHIPPED_RECORDS
         entries = []
         try:
             for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
@@ -205,7 +206,7 @@ def _class_of(finding: Finding) -> tuple[str, str, str]:
 
 def _rejudged(entries: Iterable[Record]) -> Iterator[Record]:
     """The records with verdicts, each judged against those before it; they come in the order of releases."""
-    last: dict[tuple[str, str, str, Part], tuple[Rule, ...]] = {}
+    last: dict[tuple[str, str, str, Part], tuple[RuleName, ...]] = {}
     for record in entries:
         verdicts: dict[Part, Verdict] = {}
         for part, outcome in record.finding.parts.items():

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from patchkit.arch.spec import Architecture
-from patchkit.cache import contents as cache
-from patchkit.cache.storage import prepare_cache, warn_once
-from patchkit.check.static.examine import Finding, examine, examine_named, unexaminable
+from patchkit.cache.contents import trim
+from patchkit.cache.storage import OUTCOMES, prepare_cache, warn_once
+from patchkit.check.static.findings import Finding, findings_named, findings_of, findings_of_lost
 from patchkit.errors import CacheError, PatchkitError, WorkerLostError
 from patchkit.processes.workers import WorkerKind, ask_all
 from patchkit.upstream.release import Release
@@ -55,13 +55,13 @@ def sweep(
     found: dict[int, list[Finding]] = {}
     if processes <= 1:
         for index, (release, architecture) in enumerate(pairs):
-            found[index] = examine(release, architecture)
+            found[index] = findings_of(release, architecture)
             progress(len(found), len(pairs))
     else:
         for index, findings in _in_processes(pairs, processes):
             found[index] = findings
             progress(len(found), len(pairs))
-    cache.trim(cache.OUTCOMES)
+    trim(OUTCOMES)
     return [finding for index in range(len(pairs)) for finding in found[index]]
 
 
@@ -71,7 +71,7 @@ def _in_processes(pairs: Sequence[tuple[Release, Architecture]], processes: int)
     for index, said in ask_all(kind, requests, processes):
         release, architecture = pairs[index]
         if isinstance(said, WorkerLostError):  # a parser is native code: what it reads may end its process
-            yield index, unexaminable(release, architecture.name, f"the process that read it died: {said}")
+            yield index, findings_of_lost(release, architecture.name, f"the process that read it died: {said}")
             continue
         found = pickle.loads(said)  # of a worker that runs patchkit alone, and nothing of a release
         if isinstance(found, PatchkitError):
@@ -86,6 +86,6 @@ def answer(request: bytes) -> bytes:
         The pickled findings, or the error that tells why there are none.
     """
     try:
-        return pickle.dumps(examine_named(*pickle.loads(request)))
+        return pickle.dumps(findings_named(*pickle.loads(request)))
     except PatchkitError as error:
         return pickle.dumps(error)

@@ -1,26 +1,27 @@
-"""Rule for gated MLPs: ``down(activation(gate(x)) * up(x))``, in however many statements it is written.
+"""A gated MLP: ``down(activation(gate(x)) * up(x))``, in however many statements it is written.
 
-The examples are bodies of ``forward(self, x, y)``; the tests run them.
+The call of down becomes ``self.apply_mlp(x)`` and the assignments to temporaries go. That moves calls down to where
+down stood, so nothing in between may be able to see it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import libcst as cst
 
-from patchkit.arch.spec import GatedMLP
+from patchkit.arch.spec import Block, GatedMLP, Part
 from patchkit.rewrite.dataflow import Temporaries, Value
-from patchkit.rewrite.edits import Plan, in_parentheses_of
-from patchkit.rewrite.parsed_method import APPLY_MLP, Method, ProjectionCall, one_positional
+from patchkit.rewrite.edits import Edits, in_parentheses_of
+from patchkit.rewrite.parsed_method import ParsedMethod, ProjectionCall, one_positional
 from patchkit.rewrite.passed_over import passed_over
-from patchkit.rewrite.rules.projections import plan_alone, why_not_rewritable
-from patchkit.rewrite.sites import Site, Skip
+from patchkit.rewrite.rules.rule import Rule
+from patchkit.rewrite.sites import Site
 from patchkit.rewrite.straight_line import (
+    Obstacle,
     Place,
-    Reason,
     Statement,
     place_of,
     statements,
@@ -36,7 +37,6 @@ VALID = (
     ),
     ("x = self.act_fn(self.gate_proj(x)) * self.up_proj(x)\nx = self.down_proj(x)", "x = self.apply_mlp(x)"),
 )
-"""Bodies before and after."""
 
 INVALID = (
     ("return self.down_proj(self.drop(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))", "`self.drop("),
@@ -52,7 +52,6 @@ INVALID = (
     ),
     ("g, z = self.gate_proj(x), y\nreturn self.down_proj(self.act_fn(g) * self.up_proj(x))", "also computes `z`"),
 )
-"""Bodies that compute something else or cannot be proven not to, and part of the reason."""
 
 
 @dataclass(frozen=True)
@@ -79,59 +78,50 @@ class _Match:
 
 
 class _NoMatchError(Exception):
-    """The dataflow is another one; carries the :class:`Reason`."""
+    """The dataflow is another one; carries the :class:`Obstacle`."""
 
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.text)
-        self.reason = reason
+    def __init__(self, obstacle: Obstacle) -> None:
+        super().__init__(obstacle.text)
+        self.obstacle = obstacle
 
 
-def plan_mlp(method: Method, block: GatedMLP, plan: Plan) -> None:
-    """Rule ``gated-mlp``, and ``call-alone`` for gate, up and down where it does not hold.
-
-    The call of down becomes ``self.apply_mlp(x)`` and the assignments to temporaries go. That moves calls down to
-    where down stood, so nothing in between may be able to see it.
-    """
-    calls = method.calls_of(*block.inputs, block.down)
-    if not calls:
-        names = " or ".join(f"`{method.self_name}.{name}`" for name in (*block.inputs, block.down))
-        plan.skips.append(Skip("mlp", f"absent: {names} is never called"))
-        return
+def _plan(method: ParsedMethod, block: Block, part: Part, edits: Edits) -> None:
+    assert isinstance(block, GatedMLP)  # no other block has this part
+    calls = edits.untaken(method.calls_of(*block.projections(part)))
     downs = [call for call in calls if call.name == block.down]
     if not downs:
-        reason = f"not a gated MLP: `{method.self_name}.{block.down}` is not called"
-        plan.skips.append(Skip("mlp", reason, method.line(calls[0].node)))
-    matches: list[_Match] = []
+        reason = f"not a gated MLP: {method.quote_of_self(block.down)} is not called"
+        edits.leave(calls, part, reason, method.line(calls[0].node))
+    first: _Match | None = None
     for down in downs:
         try:
             match = _Matcher(method, block, down).match()
-            if matches and match.order != matches[0].order:
+            first = first or match
+            if match.order != first.order:
                 text = f"{method.quote(down.node)} takes gate and up in another order than the MLP above it"
-                raise _NoMatchError(Reason(text, method.line(down.node)))
+                raise _NoMatchError(Obstacle(text, method.line(down.node)))
         except _NoMatchError as error:
-            plan.skips.append(Skip("mlp", f"not a gated MLP: {error.reason.text}", error.reason.line))
+            edits.leave([down], part, f"not a gated MLP: {error.obstacle.text}", error.obstacle.line)
         else:
-            matches.append(match)
-            _replace(method, down, match, plan)
-    done = {call.node for match in matches for call in match.calls}
-    plan_alone(method, "mlp", (call for call in calls if call.node not in done), plan)
+            _replace(method, part, down, match, edits)
 
 
-def _replace(method: Method, down: ProjectionCall, match: _Match, plan: Plan) -> None:
-    new = cst.parse_expression(f"{method.self_name}.{APPLY_MLP}({match.input})")
-    plan.replace[down.node] = partial(in_parentheses_of, new)
+def _replace(method: ParsedMethod, part: Part, down: ProjectionCall, match: _Match, edits: Edits) -> None:
+    new = cst.parse_expression(f"{method.self_name}.{RULE.method}({match.input})")
+    edits.replace[down.node] = partial(in_parentheses_of, new)
     place = place_of(method, down.node)
     if place is not None:
-        lines = statements(place.block)
-        plan.drop.update(lines[index] for index in match.drop)
+        lines = statements(place.suite)
+        edits.drop.update(lines[index] for index in match.drop)
     order, gate_first = match.order
-    plan.sites.append(Site("mlp", "gated-mlp", method.line(match.calls[0].node), order, gate_first, match.passed_over))
+    line = method.line(match.calls[0].node)
+    edits.take(match.calls, Site(part, RULE.name, line, order, gate_first, match.passed_over))
 
 
 class _Matcher:
     """Compares what one call of down is given with what a gated MLP gives it."""
 
-    def __init__(self, method: Method, block: GatedMLP, down: ProjectionCall) -> None:
+    def __init__(self, method: ParsedMethod, block: GatedMLP, down: ProjectionCall) -> None:
         self.method, self.block, self.down = method, block, down
         self.place = place_of(method, down.node)
         self.temporaries = Temporaries(method, self.place)
@@ -146,8 +136,8 @@ class _Matcher:
         Raises:
             _NoMatchError: it is none.
         """
-        if why := why_not_rewritable(self.method, self.down):
-            raise _NoMatchError(Reason(why, self.method.line(self.down.node)))
+        if why := self.method.why_not_rewritable(self.down):
+            raise _NoMatchError(Obstacle(why, self.method.line(self.down.node)))
         assert self.down.argument is not None
         product = self.temporaries.follow(self.down.argument, self.place.index if self.place else 0)
         factors = self._factors(product)
@@ -209,11 +199,11 @@ class _Matcher:
         if call is None or value.part is not None:
             self._fail(value)
         if not isinstance(call.argument, cst.Name):
-            raise _NoMatchError(self._reason(call.node, "takes something else than a variable"))
+            raise _NoMatchError(self._obstacle(call.node, "takes something else than a variable"))
         for other in self.sources:
             if cst.ensure_type(other.argument, cst.Name).value != call.argument.value:
                 text = f"takes another input than {self.method.quote(other.node)}"
-                raise _NoMatchError(self._reason(call.node, text))
+                raise _NoMatchError(self._obstacle(call.node, text))
         self.sources.append(call)
 
     def _result(self, gate_first: bool) -> _Match:
@@ -231,10 +221,10 @@ class _Matcher:
 
     def _kept(self, place: Place, drop: frozenset[int]) -> list[Statement]:
         """The statements from the first temporary to the down projection, without the temporaries."""
-        lines = statements(place.block)
+        lines = statements(place.suite)
         return [lines[index] for index in range(min(drop), place.index + 1) if index not in drop]
 
-    def _why_not_movable(self, kept: list[Statement], name: str) -> Reason | None:
+    def _why_not_movable(self, kept: list[Statement], name: str) -> Obstacle | None:
         """Why the calls cannot be evaluated where the down projection stands, without the temporaries.
 
         That gate, up and the new call read the same value of the input follows: a statement that stays must not bind
@@ -253,16 +243,16 @@ class _Matcher:
         node = value.expression
         return isinstance(node, cst.Call) and value.part is None and self.method.self_attribute(node.func) in names
 
-    def _reason(self, node: cst.CSTNode, text: str) -> Reason:
-        return Reason(f"{self.method.quote(node)} {text}", self.method.line(node))
+    def _obstacle(self, node: cst.CSTNode, text: str) -> Obstacle:
+        return Obstacle(f"{self.method.quote(node)} {text}", self.method.line(node))
 
     def _fail(self, value: Value) -> NoReturn:
         """Say what stands where the dataflow differs."""
         if value.part is not None:
-            raise _NoMatchError(self._reason(self.temporaries.statements()[value.index], "stands in between"))
+            raise _NoMatchError(self._obstacle(self.temporaries.statements()[value.index], "stands in between"))
         if isinstance(value.expression, cst.Name):
             raise _NoMatchError(self.temporaries.why_unfollowed(value.expression, value.index))
-        raise _NoMatchError(self._reason(value.expression, "stands in between"))
+        raise _NoMatchError(self._obstacle(value.expression, "stands in between"))
 
 
 def _split_in_two(expression: cst.BaseExpression) -> cst.BaseExpression | None:
@@ -286,3 +276,26 @@ def _integer(expression: cst.BaseExpression) -> int | None:
         inner = _integer(expression.expression)
         return None if inner is None else -inner
     return int(expression.value, 0) if isinstance(expression, cst.Integer) else None
+
+
+def _arguments(block: Block, site: Site) -> dict[str, Any]:
+    assert isinstance(block, GatedMLP)
+    return {
+        "inputs": block.inputs,
+        "down": block.down,
+        "activation": block.activation,
+        "order": site.calls,
+        "gate_first": site.gate_first,
+    }
+
+
+RULE = Rule(
+    name="gated-mlp",
+    parts=("mlp",),
+    whole=True,
+    valid=VALID,
+    invalid=INVALID,
+    plan=_plan,
+    method="apply_mlp",
+    arguments=_arguments,
+)

@@ -21,11 +21,11 @@ from torch import nn
 from patchkit.testing.parity import FP32_TOLERANCE, Findings, Inputs, Measurement, Run, compare_runs, run
 from patchkit.testing.random_state import preserved_random_state
 
-Patch = Callable[[nn.Module], object]
+Patcher = Callable[[nn.Module], object]
 """Patches a model in place and returns whatever it reports."""
 
-Revert = Callable[[nn.Module], object]
-"""Undoes a :data:`Patch`, in place."""
+Reverter = Callable[[nn.Module], object]
+"""Undoes a :data:`Patcher`, in place."""
 
 Scenario = Callable[[nn.Module, Inputs], Iterator[tuple[str, Run]]]
 """Yields (stage, run) pairs. May change the model: it gets a copy of its own."""
@@ -33,7 +33,7 @@ Scenario = Callable[[nn.Module, Inputs], Iterator[tuple[str, Run]]]
 # Parameters. Measured with the tiny models: 10 to 60 times faster in one thread of a busy machine with two cores.
 _SMALL_MODEL = 10_000_000
 
-Status = Literal["passed", "failed", "inapplicable"]
+CheckStatus = Literal["passed", "failed", "inapplicable"]
 
 
 class InapplicableError(Exception):
@@ -55,7 +55,7 @@ class CheckResult:
     """
 
     check: str
-    status: Status
+    status: CheckStatus
     findings: Findings = field(default_factory=Findings)
     reason: str = ""
     patch_result: object = None
@@ -97,8 +97,8 @@ class Case:
 
     model: nn.Module
     inputs: Inputs
-    patch: Patch
-    revert: Revert | None = None
+    patch: Patcher
+    revert: Reverter | None = None
     patch_result: object = None
     patched_modules: tuple[str, ...] = ()
 
@@ -135,7 +135,7 @@ class Check:
     judge: Judge
 
     def __call__(
-        self, model: nn.Module, inputs: Inputs, patch: Patch | None = None, *, revert: Revert | None = None
+        self, model: nn.Module, inputs: Inputs, patch: Patcher | None = None, *, revert: Reverter | None = None
     ) -> CheckResult:
         """Runs the check on copies of ``model``.
 
@@ -146,7 +146,7 @@ class Check:
             revert: default :func:`patchkit.revert` if ``patch`` is the default, else none.
 
         An exception of the patch or of the patched model is a failure of the check, with its traceback as problem.
-        So is a :func:`patchkit.apply` that changes no module. At which level the blocks run is the caller's to assert,
+        So is a :func:`patchkit.apply` that changes no module. At which level the parts run is the caller's to assert,
         on ``patch_result``.
         """
         own = patch is None
@@ -162,7 +162,7 @@ class Check:
                 findings = self.judge(case)
             if own and not case.patched_modules:
                 findings += Findings(problems=("patchkit.apply changed no module: nothing was tested",))
-            status: Status = "passed" if findings.passed else "failed"
+            status: CheckStatus = "passed" if findings.passed else "failed"
         except InapplicableError as error:
             status, findings, reason = "inapplicable", Findings(), str(error)
         except Exception:

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from patchkit.arch.registry import blocks_by_class
-from patchkit.arch.spec import Attention
 from patchkit.testing.checks.base import InapplicableError, scenario
 from patchkit.testing.parity import Inputs, Run, relative_error, run
 
@@ -59,7 +58,7 @@ def hooks(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Run]]:
 
 
 def _projections(model: nn.Module) -> dict[str, nn.Module]:
-    """The query or gate projection and the last one of the last attention and MLP block, and parts of an adapter."""
+    """The first and the last projection of the last block of each class, and the layers of their adapters."""
     known = blocks_by_class()
     found: dict[str, nn.Module] = {}
     for module in model.modules():
@@ -67,14 +66,14 @@ def _projections(model: nn.Module) -> dict[str, nn.Module]:
             _, block = known.get((cls.__module__, cls.__name__), (None, None))
             if block is None or block.tower != "text":
                 continue
-            first, last = (block.q, block.o) if isinstance(block, Attention) else (block.inputs[0], block.down)
+            first, *_, last = block.projections()
             found |= {f"{cls.__name__}.{projection}": getattr(module, projection) for projection in (first, last)}
             break
     inner = {
-        f"{name}.{part}": child
+        f"{name}.{path}": child
         for name, projection in found.items()
-        for part, child in projection.named_modules()
-        if part == "base_layer" or (part.startswith("lora_A.") and part.count(".") == 1)
+        for path, child in projection.named_modules()
+        if path == "base_layer" or (path.startswith("lora_A.") and path.count(".") == 1)
     }
     if not found:
         raise InapplicableError("no block of a registered architecture")

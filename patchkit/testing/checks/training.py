@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from patchkit.arch.registry import blocks_by_class
-from patchkit.arch.spec import GatedMLP
+from patchkit.arch.spec import Block
 from patchkit.testing.checks.base import InapplicableError, require_method, scenario
 from patchkit.testing.parity import (
     CURVE_TOLERANCE,
@@ -163,20 +163,20 @@ def mlp_input_shapes(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, Ru
     found = False
     for name, module, block in _gated_mlps(model.train()):
         found = True
-        width = getattr(module, block.inputs[0]).in_features
+        width = getattr(module, block.projections("mlp")[0]).in_features
         for stage, hidden_states in _block_inputs(width, next(module.parameters())).items():
             yield f"{name}, {stage}", _run_block(module, hidden_states)
     if not found:
         raise InapplicableError("no gated MLP of a registered architecture")
 
 
-def _gated_mlps(model: nn.Module) -> Iterator[tuple[str, nn.Module, GatedMLP]]:
+def _gated_mlps(model: nn.Module) -> Iterator[tuple[str, nn.Module, Block]]:
     known = blocks_by_class()
     for name, module in model.named_modules():
         # By base classes too: a patched module is an instance of a subclass.
         for cls in type(module).__mro__:
             _, block = known.get((cls.__module__, cls.__name__), (None, None))
-            if isinstance(block, GatedMLP):
+            if block is not None and "mlp" in block.parts:
                 yield name, module, block
                 break
 

@@ -1,10 +1,10 @@
-"""The words in which a verdict says what was wrong."""
+"""The words in which a trial says what was wrong."""
 
 from __future__ import annotations
 
 import pytest
 
-from patchkit.check.numeric.proving import Verdict
+from patchkit.check.numeric.proving import Trial
 from patchkit.testing.checks.base import CheckResult
 from patchkit.testing.parity import Findings
 
@@ -21,9 +21,9 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nRu
     ],
 )
 def test_of_a_traceback_the_last_line_that_says_something(problem: str, said: str) -> None:
-    assert Verdict.fault(CheckResult("forward", "failed", Findings(problems=(problem, "and more")))) == said
+    assert Trial.fault(CheckResult("forward", "failed", Findings(problems=(problem, "and more")))) == said
 
 
 def test_other_outcomes() -> None:
-    assert Verdict.fault(CheckResult("forward", "passed")) == ""
-    assert Verdict.fault(CheckResult("forward", "inapplicable", reason="no vision tower")) == "no vision tower"
+    assert Trial.fault(CheckResult("forward", "passed")) == ""
+    assert Trial.fault(CheckResult("forward", "inapplicable", reason="no vision tower")) == "no vision tower"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from patchkit.check.numeric.architectures import ArchitectureOutcome
+from patchkit.check.numeric.outcomes import ArchitectureOutcome
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static.drift import Diagnosis, Edit
-from patchkit.check.static.examine import Finding, PartOutcome
+from patchkit.check.static.findings import Finding
 from patchkit.check.static.records import Record
+from patchkit.check.static.verdicts import PartOutcome
 from patchkit.trust.ledger import Key, Proof
 from patchkit.upstream.release import Release
 

@@ -20,7 +20,7 @@ from patchkit.arch.registry import find
 from patchkit.check.results.formats import as_github, as_json, as_junit
 from patchkit.check.results.matrix import make_matrix, to_markdown
 from patchkit.check.results.matrix_html import to_html
-from patchkit.check.results.report import check_static
+from patchkit.check.run import check_static
 from patchkit.check.static.records import Records
 from patchkit.cli.check_table import print_report
 from patchkit.cli.console import SafeConsole, output_console
@@ -113,13 +113,13 @@ def test_the_command(
 @pytest.mark.parametrize("attack", ATTACKS, ids=ascii)
 def test_errors(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error is shown as one of ours, whatever it quotes."""
+    from patchkit.check import run
     from patchkit.errors import ReleaseError
-    from patchkit.upstream import releases
 
     def fail(*_: object, **__: object) -> None:
         raise ReleaseError(f"{attack} is no release")
 
-    monkeypatch.setattr(releases, "resolve", fail)
+    monkeypatch.setattr(run, "resolve", fail)
     result = CliRunner().invoke(app, ["check", "--static", "--arch", "llama"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert not controls(result.stderr)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import patchkit.check.static.records as records_module
 from patchkit.arch.registry import find
 from patchkit.check.results.proposal import read_proposal
-from patchkit.check.static.examine import examine
+from patchkit.check.static.findings import findings_of
 from patchkit.check.static.records import Records
 from patchkit.cli.main import app
 from patchkit.errors import ProposalError
@@ -37,7 +37,7 @@ def proposed(tmp_path: Path, known: Records) -> Path:
     """What an honest run leaves: a release in which the MLP changed, with one proof."""
     text = SMALL_LLAMA.replace("def forward(self, x):", "def forward(self, x, unused=None):")
     release = folder_release(tmp_path / "new", "5.91.0", {path_of("llama"): text})
-    records = known.with_findings(examine(release, find("llama")), "2026-01-03")
+    records = known.with_findings(findings_of(release, find("llama")), "2026-01-03")
     folder = tmp_path / "proposal"
     folder.mkdir()
     records.save(folder / "records.jsonl")
@@ -58,13 +58,13 @@ def test_what_an_honest_run_found_is_taken(proposed: Path, known: Records) -> No
 
 def test_what_ships_is_what_patchkit_would_have_written(tmp_path: Path) -> None:
     """Every line that is committed passes: the checks refuse nothing that honest runs write."""
-    for name, place in (("records.jsonl", records_module.SHIPPED), ("ledger.jsonl", ledger.SHIPPED)):
+    for name, place in (("records.jsonl", records_module.SHIPPED_RECORDS), ("ledger.jsonl", ledger.SHIPPED_LEDGER)):
         (tmp_path / name).write_bytes(place.read_bytes())
     (tmp_path / "watch.log").touch()
     found = read_proposal(tmp_path, Records(), {})
     assert len(found.findings) == len(Records.load().entries)
     keys = {record.key for record in Records.load().entries}
-    assert {proof.key for proof in found.proofs} == keys & set(read_proofs(ledger.SHIPPED))
+    assert {proof.key for proof in found.proofs} == keys & set(read_proofs(ledger.SHIPPED_LEDGER))
 
 
 def edit(name: str, **changes: Any) -> Callable[[Path], None]:
@@ -164,8 +164,8 @@ def test_verdicts_are_ours(proposed: Path, known: Records) -> None:
 
 
 def test_the_command(proposed: Path, known: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "SHIPPED", tmp_path / "records.jsonl")
-    monkeypatch.setattr(ledger, "SHIPPED", tmp_path / "ledger.jsonl")
+    monkeypatch.setattr(records_module, "SHIPPED_RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(ledger, "SHIPPED_LEDGER", tmp_path / "ledger.jsonl")
     known.save(tmp_path / "records.jsonl")
     arguments = ["adopt", str(proposed), "-o", str(tmp_path / "m.md"), "--body", str(tmp_path / "body.md")]
     result = CliRunner().invoke(app, arguments)

@@ -9,7 +9,7 @@ import pytest
 from synthetic_releases import folder_release, installed_source, path_of, records_of
 
 from patchkit.arch.registry import find
-from patchkit.check.results.report import check_static
+from patchkit.check.run import check_static
 
 QKV, OUTPUT, MLP = "LlamaAttention qkv", "LlamaAttention o", "LlamaMLP mlp"
 
@@ -165,7 +165,7 @@ def test_the_edit_repairs_it(kind: str, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from patchkit.arch.spec import Attention, GatedMLP
-    from patchkit.check.static.examine import examine
+    from patchkit.check.static.findings import findings_of
 
     report = verdicts(tmp_path, {path_of("llama"): changed(CASES[kind][0])}, "llama")
     (entry,) = (entry for entry in report.entries if entry.failed)
@@ -173,7 +173,7 @@ def test_the_edit_repairs_it(kind: str, tmp_path: Path) -> None:
     assert entry.diagnosis.edit is not None
     block = eval(entry.diagnosis.edit.after, {"Attention": Attention, "GatedMLP": GatedMLP})
     repaired = replace(find("llama"), blocks=(block,))
-    (finding,) = examine(entry.release, repaired)
+    (finding,) = findings_of(entry.release, repaired)
     assert finding.parts[entry.part].whole
 
 

@@ -11,17 +11,19 @@ from typer.testing import CliRunner
 
 from patchkit.arch.registry import find
 from patchkit.check.results.formats import explanation
-from patchkit.check.results.report import CheckReport, check_static
+from patchkit.check.results.report import CheckReport
+from patchkit.check.run import check_static
 from patchkit.check.static import sweep as sweep_module
-from patchkit.check.static.examine import Definition, definition_of_forward
+from patchkit.check.static.findings import Owner, owner_of_forward
 from patchkit.check.static.records import Records
 from patchkit.check.static.sweep import sweep
 from patchkit.cli.main import app
 from patchkit.errors import ReleaseError, RewriteError
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.upstream.classes import class_table
+from patchkit.upstream.method_text import MOST_NESTED, find_method
 from patchkit.upstream.releases import release_at
-from patchkit.upstream.source import MOST_NESTED, failures_of, find_method
+from patchkit.upstream.text import failures_of
 
 ATTENTION, MLP = SMALL_LLAMA.split("\n\n\n")
 ASSIGNMENT = "        key = self.k_proj(hidden_states)\n"
@@ -139,10 +141,10 @@ def test_repeated_and_circular_bases_are_each_looked_at_once(last: str, tmp_path
     release = folder_release(tmp_path, "5.91.0", {path_of("llama"): source})
     reads = []
     object.__setattr__(release, "read", lambda path: (reads.append(path), source)[1])
-    found = definition_of_forward(release, find("llama").module, "LlamaAttention")
+    found = owner_of_forward(release, find("llama").module, "LlamaAttention")
     assert len(reads) == 1
     if last:
-        assert isinstance(found, Definition)
+        assert isinstance(found, Owner)
         assert found.entry.name == "C3000"
     else:
         assert found == f"{path_of('llama')}:1: class LlamaAttention has no forward, and no base with one is found"
@@ -155,7 +157,7 @@ def test_bases_that_go_round_in_a_circle_of_modules(tmp_path: Path) -> None:
         for n in range(9)
     }
     release = folder_release(tmp_path, "5.91.0", files)
-    found = definition_of_forward(release, "transformers.models.m0.modeling_m0", "C")
+    found = owner_of_forward(release, "transformers.models.m0.modeling_m0", "C")
     assert found == "transformers/models/m0/modeling_m0.py:2: class C has no forward, and no base with one is found"
 
 
@@ -165,8 +167,8 @@ def test_the_first_base_from_the_left_that_has_forward_is_taken(tmp_path: Path) 
         "class D(A, B, C): pass\nclass E(D, C): pass\n"
     )
     release = folder_release(tmp_path, "5.91.0", {path_of("llama"): source})
-    found = definition_of_forward(release, find("llama").module, "E")
-    assert isinstance(found, Definition)
+    found = owner_of_forward(release, find("llama").module, "E")
+    assert isinstance(found, Owner)
     assert found.entry.name == "B"
 
 
@@ -262,7 +264,6 @@ def test_a_passing_failure_is_not_remembered(tmp_path: Path, monkeypatch: pytest
 def test_diff_names_the_file_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    import patchkit.cli.diff as diff_module
     from patchkit.arch import registry
 
     for name, content in (("bad", b"# \xff"), ("deep", MODULES["not"].encode()), ("fine", SMALL_LLAMA.encode())):
@@ -271,8 +272,7 @@ def test_diff_names_the_file_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name / "modeling.py").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
     known = {name: replace(find("llama"), name=name, module=f"{name}.modeling") for name in ("bad", "deep", "fine")}
-    for module in (registry, diff_module):
-        monkeypatch.setattr(module, "architectures", lambda: known)
+    monkeypatch.setattr(registry, "architectures", lambda: known)
     result = CliRunner().invoke(app, ["diff", "--arch", "*"])
     assert result.exit_code == 2
     errors = result.stderr.splitlines()

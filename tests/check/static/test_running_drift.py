@@ -10,9 +10,10 @@ from synthetic_releases import SMALL_LLAMA, folder_release, path_of
 
 from patchkit.arch.registry import find
 from patchkit.check.results.matrix import make_matrix
-from patchkit.check.results.report import check_static
-from patchkit.check.static.examine import Finding, PartOutcome, examine
+from patchkit.check.run import check_static
+from patchkit.check.static.findings import Finding, findings_of
 from patchkit.check.static.records import Record, Records
+from patchkit.check.static.verdicts import PartOutcome
 from patchkit.upstream.release import Release
 
 OUTCOMES = {
@@ -93,7 +94,7 @@ def test_check_says_drifted_in_every_release_until_it_is_mended(drifting: list[R
         said.append((entry.verdict, entry.since, entry.failed, report.failed))
         if entry.diagnosis:
             assert "as in 5.0.0 (" in entry.diagnosis.expected
-        records = records.with_findings(examine(release, find("llama")), "2026-01-01")
+        records = records.with_findings(findings_of(release, find("llama")), "2026-01-01")
     assert said == [
         ("rewritten", "", False, False),
         ("drifted", "5.0.0", True, True),
@@ -102,6 +103,6 @@ def test_check_says_drifted_in_every_release_until_it_is_mended(drifting: list[R
     ]
     assert list(map(str, make_matrix(records, {}).rows["llama"])) == ["○○○", "○○✗", "○○✗", "○○○"]
     together = check_static(
-        drifting[1:3], [find("llama")], Records().with_findings(examine(drifting[0], find("llama")), "d")
+        drifting[1:3], [find("llama")], Records().with_findings(findings_of(drifting[0], find("llama")), "d")
     )
     assert [entry.verdict for entry in together.entries if entry.part == "mlp"] == ["drifted", "drifted"]

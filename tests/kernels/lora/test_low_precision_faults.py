@@ -7,8 +7,7 @@ import torch
 from test_adapter_functions import ADAPTERS, TOTAL, errors_of
 
 from patchkit.testing import Result, RoundingErrors, rounding_floor
-from patchkit_kernels.lora import backward as project_backward
-from patchkit_kernels.lora import forward as project_module
+from patchkit_kernels.lora import backward, forward, low_rank
 from patchkit_kernels.lora import linear as lora_linear
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -20,14 +19,12 @@ def run(*args):
 
 
 def rounded(dtype):
-    """A function of tensors whose result was needlessly stored in another dtype in between."""
+    """A function of several results, each of which was needlessly stored in another dtype in between."""
 
     def wrap(function):
         def call(*args, **kwargs):
             result = function(*args, **kwargs)
-            if isinstance(result, dict):
-                return {key: value.to(dtype).to(value.dtype) for key, value in result.items()}
-            return result.to(dtype).to(result.dtype)
+            return [None if value is None else value.to(dtype).to(value.dtype) for value in result]
 
         return call
 
@@ -36,7 +33,7 @@ def rounded(dtype):
 
 def scaled(function):
     def call(*args, **kwargs):
-        return {key: value * 1.01 for key, value in function(*args, **kwargs).items()}
+        return [None if value is None else value * 1.01 for value in function(*args, **kwargs)]
 
     return call
 
@@ -52,13 +49,13 @@ def tf32(function):
 
 
 FAULTS = {
-    "t stored in bfloat16": ("reduce", rounded(BF16), [project_module, project_backward], FP32),
-    "t stored in float16": ("reduce", rounded(FP16), [project_module, project_backward], FP32),
-    "dA stored in bfloat16": ("_d_lora_a", rounded(BF16), [project_backward], FP32),
-    "dB stored in bfloat16": ("_d_lora_b", rounded(BF16), [project_backward], FP32),
-    "dB stored in float16": ("_d_lora_b", rounded(FP16), [project_backward], FP32),
-    "dB one hundredth too large": ("_d_lora_b", scaled, [project_backward], BF16),
-    "products of backward in TF32": ("_scaled_product", tf32, [project_backward], FP32),
+    "t stored in bfloat16": ("reduce", rounded(BF16), [forward, low_rank], FP32),
+    "t stored in float16": ("reduce", rounded(FP16), [forward, low_rank], FP32),
+    "dA stored in bfloat16": ("d_lora_a", rounded(BF16), [backward], FP32),
+    "dB stored in bfloat16": ("d_lora_b", rounded(BF16), [backward], FP32),
+    "dB stored in float16": ("d_lora_b", rounded(FP16), [backward], FP32),
+    "dB one hundredth too large": ("d_lora_b", scaled, [backward], BF16),
+    "products of backward in TF32": ("scaled_product", tf32, [low_rank], FP32),
 }
 
 

@@ -1,0 +1,145 @@
+"""Rows of the report: the level that each part of a module has, or would have with a given patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import Reason
+from patchkit.adapters.registry import read_projection
+from patchkit.arch.spec import Attention, Block, Part
+from patchkit.binding.classes import looked_up, patched_class
+from patchkit.binding.ownership import replaced_on_instance
+from patchkit.binding.patch import Patch, Refusal, replaced_since
+from patchkit.planning.survey import Candidate
+from patchkit.reporting import Row
+from patchkit.rewrite.rules.registry import rule_named
+from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
+from patchkit.runtime.dispatch import displaced
+from patchkit.runtime.layers import LAYER_KINDS
+from patchkit.runtime.levels import Level, Ready, adapted, input_of
+from patchkit.runtime.precision import AdapterPrecision
+
+NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
+NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
+
+_Told = tuple[Level, Reason, bool]
+"""Level, reason, and whether upstream is where the part belongs."""
+
+
+def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[Row]:
+    """One row for each part of a module.
+
+    Args:
+        candidate: the module.
+        outcome: the patch that it has or would get, or why it gets none, or None if none was asked for.
+    """
+    for part in candidate.parts:
+        yield Row(candidate.name, type(candidate.module).__name__, part, *_level(candidate, part, outcome))
+
+
+def _level(candidate: Candidate, part: Part, outcome: Patch | Refusal | None) -> _Told:
+    if outcome is not None and part not in outcome.parts:
+        return "upstream", f"switched off ({part}=False)", True
+    if isinstance(candidate.module, ModulesToSaveWrapper):
+        return "upstream", NOT_LORA, True
+    if outcome is None:
+        return "upstream", _why_not_patched(candidate, part), False
+    if isinstance(outcome, Refusal):
+        return "upstream", outcome.why(part), False
+    if candidate.block is None:
+        return _level_of_layer(candidate.module, part, outcome)
+    return _level_in_block(candidate, candidate.block, part, outcome)
+
+
+def _why_not_patched(candidate: Candidate, part: Part) -> Reason:
+    """Why a module has no patched class: another library owns it, its source is not one we rewrite, or nobody asked."""
+    if candidate.block is None:
+        return NOT_PATCHED
+    owner = replaced_on_instance(candidate.module)
+    if owner is not None:
+        return owner
+    possible = patched_class(type(candidate.module), candidate.block, frozenset({part}))
+    return possible.why(part) if isinstance(possible, Refusal) else NOT_PATCHED
+
+
+def _level_of_layer(module: nn.Module, part: Part, patch: Patch) -> _Told:
+    owner = replaced_since(patch)
+    replaced = replaced_on_instance(module) or (owner and f"its forward was replaced by {owner}")
+    if replaced is not None:  # by something that came after apply
+        return "upstream", replaced, False
+    found = LAYER_KINDS[part].choose(module, _input_of_layer(module, part), patch.precision, None)
+    return ("upstream", found, found == NO_ADAPTER) if isinstance(found, str) else ("fused", "", False)
+
+
+def _input_of_layer(module: nn.Module, part: Part) -> Tensor:
+    """An empty input like those that a layer is made for."""
+    if part != "embedding":
+        return stand_in([module])
+    base: Any = getattr(module, "base_layer", module)  # PEFT wraps the embedding, loralib's is one
+    return torch.empty(0, dtype=torch.int64, device=base.weight.device)
+
+
+def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch) -> _Told:
+    module = candidate.module
+    rules = {site.rule for site in patch.sites if site.part == part}
+    if not rules:
+        return "upstream", patch.why(part), False
+    # By something that came after apply.
+    owner = replaced_on_instance(module) or displaced(type(module), patch.original, patch.forward, looked_up(block))
+    if owner is not None:
+        return "upstream", owner, False
+    names = block.projections(part)
+    choice = _choose(module, block, names, patch.precision, candidate.fed)
+    if choice is None:
+        return "upstream", "it lacks a projection", False
+    return _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
+
+
+def _choose(
+    module: nn.Module, block: Block, names: Sequence[str], precision: AdapterPrecision, fed: bool
+) -> Choice | None:
+    """What the runtime would choose in training for an input like the ones the block is made for."""
+    modules = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
+    if len(modules) < len(names):
+        return None
+    with torch.enable_grad():
+        x = stand_in(modules).requires_grad_(fed)
+        if isinstance(block, Attention):
+            return choose_shared(modules, input_of(x, precision))
+        activation = getattr(module, block.activation, None)
+        return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, precision))
+
+
+def stand_in(modules: Sequence[nn.Module]) -> Tensor:
+    """An empty input of the width, dtype and device that the projections are made for."""
+    for module in modules:
+        projection = read_projection(module)
+        weight = getattr(module, "weight", None) if isinstance(projection, str) else projection.weight
+        if weight is not None and not isinstance(weight, Tensor):
+            dtype = weight.compute_dtype(torch.float32)
+            return torch.empty(0, weight.shape[1], dtype=dtype, device=weight.device, requires_grad=True)
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            features = getattr(module, "in_features", weight.shape[-1])
+            return torch.empty(0, features, dtype=weight.dtype, device=weight.device, requires_grad=True)
+    # Every projection is one that must be called: the reasons do not depend on the input.
+    return torch.empty(0, 0, device="cpu")
+
+
+def _explain(choice: Choice, names: Sequence[str], *, whole: bool, why: str) -> _Told:
+    """Level, reason, and whether upstream is where the block belongs."""
+    if choice.level == "fused" and whole:
+        return "fused", "", False
+    with_adapter = any(isinstance(reading, Ready) and adapted(reading) for reading in choice.readings)
+    reasons: dict[str, list[str]] = {}
+    for name, reading in zip(names, choice.readings, strict=True):
+        if isinstance(reading, str):
+            reasons.setdefault(reading, []).append(name)
+    text = "; ".join(f"{', '.join(found)}: {reason}" for reason, found in reasons.items())
+    text = text or (why if choice.level == "fused" else choice.reason or why)
+    level: Level = "linear" if with_adapter else "upstream"
+    return level, text, choice.reason in (NO_ADAPTER, NO_GRADIENT) and not reasons

@@ -1,0 +1,157 @@
+"""One look at every module of a model: what may be patched, and what is known of it before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from patchkit.adapters.formula import name_of
+from patchkit.adapters.protocol import Reason
+from patchkit.adapters.registry import EMBEDDING_READERS, carries_adapter, stands_for
+from patchkit.arch.discovery import Found, registered
+from patchkit.arch.registry import architectures
+from patchkit.arch.spec import Architecture, Block, Part
+from patchkit.binding.ownership import with_hint
+from patchkit.binding.patch import patch_of
+from patchkit.module_tree import children_of, named_modules, state_of
+
+
+class Candidate(NamedTuple):
+    """A module of a model that may be patched: a block, or an adapted layer that is patched where it stands.
+
+    Attributes:
+        name: its qualified name in the model.
+        module: the module.
+        parts: the parts of the model that it is, or holds.
+        block: the entry of the architecture file; None for a layer.
+        architecture: the architecture of that file; None for a layer.
+        fed: whether its input will require a gradient in training, as far as can be told without one.
+        owner: for a module of another library's class in the place of a block, the reason to leave it alone.
+    """
+
+    name: str
+    module: nn.Module
+    parts: tuple[Part, ...]
+    block: Block | None = None
+    architecture: Architecture | None = None
+    fed: bool = True
+    owner: Reason | None = None
+
+    @property
+    def found(self) -> Found:
+        """The same as the architecture's files know it; only of a block."""
+        assert self.block is not None
+        assert self.architecture is not None
+        return Found(self.name, self.module, self.architecture, self.block)
+
+    @classmethod
+    def of(cls, found: Found, *, fed: bool = True, owner: Reason | None = None) -> Candidate:
+        """A block that was found."""
+        return cls(found.name, found.module, found.block.parts, found.block, found.architecture, fed, owner)
+
+
+class Survey(NamedTuple):
+    """What one look at a model shows.
+
+    Attributes:
+        modules: every module with its qualified name, from the outside in.
+        candidates: blocks, then modules in the place of a block, then layers; each in the order of ``modules``.
+    """
+
+    modules: Sequence[tuple[str, nn.Module]]
+    candidates: tuple[Candidate, ...]
+
+
+def survey(model: nn.Module) -> Survey:
+    """Look at every module of a model once. Nothing of it is called but ``get_input_embeddings`` and its like."""
+    modules = tuple(named_modules(model))
+    fed = _fed_with_gradient([module for _, module in modules])
+    blocks = [Found(name, module, *entry) for name, module in modules if (entry := registered(type(module)))]
+    wanted = [found for found in blocks if _is_wanted(found) or patch_of(found.module) is not None]
+    candidates = [Candidate.of(found, fed=id(found.module) in fed) for found in wanted]
+    candidates += _displaced(modules, {id(found.module) for found in blocks})
+    candidates += _layers(modules)
+    return Survey(modules, tuple(candidates))
+
+
+def _is_wanted(found: Found) -> bool:
+    """Whether a block is to be patched: those of the text model are, of a vision tower those that carry adapters."""
+    return found.block.tower == "text" or carries_adapter(found.module)
+
+
+def _fed_with_gradient(modules: Sequence[nn.Module]) -> frozenset[int]:
+    """Identities of the modules whose input will require a gradient in training, as far as can be told without one.
+
+    What is trained comes before them: modules are registered in the order in which they run, with exceptions (norms)
+    that only ever leave one out. ``enable_input_require_grads`` makes it all of them.
+    """
+    if any("_require_grads_hook" in name for module in modules for name in state_of(module)):
+        return frozenset(map(id, modules))
+    fed, trained = set(), False
+    for module in modules:
+        if trained:
+            fed.add(id(module))
+        parameters = state_of(module).get("_parameters", {}).values()
+        trained = trained or any(parameter.requires_grad for parameter in parameters if parameter is not None)
+    return frozenset(fed)
+
+
+def _displaced(modules: Sequence[tuple[str, nn.Module]], blocks: Iterable[int]) -> Iterator[Candidate]:
+    """Modules that stand where upstream has a registered block, but are of another library's class.
+
+    Such a class has a block's projections and sits in a model of the block's architecture: Liger-Kernel's MLPs, where
+    it was applied before the model was made, or the classes of ``transformers.register_patch_mapping``.
+    """
+    present = {cls.__module__ for _, module in modules for cls in type(module).__mro__}
+    known = [
+        (architecture, block)
+        for architecture in architectures().values()
+        if architecture.module in present
+        for block in architecture.blocks
+    ]
+    for name, module in modules:
+        cls = type(module)
+        if id(module) in blocks or cls.__module__.startswith("transformers."):
+            continue
+        for architecture, block in known:
+            if children_of(module).keys() >= set(block.projections()):
+                found = Found(name, module, architecture, block)
+                if _is_wanted(found):
+                    reason = f"a {name_of(cls)} stands in place of {block.class_name} and owns the block"
+                    yield Candidate.of(found, owner=with_hint(reason, cls))
+                break
+
+
+def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
+    """Every embedding with an adapter, and every head with one.
+
+    An embedding or head that PEFT wraps in another way (another tuner, ``modules_to_save``) is found too.
+    """
+    embeddings = set(_asked_for(modules, "get_input_embeddings"))
+    heads = set(_asked_for(modules, "get_output_embeddings"))
+    for name, module in modules:
+        if stands_for(type(module)) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
+            yield Candidate(name, module, ("embedding",))
+        elif id(module) in heads and _is_adapted(module):
+            yield Candidate(name, module, ("head",))
+
+
+def _asked_for(modules: Sequence[tuple[str, nn.Module]], method: str) -> Iterator[int]:
+    """Identities of what the models inside a model name as their input or output embeddings."""
+    for _, module in modules:
+        getter = getattr(type(module), method, None)
+        if getter is None:
+            continue
+        try:
+            found = getter(module)
+        except Exception:  # a backbone has none and says so somehow; what is no model may want arguments, or fail
+            continue
+        # No isinstance, which would ask the answer for its class: it is only compared with the model's modules.
+        yield id(found)
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return isinstance(module, AuxiliaryTrainingWrapper) or carries_adapter(module)

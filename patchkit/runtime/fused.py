@@ -1,0 +1,10 @@
+"""The fused functions that the runtime calls, each looked up here at every call.
+
+So there is one place where they are counted, and where a test puts a fault.
+"""
+
+from patchkit_kernels.lora.embedding import lora_embedding
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
+from patchkit_kernels.lora.linear import lora_linear, lora_projections
+
+__all__ = ["lora_embedding", "lora_gated_mlp", "lora_linear", "lora_projections"]

@@ -1,0 +1,99 @@
+"""The ``forward`` of a layer of an adapter library that is patched where it stands: the embedding and the head.
+
+A token embedding and an ``lm_head`` are called by themselves and from many places: the model's forward, the multimodal
+model around it, whoever asks for ``model.get_input_embeddings()``. So no caller is rewritten. The adapter's own layer
+gets a subclass whose ``forward`` computes the fused function where that is equal, and calls upstream's where it is not.
+Hooks on the layer run as ever (above all the one that gradient checkpointing puts on the embedding), because
+``torch.nn.Module.__call__`` runs them, and the classes of the model around it stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import Reason
+from patchkit.adapters.registry import EMBEDDING_READERS, READERS
+from patchkit.runtime import fused
+from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
+from patchkit.runtime.choice import NO_ADAPTER
+from patchkit.runtime.embedding import call_embedding, choose_embedding
+from patchkit.runtime.levels import Ready, adapted, examine, input_of
+from patchkit.runtime.precision import AdapterPrecision
+from patchkit.runtime.replay import THEN_CALLED, Watched, is_for_hooks
+
+if TYPE_CHECKING:
+    from patchkit.arch.spec import Part
+
+ANOTHER_CALL: Reason = "it is called with other arguments, or its forward was replaced"
+
+
+class LayerKind(NamedTuple):
+    """What a layer of one part does at a call.
+
+    Attributes:
+        readers: of the classes that it can have.
+        choose: from the layer, its input ``[..., features]``, the precision and its reader: what is to be computed
+            fused, or why the layer's own ``forward`` must run.
+        compute: the output from the input and what was chosen.
+    """
+
+    readers: dict[type[nn.Module], Any]
+    choose: Callable[[nn.Module, Tensor, AdapterPrecision, Any], Any]
+    compute: Callable[[Tensor, Any], Tensor]
+
+
+def choose_head(module: nn.Module, x: Tensor, precision: AdapterPrecision, reader: Any = None) -> Ready | Reason:
+    """The tensors of an adapted projection for the input ``[..., in]``, or why its own ``forward`` must run."""
+    given = input_of(x, precision)
+    reading = given if isinstance(given, str) else examine(module, given, reader)
+    return NO_ADAPTER if isinstance(reading, Ready) and not adapted(reading) else reading
+
+
+def _compute_embedding(ids: Tensor, ready: Any) -> Tensor:
+    return call_embedding(ready, ids)
+
+
+def _compute_head(x: Tensor, ready: Any) -> Tensor:
+    return fused.lora_linear(x, *ready)
+
+
+LAYER_KINDS: dict[Part, LayerKind] = {
+    "embedding": LayerKind(EMBEDDING_READERS, choose_embedding, _compute_embedding),
+    "head": LayerKind(READERS, choose_head, _compute_head),
+}
+
+
+def make_layer_forward(cls: type[nn.Module], kind: LayerKind, precision: AdapterPrecision) -> Callable[..., Any]:
+    """A ``forward`` that tries a fused function, and runs the class's own where that is not equal, or was replaced.
+
+    Args:
+        cls: the library's class.
+        kind: of the part that the layer is.
+        precision: in which its adapters compute.
+    """
+    own, reader = cls.forward, kind.readers[cls]
+    choose, compute = kind.choose, kind.compute
+
+    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        unknown = args or kwargs or cls.forward is not own
+        ready = ANOTHER_CALL if unknown else choose(self, x, precision, reader)
+
+        def run(ready: Any) -> Any:
+            if isinstance(ready, Watched):
+                return watched(partial(run, ANOTHER_CALL), partial(run, ready.then), x.device)
+            return cls.forward(self, x, *args, **kwargs) if isinstance(ready, str) else compute(x, ready)
+
+        return as_in_forward(self, ready, run, _merge) if is_saved_by_hooks() else run(ready)
+
+    return forward
+
+
+def _merge(then: Any, now: Any) -> Any:
+    """What to make of a layer in a recomputation, see :mod:`patchkit.runtime.checkpointing`."""
+    if then is None or isinstance(then, str):
+        return THEN_CALLED
+    return Watched(then) if is_for_hooks(now) else now

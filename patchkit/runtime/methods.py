@@ -1,0 +1,178 @@
+"""The methods that rewritten code calls.
+
+Each is made for one class, from the names in its architecture and the order in which its source calls the projections
+(the order of dropout draws, kept whenever modules are called one by one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from patchkit.adapters.protocol import Reason
+from patchkit.runtime import fused
+from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
+from patchkit.runtime.choice import Choice, choose_mlp, choose_shared
+from patchkit.runtime.levels import Ready, adapted, examine, input_of
+from patchkit.runtime.precision import AdapterPrecision
+from patchkit.runtime.replay import Watched, merge_choices, merge_readings, replay
+
+
+def submodule(module: nn.Module, name: str) -> Any:
+    """``getattr(module, name)``, past the detours of ``nn.Module`` where it is a submodule as usual.
+
+    What the class has to say of that name is the concern of :mod:`patchkit.runtime.dispatch`.
+    """
+    state = module.__dict__
+    found: nn.Module | None = state["_modules"].get(name)
+    # A block has neither parameters nor buffers of its own, as a rule; they are found before a submodule.
+    if found is None or name in state or state["_parameters"] or state["_buffers"]:
+        return getattr(module, name)
+    return found
+
+
+def _call(module: nn.Module, x: Tensor, reading: Ready | Reason) -> Tensor:
+    """One projection alone: fused where it has an adapter that is understood, else the module itself."""
+    if isinstance(reading, Ready) and adapted(reading):
+        return fused.lora_linear(x, *reading)
+    if isinstance(reading, Watched):
+        ready: Ready = reading.then
+        return watched(partial(module, x), lambda: fused.lora_linear(x, *ready), x.device)
+    return module(x)  # type: ignore[no-any-return]
+
+
+def _apply_alone(module: nn.Module, x: Tensor, precision: AdapterPrecision) -> Tensor:
+    given = input_of(x, precision)
+    reading = given if isinstance(given, str) else examine(module, given)
+    if is_saved_by_hooks():
+        return as_in_forward(module, reading, partial(_call, module, x), merge_readings)
+    return _call(module, x, reading)
+
+
+def make_apply_linear(precision: AdapterPrecision) -> Callable[[Any, nn.Module, Tensor], Tensor]:
+    """The method ``apply_linear(module, x)``: ``module(x)``, fused if it is a projection with an adapter."""
+
+    def apply_linear(self: Any, module: nn.Module, x: Tensor) -> Tensor:
+        return _apply_alone(module, x, precision)
+
+    return apply_linear
+
+
+def make_apply_o(o: str, precision: AdapterPrecision) -> Callable[[Any, Tensor], Tensor]:
+    """The method ``apply_o(x)`` of a class whose output projection is the attribute ``o``."""
+
+    def apply_o(self: Any, x: Tensor) -> Tensor:
+        return _apply_alone(submodule(self, o), x, precision)
+
+    return apply_o
+
+
+def make_apply_qkv(
+    names: tuple[str, str, str], order: Sequence[str], precision: AdapterPrecision
+) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
+    """The method ``apply_qkv(x)`` of a class.
+
+    Args:
+        names: attribute names of the query, key and value projections.
+        order: the same names in the order in which upstream calls them.
+        precision: see :data:`patchkit.runtime.precision.AdapterPrecision`; likewise below.
+
+    Returns:
+        A method from ``[..., hidden]`` to query, key and value, in this order.
+    """
+    # Dropout is drawn in the order of calls.
+    calls = tuple(names.index(name) for name in order)
+    places = tuple(calls.index(i) for i in range(len(names)))
+
+    def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
+        modules = tuple([submodule(self, name) for name in names])
+        choice = choose_shared(modules, input_of(x, precision))
+        if is_saved_by_hooks():
+            return as_in_forward(self, choice, partial(replay, run, x, modules, choice), merge_choices)
+        return run(x, modules, choice)
+
+    def run(x: Tensor, modules: Sequence[nn.Module], choice: Choice) -> tuple[Tensor, ...]:
+        if choice.precision is not None:
+            in_order = [choice.readings[i].projection for i in calls]  # type: ignore[union-attr]
+            outputs = fused.lora_projections(x, in_order, choice.precision)
+            return tuple([outputs[place] for place in places])
+        called_one_by_one = [_call(modules[i], x, choice.readings[i]) for i in calls]
+        return tuple([called_one_by_one[place] for place in places])
+
+    return apply_qkv
+
+
+def make_apply_mlp(
+    inputs: Sequence[str],
+    down: str,
+    activation: str,
+    order: Sequence[str],
+    precision: AdapterPrecision,
+    *,
+    gate_first: bool,
+) -> Callable[[Any, Tensor], Tensor]:
+    """The method ``apply_mlp(x)`` of a class that computes ``down(activation(gate(x)) * up(x))``.
+
+    Args:
+        inputs: attribute names of the gate and up projections, or of the one that yields both.
+        down: attribute name of the down projection.
+        activation: attribute name of the activation.
+        order: the names of these modules in the order in which upstream calls them.
+        gate_first: for one joint projection: whether the first half of its output is the gate.
+    """
+    calls = tuple(inputs.index(name) for name in order if name in inputs)
+    # An activation may draw, and hooks may watch: it runs between the same calls as upstream.
+    before = sum(name in inputs for name in order[: order.index(activation)])
+    called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
+
+    def apply_mlp(self: Any, x: Tensor) -> Tensor:
+        modules = tuple([submodule(self, name) for name in inputs])
+        down_module, activation_module = submodule(self, down), submodule(self, activation)
+        choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
+        all_modules = (*modules, down_module, activation_module)
+        if is_saved_by_hooks():
+            again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
+            return as_in_forward(self, choice, again, merge_choices)
+        return run(x, all_modules, choice)
+
+    def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:
+        *modules, down_module, activation_module = all_modules
+        if choice.precision is not None and choice.activation is not None:
+            projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
+            return fused.lora_gated_mlp(
+                x,
+                [projections[i] for i in calls],
+                projections[-1],
+                choice.activation,
+                choice.precision,
+                gate_first=called_gate_first,
+            )
+        outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls[:before]}
+        if len(inputs) == 1:
+            gate, outputs[1] = _halves(outputs[0], gate_first)
+        else:
+            gate = outputs[0]
+        activated = activation_module(gate)
+        outputs |= {i: _call(modules[i], x, choice.readings[i]) for i in calls[before:]}
+        hidden = activated * outputs[1]
+        return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
+
+    return apply_mlp
+
+
+def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
+    """Gate and up of what one joint projection gives."""
+    first, second = output.chunk(2, dim=-1)
+    return (first, second) if gate_first else (second, first)
+
+
+METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "apply_linear": make_apply_linear,
+    "apply_o": make_apply_o,
+    "apply_qkv": make_apply_qkv,
+    "apply_mlp": make_apply_mlp,
+}
+"""What makes each method, by the name under which rewritten code calls it."""
