@@ -99,7 +99,7 @@ class Formula:
         In a graph that ``torch.compile`` makes, the answer is that of the time of tracing.
         """
         if torch.compiler.is_compiling():
-            found: str | None = _while_tracing(self)
+            found: str | None = self._while_tracing()
             return found
         return self.look_up()
 
@@ -120,6 +120,11 @@ class Formula:
         if self._after is not None and not self.held and self._after.intact():
             self._after._take_in(self)
         return None
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _while_tracing(self) -> str | None:
+        """A method, because before torch 2.9 an argument would have to be a constant."""
+        return self.look_up()
 
     def _take_in(self, guest: Formula) -> None:
         formulas = (self, *self._guests, guest)
@@ -148,9 +153,6 @@ class Formula:
 
 def _unknown() -> bool:
     return False
-
-
-_while_tracing = torch.compiler.assume_constant_result(Formula.look_up)  # type: ignore[no-untyped-call]
 
 
 def _find(owner: Owner, name: str, *, wanted: bool) -> _Place:

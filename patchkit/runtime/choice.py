@@ -66,7 +66,8 @@ def choose_mlp(
             same_width = same_width and width in (0, own)
             dtype, width = reading.precision.output, own
     features = width if width and same_width else _in_features(down)
-    last = examine(down, quick(Input, (features, dtype, *given[2:])))
+    _, _, *others = given  # and no slice, which torch.compile of torch 2.8 cannot take of a named tuple
+    last = examine(down, quick(Input, (features, dtype, *others)))
     readings += (last,)
     with_adapter = with_adapter or (type(last) is Ready and adapted(last))
     found = precision if type(last) is Ready and last.precision is precision else common_precision(readings)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import test_rule_examples as examples
 from edited_upstream import edited_llama, inputs, model_of
+from patchkit.check.static.examine import examine, judge
 from synthetic_releases import SMALL_LLAMA, folder_release, path_of
 
 import patchkit
@@ -19,7 +20,6 @@ from patchkit.arch.spec import Attention
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import PATCH
 from patchkit.check.static.drift import diagnose
-from patchkit.check.static.examine import examine, judge
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules import registry
 from patchkit.rewrite.rules.rule import Rule
