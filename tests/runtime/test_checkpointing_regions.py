@@ -98,6 +98,10 @@ def test_a_module_of_a_region_is_not_given_away() -> None:
 SAVES_ITS_OUTPUT = {"exp": torch.exp, "tanh": torch.tanh, "softmax": lambda x: x.softmax(-1), "sqrt": torch.sqrt}
 
 
+def beside_a_region(compute, x: torch.Tensor) -> torch.Tensor:
+    return watched(lambda: compute(x) * 1.0, lambda: None, x.device)
+
+
 @pytest.mark.parametrize("name", SAVES_ITS_OUTPUT)
 def test_what_is_computed_beside_a_region_can_go(name: str) -> None:
     """An operation that keeps its own output would keep itself alive, if what it keeps had its history."""
@@ -106,7 +110,7 @@ def test_what_is_computed_beside_a_region_can_go(name: str) -> None:
     gc.collect()
     gc.disable()
     try:
-        y = watched(lambda: SAVES_ITS_OUTPUT[name](x) * 1.0, lambda: None, x.device)
+        y = beside_a_region(SAVES_ITS_OUTPUT[name], x)
         del x
         assert there() is not None
         del y
