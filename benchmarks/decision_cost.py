@@ -108,7 +108,7 @@ def costs() -> list[Cost]:
 
 
 def main() -> None:
-    """Prints a table and, with ``--json``, writes the figures."""
+    """Print a table and, with ``--json``, write the figures."""
     from rich.console import Console
     from rich.table import Table
 

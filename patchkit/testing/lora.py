@@ -24,7 +24,7 @@ _CONTRIBUTION = 0.5
 
 
 def add_lora(model: PreTrainedModel, *, seed: int = 0, **lora_config: Any) -> PeftModel:
-    """Wraps the model with LoRA adapters whose contribution is half of the base layer's.
+    """Wrap the model with LoRA adapters whose contribution is half of the base layer's.
 
     Args:
         model: changed in place, as ``get_peft_model`` does. Global random state is left as it was.
@@ -52,7 +52,7 @@ def add_lora(model: PreTrainedModel, *, seed: int = 0, **lora_config: Any) -> Pe
 
 @torch.no_grad()
 def randomise_adapter(model: nn.Module, adapter: str = "default", *, seed: int = 0) -> None:
-    """Draws the weights of one adapter anew, such that it contributes.
+    """Draw the weights of one adapter anew, such that it contributes.
 
     A is [r, in] with entries of variance 1/in, so that A x is of order 1; B is [out, r] with entries such that
     scaling · B A x is about half of what the base layer gives. A bias of B gets entries of order 0.3; a DoRA magnitude

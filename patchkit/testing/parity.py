@@ -169,13 +169,13 @@ def collect_gradients(model: nn.Module) -> tuple[dict[str, Tensor], frozenset[st
 
 
 def clear_gradients(model: nn.Module) -> None:
-    """Sets every gradient to ``None``."""
+    """Set every gradient to ``None``."""
     for parameter in model.parameters():
         parameter.grad = None
 
 
 def compare_runs(reference: Run, candidate: Run, tolerance: float = FP32_TOLERANCE, *, stage: str = "") -> Findings:
-    """Compares every output and every gradient, and the sets of parameters that have one.
+    """Compare every output and every gradient, and the sets of parameters that have one.
 
     Args:
         reference: a run of the unpatched copy.
@@ -253,7 +253,7 @@ def _leaf(value: Any, watched: dict[str, Tensor], key: str) -> Any:
 
 @contextmanager
 def _watch_embeddings(model: nn.Module, watched: dict[str, Tensor]) -> Iterator[None]:
-    """Keeps the gradient of what the token embedding gives.
+    """Keep the gradient of what the token embedding gives.
 
     Handing in ``inputs_embeds`` instead would not do: multimodal models find image positions by token.
     """

@@ -70,7 +70,7 @@ class RoundingErrors:
     floor: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add_draw(self, name: str, results: Iterable[Result], summed: int = 0, *, each_relative: bool = False) -> None:
-        """Adds one draw of what goes by one name; nothing if the truth is zero.
+        """Add one draw of what goes by one name; nothing if the truth is zero.
 
         Args:
             name: of these results.

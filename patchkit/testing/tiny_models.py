@@ -270,7 +270,7 @@ def generator_for(name: str, seed: int) -> torch.Generator:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int = 0) -> None:
-    """Gives every parameter of a freshly built model a value of the order described at the top of this file.
+    """Give every parameter of a freshly built model a value of the order described at the top of this file.
 
     Args:
         model: parameters of any shape; written in place.

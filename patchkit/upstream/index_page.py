@@ -230,7 +230,7 @@ def _in_html(content: str, end: float) -> dict[str, str]:
     """PEP 503: each anchor is a file, and its fragment may be the hash."""
     found: dict[str, str] = {}
     starts = [match.start() for match in re.finditer(r"<a\s", content, re.IGNORECASE)]
-    for start, following in zip(starts, [*starts[1:], len(content)], strict=True):
+    for start, following in zip(starts, [*starts, len(content)][1:], strict=True):
         # One anchor at a time and of a bounded length: the parser takes quadratic time on some text.
         reader = _AnchorReader(found)
         reader.feed(content[start : min(following, start + _ANCHOR_LIMIT)])

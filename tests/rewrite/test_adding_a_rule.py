@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import test_rule_examples as examples
 from edited_upstream import edited_llama, inputs, model_of
-from patchkit.check.static.examine import examine, judge
 from synthetic_releases import SMALL_LLAMA, folder_release, path_of
 
 import patchkit
@@ -20,6 +19,8 @@ from patchkit.arch.spec import Attention
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import PATCH
 from patchkit.check.static.drift import diagnose
+from patchkit.check.static.findings import findings_of
+from patchkit.check.static.verdicts import judge
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules import registry
 from patchkit.rewrite.rules.rule import Rule
@@ -150,7 +151,7 @@ def edit_for_a_renamed_output(folder: Path) -> str | None:
     source = SMALL_LLAMA.replace("self.o_proj(attend(query, key, value))", "self.out(*(attend(query, key, value),))")
     release = folder_release(folder, "5.91.0", {path_of("llama"): source})
     llama = find("llama")
-    attention, _ = examine(release, llama)
+    attention, _ = findings_of(release, llama)
     assert attention.parts["o"].absent
     edit = diagnose(release, llama, llama.blocks[0], attention, "o", None).edit
     return edit.after if edit else None
@@ -169,7 +170,7 @@ def test_its_verdict(toy: Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATCHKIT_CACHE", str(tmp_path / "cache"))
     source = SMALL_LLAMA.replace("self.o_proj(attend(query, key, value))", "self.o_proj(*(attend(query, key, value),))")
     release = folder_release(tmp_path / "releases", "5.91.0", {path_of("llama"): source})
-    attention, _ = examine(release, find("llama"))
+    attention, _ = findings_of(release, find("llama"))
     outcome = attention.parts["o"]
     assert (outcome.rules, outcome.whole) == ((toy.name,), True)
     assert judge(outcome, ()) == judge(outcome, (toy.name,)) == "rewritten"

@@ -13,6 +13,7 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -78,8 +79,11 @@ def _patched_blocks(model: nn.Module) -> int:
 
 
 def _count_fused_calls(counts: Counter[str]) -> None:
-    """Counts calls of the fused functions from now on; a traced one counts once for each trace."""
+    """Count calls of the fused functions from now on; a traced one counts once for each trace."""
     from patchkit.testing.fused_calls import each_fused_call
 
-    # Entered and never left: the process ends with the tests.
-    each_fused_call(lambda name: counts.update([FUSED])).__enter__()
+    _open.enter_context(each_fused_call(lambda name: counts.update([FUSED])))
+
+
+_open = ExitStack()
+"""Held until the process ends with the tests."""

@@ -141,7 +141,7 @@ def differing(plain: Run, patched: Run) -> tuple[str, ...]:
 
 
 def compare(plain: Run, patched: Run, repeats: Sequence[tuple[Run, Run]] = ()) -> Comparison:
-    """Compares two runs test by test.
+    """Compare two runs test by test.
 
     Args:
         plain: without patchkit.
@@ -159,7 +159,7 @@ def compare(plain: Run, patched: Run, repeats: Sequence[tuple[Run, Run]] = ()) -
 
 
 def write(run: Run, path: Path) -> None:
-    """Writes a run as JSON."""
+    """Write a run as JSON."""
     path.write_text(json.dumps({test: asdict(outcome) for test, outcome in run.items()}))
 
 

@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Injects before any test module is imported."""
+    """Inject before any test module is imported."""
     counts: Counter[str] = Counter()
     if config.getoption("--peft-patched") and not _distributes(config):
         from tools.peft_suite.injection import inject
@@ -118,7 +118,7 @@ class _Recorder:
         self._run[report.nodeid] = Outcome(result, error, counts)
 
     def pytest_sessionfinish(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         write(self._run, self._path)
 
 

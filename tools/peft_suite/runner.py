@@ -48,7 +48,7 @@ class Suite:
     jobs: int
 
     def run(self, arguments: Sequence[str], *, patched: bool, name: str) -> dict[str, Outcome]:
-        """Runs the tests once, and passes pytest's progress through.
+        """Run the tests once, and pass pytest's progress through.
 
         Args:
             arguments: of pytest: files below ``tests/``, ``-k``, ...; all tests if there is none.
@@ -109,7 +109,7 @@ def _import_paths() -> list[str]:
 
 
 def check_source(source: Path) -> None:
-    """Checks that a folder has PEFT's tests.
+    """Make sure that a folder has PEFT's tests.
 
     Raises:
         SuiteError: it has not.

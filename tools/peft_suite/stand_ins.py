@@ -214,7 +214,7 @@ _QUOTES = ("ybelkada/english_quotes_copy", "Abirate/english_quotes")
 
 
 def write_stand_ins(home: Path) -> Iterator[tuple[StandIn, Exception | None]]:
-    """Builds the stand-ins one by one.
+    """Build the stand-ins one by one.
 
     Args:
         home: the folder to use as ``HF_HOME``.
@@ -233,7 +233,7 @@ def write_stand_ins(home: Path) -> Iterator[tuple[StandIn, Exception | None]]:
 
 
 def write_datasets(folder: Path) -> None:
-    """Writes the text data set that some tests train on, where ``datasets`` looks before it asks the hub.
+    """Write the text data set that some tests train on, where ``datasets`` looks before it asks the hub.
 
     Args:
         folder: the working directory of the tests; gets a folder for each of the data set's names.

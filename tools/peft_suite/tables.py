@@ -16,7 +16,7 @@ _LIMIT = 40
 
 
 def summary(comparison: Comparison) -> Table:
-    """Counts for each file. The columns from passed to xfailed count tests with that result in both runs."""
+    """The counts of each file. The columns from passed to xfailed count tests with that result in both runs."""
     from rich.table import Table
 
     table = Table(title="PEFT's tests, plain and patched", title_justify="left", show_footer=True)

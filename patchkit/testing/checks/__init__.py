@@ -47,7 +47,7 @@ def run_checks(
     revert: Reverter | None = None,
     names: Iterable[str] | None = None,
 ) -> list[CheckResult]:
-    """Runs the checks of these names, by default all, in the order of :data:`CHECKS`. None stops another.
+    """Run the checks of these names, by default all, in the order of :data:`CHECKS`. None stops another.
 
     Args:
         model: unpatched; left as it is.

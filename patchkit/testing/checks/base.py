@@ -137,7 +137,7 @@ class Check:
     def __call__(
         self, model: nn.Module, inputs: Inputs, patch: Patcher | None = None, *, revert: Reverter | None = None
     ) -> CheckResult:
-        """Runs the check on copies of ``model``.
+        """Run the check on copies of ``model``.
 
         Args:
             model: unpatched; left as it is.
@@ -184,7 +184,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(name: str, description: str) -> Callable[[Judge], Judge]:
-    """Registers a function from :class:`Case` to findings as a check."""
+    """Register a function from :class:`Case` to findings as a check."""
 
     def register(judge: Judge) -> Judge:
         CHECKS[name] = Check(name, description, judge)
@@ -194,7 +194,7 @@ def check(name: str, description: str) -> Callable[[Judge], Judge]:
 
 
 def scenario(name: str, description: str, *, tolerance: float = FP32_TOLERANCE) -> Callable[[Scenario], Scenario]:
-    """Registers a scenario as a check: in float32, every run within ``tolerance`` of upstream's."""
+    """Register a scenario as a check: in float32, every run within ``tolerance`` of upstream's."""
 
     def register(play: Scenario) -> Scenario:
         def judge(case: Case) -> Findings:
@@ -244,7 +244,7 @@ def run_upstream(model: nn.Module, inputs: Inputs, **options: Any) -> Run:
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Casts floating parameters in place, and leaves buffers, as ``from_pretrained(dtype=...)`` does."""
+    """Cast floating parameters in place, and leave buffers, as ``from_pretrained(dtype=...)`` does."""
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)

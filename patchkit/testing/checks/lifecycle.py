@@ -136,7 +136,7 @@ def isolation(case: Case) -> Findings:
 
 @check("revert", "after revert: the exact classes, nothing left behind, identical bits; and it can be patched again")
 def revert(case: Case) -> Findings:
-    """Needs a way to revert; inapplicable without."""
+    """A way to revert is needed; inapplicable without."""
     if case.revert is None:
         raise InapplicableError("no revert function was given")
     inputs = cast_inputs(case.inputs, torch.float32)

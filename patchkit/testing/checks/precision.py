@@ -50,7 +50,7 @@ class ErrorTally:
         self.errors = RoundingErrors()
 
     def add(self, truth: Run, upstream: Run, candidate: Run) -> None:
-        """Adds one draw: runs of the same weights and inputs, ``truth`` in float64 (or float32)."""
+        """Add one draw: runs of the same weights and inputs, ``truth`` in float64 (or float32)."""
         for name, tensors in _named_groups(truth).items():
             results = (Result(tensor, _lookup(upstream, key), _lookup(candidate, key)) for key, tensor in tensors)
             self.errors.add_draw(name, results)
