@@ -153,7 +153,7 @@ def _announce(model: nn.Module, report: Report) -> None:
     elif left := report.left:
         reasons = sorted({f"{row.module_class} {row.part}: {row.reason}" for row in left})
         warnings.warn(
-            f"{len(left)} of {len(report.rows)} blocks run at upstream level (equal, but no faster): "
+            f"{len(left)} of {len(report.rows)} parts run at upstream level (equal, but no faster): "
             f"{'; '.join(reasons)}. patchkit.report(model) has the details.",
             PatchkitWarning,
             stacklevel=3,

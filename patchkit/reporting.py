@@ -1,4 +1,4 @@
-"""Which level every block runs at, and why: what ``apply`` and ``report`` return."""
+"""Which level every part runs at, and why: what ``apply`` and ``report`` return."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from patchkit.arch.registry import architectures
 from patchkit.errors import NotPatchedError
+from patchkit.planning.row import Row
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from patchkit.arch.spec import Part
     from patchkit.planning.plan import Planned
     from patchkit.runtime.levels import Level
 
@@ -23,29 +23,8 @@ _PARTS = ("qkv", "o", "mlp", "embedding", "head")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One part of one module.
-
-    Attributes:
-        name: qualified name of the module in the model.
-        module_class: name of its upstream class.
-        part: ``qkv``, ``o``, ``mlp``, ``embedding`` or ``head``.
-        level: the level at which it would run now; at every call it is chosen anew.
-        reason: why it is not fused; empty if it is.
-        expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
-    """
-
-    name: str
-    module_class: str
-    part: Part
-    level: Level
-    reason: str = ""
-    expected: bool = False
-
-
-@dataclass(frozen=True)
 class Report:
-    """The levels of a model's blocks. Printed, it is a table with one line for equal rows.
+    """The levels of a model's parts. Printed, it is a table with one line for equal rows.
 
     Attributes:
         model_class: name of the model's class.
@@ -82,7 +61,7 @@ class Report:
         """
         if self.left or all(row.level == "upstream" for row in self.rows):
             raise NotPatchedError(
-                f"strict=True: these blocks would stay at upstream level, so nothing was changed.\n{self}"
+                f"strict=True: these parts would stay at upstream level, so nothing was changed.\n{self}"
             )
 
     @property

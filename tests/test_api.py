@@ -253,7 +253,7 @@ def test_strict_accepts_what_has_no_adapter(lora_model):
 
 def test_blocks_left_upstream_are_said_once(lora_model):
     _, model = lora_model(alora_invocation_tokens=[5])
-    with pytest.warns(PatchkitWarning, match="6 of 6 blocks run at upstream level") as caught:
+    with pytest.warns(PatchkitWarning, match="6 of 6 parts run at upstream level") as caught:
         patchkit.apply(model)
     assert len(caught) == 1
 

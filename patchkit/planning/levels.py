@@ -15,8 +15,8 @@ from patchkit.arch.spec import Attention, Block, Part
 from patchkit.binding.classes import looked_up, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, replaced_since
+from patchkit.planning.row import Row
 from patchkit.planning.survey import Candidate
-from patchkit.reporting import Row
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced

@@ -16,8 +16,8 @@ from patchkit.errors import MetaModelError, PatchkitError
 from patchkit.module_tree import state_of
 from patchkit.options import Options
 from patchkit.planning.levels import rows_of
+from patchkit.planning.row import Row
 from patchkit.planning.survey import Candidate, Survey
-from patchkit.reporting import Row
 
 
 @dataclass(frozen=True)

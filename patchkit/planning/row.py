@@ -1,0 +1,31 @@
+"""A row of the report: one part of one module, the level at which it runs, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchkit.arch.spec import Part
+    from patchkit.runtime.levels import Level
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of one module.
+
+    Attributes:
+        name: qualified name of the module in the model.
+        module_class: name of its upstream class.
+        part: ``qkv``, ``o``, ``mlp``, ``embedding`` or ``head``.
+        level: the level at which it would run now; at every call it is chosen anew.
+        reason: why it is not fused; empty if it is.
+        expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
+    """
+
+    name: str
+    module_class: str
+    part: Part
+    level: Level
+    reason: str = ""
+    expected: bool = False
