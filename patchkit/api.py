@@ -20,7 +20,7 @@ from patchkit.binding.swap import Classes, original_class, swap
 from patchkit.errors import NotAModelError, PatchkitWarning, RevertError
 from patchkit.module_tree import named_modules
 from patchkit.options import NamedOptions, checked, takes_options
-from patchkit.planning.plan import changes, current, plan
+from patchkit.planning.plan import class_changes, current, plan
 from patchkit.planning.survey import survey
 from patchkit.reporting import Report
 from patchkit.trust.policy import refused_before, trusted
@@ -76,7 +76,7 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     report = Report.of(model, plans)
     if chosen.strict:
         report.require()
-    swap(changes(plans))
+    swap(class_changes(plans))
     _announce(model, report)
     return report
 

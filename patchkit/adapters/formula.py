@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-Owner: TypeAlias = "type | ModuleType"
+Namespace: TypeAlias = "type | ModuleType"
 
 _ABSENT = object()
 # Through these ``module(x)`` reaches ``forward``, and a module its parts. What stands in nn.Module under another name:
@@ -35,9 +35,9 @@ class _Place(NamedTuple):
         wanted: whether something has to stand there, or nothing may.
     """
 
-    owner: Owner
+    owner: Namespace
     name: str
-    home: Owner
+    home: Namespace
     value: object
     wanted: bool
 
@@ -84,7 +84,7 @@ class Formula:
         self._absent = {owner: tuple(names.split()) for owner, names in (absent or {}).items()}
         self.intact: Callable[[], bool] = _unknown
         self._culprit: _Place | None = None
-        self._met: set[tuple[Owner, str]] = set()  # what is gone later was deleted
+        self._met: set[tuple[Namespace, str]] = set()  # what is gone later was deleted
 
     def __or__(self, other: Formula) -> Formula:
         """All functions of both, to be checked in one go."""
@@ -155,8 +155,8 @@ def _unknown() -> bool:
     return False
 
 
-def _find(owner: Owner, name: str, *, wanted: bool) -> _Place:
-    homes: tuple[Owner, ...] = owner.__mro__ if isinstance(owner, type) else (owner,)
+def _find(owner: Namespace, name: str, *, wanted: bool) -> _Place:
+    homes: tuple[Namespace, ...] = owner.__mro__ if isinstance(owner, type) else (owner,)
     home = next((home for home in homes if name in vars(home)), owner)
     return _Place(owner, name, home, vars(home).get(name, _ABSENT), wanted)
 
@@ -220,7 +220,7 @@ def _comparison(places: list[_Place], classes: list[type]) -> Callable[[], bool]
     long.
     """
     values: dict[str, object] = {f"class_{index}": vars(cls) for index, cls in enumerate(classes)}
-    homes: dict[int, tuple[Owner, dict[str, object]]] = {}
+    homes: dict[int, tuple[Namespace, dict[str, object]]] = {}
     for place in places:
         if place.wanted and place.home is not object:
             homes.setdefault(id(place.home), (place.home, {}))[1][place.name] = place.value

@@ -79,7 +79,7 @@ def _level_of_layer(module: nn.Module, part: Part, patch: Patch) -> _Told:
 def _input_of_layer(module: nn.Module, part: Part) -> Tensor:
     """An empty input like those that a layer is made for."""
     if part != "embedding":
-        return stand_in([module])
+        return _input_like([module])
     base: Any = getattr(module, "base_layer", module)  # PEFT wraps the embedding, loralib's is one
     return torch.empty(0, dtype=torch.int64, device=base.weight.device)
 
@@ -108,14 +108,14 @@ def _choose(
     if len(modules) < len(names):
         return None
     with torch.enable_grad():
-        x = stand_in(modules).requires_grad_(fed)
+        x = _input_like(modules).requires_grad_(fed)
         if isinstance(block, Attention):
             return choose_shared(modules, input_of(x, precision))
         activation = getattr(module, block.activation, None)
         return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, precision))
 
 
-def stand_in(modules: Sequence[nn.Module]) -> Tensor:
+def _input_like(modules: Sequence[nn.Module]) -> Tensor:
     """An empty input of the width, dtype and device that the projections are made for."""
     for module in modules:
         projection = read_projection(module)

@@ -62,7 +62,7 @@ def current(survey: Survey) -> list[Planned]:
     return [_examined(candidate, Options(), _as_it_is) for candidate in survey.candidates]
 
 
-def changes(plans: Iterable[Planned]) -> list[tuple[nn.Module, type[nn.Module]]]:
+def class_changes(plans: Iterable[Planned]) -> list[tuple[nn.Module, type[nn.Module]]]:
     """The modules that are to have another class than they have, with that class."""
     return [(one.candidate.module, one.target) for one in plans if type(one.candidate.module) is not one.target]
 

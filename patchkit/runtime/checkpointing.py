@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _python_dispatch
 
-Choice = TypeVar("Choice")
-Result = TypeVar("Result")
+_Choice = TypeVar("_Choice")
+_Result = TypeVar("_Result")
 Exchange: TypeAlias = Callable[[nn.Module, type], AbstractContextManager[Any]]
 
 _CHECKPOINT = "torch.utils.checkpoint"
@@ -79,10 +79,10 @@ def is_saved_by_hooks() -> bool:
 
 def as_in_forward(
     owner: nn.Module,
-    choice: Choice,
-    run: Callable[[Any], Result],
-    merge: Callable[[Any, Choice], Any],
-) -> Result:
+    choice: _Choice,
+    run: Callable[[Any], _Result],
+    merge: Callable[[Any, _Choice], Any],
+) -> _Result:
     """Run a block at the level that it had when the region around it was run first.
 
     Args:
@@ -120,7 +120,7 @@ def _region_of(pack: object) -> _Region | None:
     return None
 
 
-def watched(call: Callable[[], Result], save: Callable[[], object], device: torch.device) -> Result:
+def watched(call: Callable[[], _Result], save: Callable[[], object], device: torch.device) -> _Result:
     """Call modules for their values and hooks, and compute the fused function for what it saves.
 
     Args:

@@ -15,7 +15,7 @@ from patchkit_kernels.lora.call import AdapterNeeds, Call, Kept
 from patchkit_kernels.lora.low_rank import drop, reduce
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection, dense_weight, present, sum_dtype
 from patchkit_kernels.lora.stand_in import recalled
-from patchkit_kernels.lora.terms import add_dora, add_dora_dropout, add_lora
+from patchkit_kernels.lora.terms import add_dora_dropout_term, add_dora_term, add_lora_term
 from patchkit_kernels.ops.dropout import draw_mask, pack_mask
 
 
@@ -103,15 +103,15 @@ def _project(
     bias = None if projection.bias is None else projection.bias.to(y.dtype)
     for j, (adapter, entry) in enumerate(zip(adapters, made, strict=True)):
         if adapter.factor is None:
-            y = add_lora(y, present(entry.reduced), adapter, precision)
+            y = add_lora_term(y, present(entry.reduced), adapter, precision)
             continue
         if entry.mask is None:
             unbiased = y - bias if bias is not None and has_bias else y
-            y, direction = add_dora(unbiased, bias, adapter, entry, precision)
+            y, direction = add_dora_term(unbiased, bias, adapter, entry, precision)
         else:
             dropped = drop(flat.to(precision.lora), entry.mask, adapter, differentiable=differentiable)
             product = F.linear(dropped, dense_weight(projection).to(precision.lora)).to(y.dtype)
-            y, direction = add_dora_dropout(y, product, adapter, entry, precision)
+            y, direction = add_dora_dropout_term(y, product, adapter, entry, precision)
         has_bias, made[j] = True, entry._replace(direction=direction)
     return y.to(precision.output), made
 

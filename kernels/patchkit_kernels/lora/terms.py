@@ -16,7 +16,7 @@ from patchkit_kernels.lora.projection import Adapter, Precision, present
 from patchkit_kernels.lora.stand_in import recalled
 
 
-def add_lora(r: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
+def add_lora_term(r: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
     """``r + l = r + s (t B^T + c)``, in the buffer of r ``[tokens, out]`` if that may be (Hu et al. 2021, section 4.1).
 
     Args:
@@ -40,7 +40,7 @@ def lora_gradient(e: Tensor) -> TermGradient:
     return TermGradient(e, e)
 
 
-def add_dora(
+def add_dora_term(
     unbiased: Tensor, bias: Tensor | None, adapter: Adapter, made: Kept, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """``r + (g - 1) (r - b) + g l  =  b + g (u + l)`` with ``u = r - b`` (Liu et al. 2024, section 4.3).
@@ -66,7 +66,7 @@ def dora_gradient(e: Tensor, adapter: Adapter, direction: Tensor | None) -> Term
     return TermGradient(scaled, scaled, None, _d_factor(e, direction))
 
 
-def add_dora_dropout(
+def add_dora_dropout_term(
     r: Tensor, product: Tensor, adapter: Adapter, made: Kept, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """``r + (g - 1) u + g l  =  (r - u) + g (u + l)`` with ``u = d(x) W^T``, as PEFT has it where it drops.
@@ -94,7 +94,7 @@ def dora_dropout_gradient(e: Tensor, adapter: Adapter, direction: Tensor | None)
 
 def _direction(u: Tensor, adapter: Adapter, made: Kept, precision: Precision) -> Tensor:
     """``u + l``; the value that an earlier call kept, if one did, with the derivatives of this computation."""
-    return recalled(made.direction, add_lora(u, present(made.reduced), adapter, precision))
+    return recalled(made.direction, add_lora_term(u, present(made.reduced), adapter, precision))
 
 
 def _d_factor(e: Tensor, direction: Tensor | None) -> Tensor | None:
