@@ -69,10 +69,10 @@ def test_what_an_entry_says() -> None:
     make("sources/transformers-5.3.0.zip", 30, used=1e9 + 7)
     make(f"{ENVIRONMENT}.lock", 40, used=1.5e9)
     make(f"{LEDGER}.lock", 40)
-    assert cache.entries() == [cache.Entry(SOURCES, 3, 60, 1e9 + 9, cache.LIMITS[SOURCES])]
+    assert cache.entries() == [cache.CacheEntry(SOURCES, 3, 60, 1e9 + 9, cache.LIMITS[SOURCES])]
     make(f"{ENVIRONMENT}/a/b.py", 1, used=1e9 + 1)
     make(f"{ENVIRONMENT}/c.py", 2, used=1e9)
-    assert cache.entries()[0] == cache.Entry(ENVIRONMENTS, 2, 3, 1e9 + 1, None)
+    assert cache.entries()[0] == cache.CacheEntry(ENVIRONMENTS, 2, 3, 1e9 + 1, None)
 
 
 def test_there_need_be_no_cache() -> None:

@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: F401, looked up by name
 from torch import nn
 
 from patchkit.errors import RewriteError
-from patchkit.trust import key as identity
 from patchkit.trust.key import hash_of_class
 from patchkit.trust.outside import outside
 
@@ -202,9 +201,9 @@ def test_which_class_is_hashed(name, why):
 def test_each_way_in_which_a_source_does_not_parse(error, monkeypatch):
     """Which of them it is depends on the version of Python."""
 
-    def fail(source):
+    def fail(source, filename):
         raise error("utf-8", b"x", 0, 1, "no") if error is UnicodeDecodeError else error("no")
 
-    monkeypatch.setattr(identity, "parsed", fail)
+    monkeypatch.setattr("patchkit.upstream.classes.parsed", fail)
     with pytest.raises(RewriteError, match="the source does not parse: "):
         hash_of_class(f"# {error.__name__}", "A")
