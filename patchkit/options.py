@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from patchkit.arch.spec import Part
+from patchkit.arch.spec import PARTS, Part
 from patchkit.errors import UnknownOptionError
 from patchkit.runtime.precision import AdapterPrecision
 
 Trust = Literal["ledger", "verify", "always"]
 """``ledger``: bind what is proven. ``verify``: also what is verified on the spot. ``always``: bind without asking."""
-
-PARTS: tuple[Part, ...] = get_args(Part)
 
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": get_args(AdapterPrecision), "trust": get_args(Trust)}
 

@@ -9,6 +9,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from patchkit.arch.registry import architectures
+from patchkit.arch.spec import BLOCK_PARTS, PARTS
 from patchkit.errors import NotPatchedError
 from patchkit.planning.row import Row
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from patchkit.planning.plan import Planned
     from patchkit.runtime.levels import Level
-
-_PARTS = ("qkv", "o", "mlp", "embedding", "head")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Report:
     @property
     def has_blocks(self) -> bool:
         """Whether any row is of a block, and not of a layer that stands by itself."""
-        return any(row.part not in ("embedding", "head") for row in self.rows)
+        return any(row.part in BLOCK_PARTS for row in self.rows)
 
     def require(self) -> None:
         """Make sure that everything with an adapter is fused, and that something is.
@@ -74,7 +73,7 @@ class Report:
         """One line."""
         if not self.rows:
             return f"{self.model_class}: no supported block"
-        parts = [f"{part} {_counted(self.rows, part)}" for part in _PARTS if _counted(self.rows, part)]
+        parts = [f"{part} {_counted(self.rows, part)}" for part in PARTS if _counted(self.rows, part)]
         return f"{self.model_class}: {'; '.join(parts)}"
 
     def at(self, level: Level) -> tuple[Row, ...]:

@@ -35,7 +35,7 @@ from patchkit_kernels.lora.projection import Adapter, Projection
 
 # What every layer asks of itself, and where its parts are.
 LAYER = "forward _check_forward_args _cast_input_dtype disable_adapters merged active_adapters active_adapter"
-_SUBMODULES = "base_layer lora_A lora_B lora_dropout scaling lora_variant"
+_ATTRIBUTES = "base_layer lora_A lora_B lora_dropout scaling lora_variant"
 
 LORA = Formula(
     {
@@ -45,7 +45,7 @@ LORA = Formula(
         F: "linear dropout",
         nn.ModuleDict: "__getitem__ keys",
     },
-    {lora.Linear: _SUBMODULES},
+    {lora.Linear: _ATTRIBUTES},
 )
 FORMULA = LINEAR | LORA
 """What the readers of ``nn.Linear`` and of PEFT's layer over it stand for: asked about once per call of a block."""
@@ -269,6 +269,6 @@ def peft_library(quantised: dict[type[nn.Module], BaseReader], formula: Formula 
     for name in ("Linear4bit", "Linear8bitLt"):
         layer = getattr(lora, name, None)
         if layer is not None and formula is not None:
-            own = Formula({layer: f"{LAYER} get_base_layer"}, {layer: _SUBMODULES})
+            own = Formula({layer: f"{LAYER} get_base_layer"}, {layer: _ATTRIBUTES})
             readers[layer] = lora_reader(quantised, own | formula)
     return Library(readers, (BaseTunerLayer,), casts_input=True)

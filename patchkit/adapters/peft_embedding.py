@@ -19,7 +19,7 @@ from patchkit.adapters.protocol import Reason, interference, unfit_scaling
 from patchkit.adapters.scaled_embedding import is_scaled_embedding
 from patchkit_kernels.lora.embedding import EmbeddingAdapter, EmbeddingTable
 
-_PARTS = "base_layer lora_embedding_A lora_embedding_B scaling lora_variant input_fns output_fns"
+_ATTRIBUTES = "base_layer lora_embedding_A lora_embedding_B scaling lora_variant input_fns output_fns"
 _EMBEDDING = Formula(
     {
         # The patched class calls this forward, or computes what it computes.
@@ -29,7 +29,7 @@ _EMBEDDING = Formula(
         F: "embedding",
         nn.ParameterDict: "__getitem__ __contains__",
     },
-    {Embedding: _PARTS, nn.Embedding: "weight"},
+    {Embedding: _ATTRIBUTES, nn.Embedding: "weight"},
 )
 _DORA = Formula(
     {

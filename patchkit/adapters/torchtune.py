@@ -32,7 +32,7 @@ from patchkit.adapters.protocol import (
 )
 from patchkit_kernels.lora.projection import Adapter, Projection
 
-_PARTS = "weight bias lora_a lora_b dropout"
+_ATTRIBUTES = "weight bias lora_a lora_b dropout"
 _FORMULA = Formula(
     {
         LoRALinear: "forward",
@@ -42,7 +42,7 @@ _FORMULA = Formula(
         nn.Identity: "forward",
         F: "linear dropout",
     },
-    {LoRALinear: _PARTS, DoRALinear: f"{_PARTS} magnitude"},
+    {LoRALinear: _ATTRIBUTES, DoRALinear: f"{_ATTRIBUTES} magnitude"},
 )
 _LOOKED_UP = ("lora_a", "lora_b", "dropout", "magnitude", "_get_weight_norm")
 

@@ -7,10 +7,16 @@ so a file states only deviations.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 Part = Literal["qkv", "o", "mlp", "embedding", "head"]
-"""A part of a model that patchkit patches: an option of ``patchkit.apply``. A block holds the first three."""
+"""A part of a model that patchkit patches: an option of ``patchkit.apply``."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+"""Every part, in the order in which reports name them."""
+
+BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
+"""The parts that blocks hold: these are rewritten; the others are layers that are patched where they stand."""
 
 Tower = Literal["text", "vision"]
 """Where a block sits. Text blocks are patched always, vision blocks only where they carry adapters."""

@@ -42,7 +42,7 @@ class Patch:
 
     def why(self, part: Part) -> Reason:
         """Why something of a part was left as it was; empty if nothing was."""
-        return "; ".join(skip.reason for skip in self.skips if skip.part == part)
+        return _reasons(self.skips, part)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ class Refusal:
 
     def why(self, part: Part) -> Reason:
         """The reasons for a part, in one line."""
-        return "; ".join(skip.reason for skip in self.skips if skip.part == part)
+        return _reasons(self.skips, part)
+
+
+def _reasons(skips: Iterable[Skip], part: Part) -> Reason:
+    return "; ".join(skip.reason for skip in skips if skip.part == part)
 
 
 def patch_of(module: nn.Module) -> Patch | None:

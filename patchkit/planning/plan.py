@@ -136,7 +136,7 @@ def _check_loaded(survey: Survey) -> None:
     Raises:
         MetaModelError: all weights of all blocks are there.
     """
-    blocks = [one.name for one in survey.candidates if one.block is not None and one.owner is None]
+    blocks = {one.name for one in survey.candidates if one.block is not None and one.owner is None}
     weights, inside = [], None
     for name, module in survey.modules:
         if name in blocks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchkit.arch.spec import Block, Part
+from patchkit.arch.spec import BLOCK_PARTS, Block, Part
 from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rules.registry import rules, rules_of
@@ -10,15 +10,12 @@ from patchkit.rewrite.sites import Rewritten
 from patchkit.upstream.method_text import find_method
 from patchkit.upstream.text import failures_of
 
-ALL_PARTS: frozenset[Part] = frozenset({"qkv", "o", "mlp"})
-"""Every part of a model that can be rewritten."""
-
 
 def rewrite(
     source: str,
     block: Block,
     *,
-    only: frozenset[Part] = ALL_PARTS,
+    only: frozenset[Part] = frozenset(BLOCK_PARTS),
     method: str = "forward",
     filename: str = "<source>",
 ) -> Rewritten:

@@ -56,7 +56,7 @@ def choose_embedding(
     return lora if isinstance(lora, str) else ReadyEmbedding(table, lora)
 
 
-def call_embedding(ready: ReadyEmbedding, ids: Tensor) -> Tensor:
+def compute_embedding(ids: Tensor, ready: ReadyEmbedding) -> Tensor:
     """``[..., hidden]`` for ids ``[...]``."""
     table, norm = ready.table, None
     if table.magnitude is not None:

@@ -20,7 +20,7 @@ from patchkit.adapters.registry import EMBEDDING_READERS, READERS
 from patchkit.runtime import fused
 from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.choice import NO_ADAPTER
-from patchkit.runtime.embedding import call_embedding, choose_embedding
+from patchkit.runtime.embedding import choose_embedding, compute_embedding
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import THEN_CALLED, Watched, is_for_hooks
@@ -53,16 +53,12 @@ def choose_head(module: nn.Module, x: Tensor, precision: AdapterPrecision, reade
     return NO_ADAPTER if isinstance(reading, Ready) and not adapted(reading) else reading
 
 
-def _compute_embedding(ids: Tensor, ready: Any) -> Tensor:
-    return call_embedding(ready, ids)
-
-
-def _compute_head(x: Tensor, ready: Any) -> Tensor:
+def _compute_head(x: Tensor, ready: Ready) -> Tensor:
     return fused.lora_linear(x, *ready)
 
 
 LAYER_KINDS: dict[Part, LayerKind] = {
-    "embedding": LayerKind(EMBEDDING_READERS, choose_embedding, _compute_embedding),
+    "embedding": LayerKind(EMBEDDING_READERS, choose_embedding, compute_embedding),
     "head": LayerKind(READERS, choose_head, _compute_head),
 }
 

@@ -22,7 +22,7 @@ from patchkit.upstream.text import NOT_PARSED, failures_of, parsed, place, split
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.ClassDef | Function
 
-_PARTS = ("body", "cases", "handlers", "orelse", "finalbody")
+_SUITES = ("body", "cases", "handlers", "orelse", "finalbody")
 """The fields in which a statement holds others, in the order of the text: ``cases`` of ``match``, and so on."""
 
 
@@ -52,8 +52,8 @@ def definitions(body: Iterable[ast.AST], *, certain: bool = True) -> Iterator[De
         if isinstance(node, Definition):
             yield Defined(node, certain)
         else:
-            for part in _PARTS:
-                yield from definitions(getattr(node, part, ()), certain=False)
+            for suite in _SUITES:
+                yield from definitions(getattr(node, suite, ()), certain=False)
 
 
 def namesakes(body: Iterable[ast.AST]) -> dict[str, list[Defined]]:

@@ -27,7 +27,6 @@ from patchkit.binding.swap import swap
 from patchkit.check.numeric.outcomes import Status
 from patchkit.planning.levels import rows_of
 from patchkit.planning.survey import Candidate
-from patchkit.rewrite.rewriter import ALL_PARTS
 from patchkit.testing import CheckResult, Findings, Inputs, Patcher, Reverter, run_checks
 from patchkit.testing.checks.precision import TOTALS
 from patchkit.trust.key import key_of
@@ -126,7 +125,7 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
         cls = type(found.module)
         if cls in subjects or cls in left or (found.block.tower == "vision" and not carries_adapter(found.module)):
             continue
-        key, patched = key_of(cls, found.module), patched_class(cls, found.block, ALL_PARTS)
+        key, patched = key_of(cls, found.module), patched_class(cls, found.block, frozenset(found.block.parts))
         if isinstance(patched, Refusal):
             left[cls] = "; ".join(sorted({skip.reason for skip in patched.skips}))
         elif isinstance(key, str):

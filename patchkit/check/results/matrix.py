@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from patchkit.arch.registry import architectures
-from patchkit.arch.spec import Part
+from patchkit.arch.spec import BLOCK_PARTS, Part
 from patchkit.check.static.records import Record, Records
 from patchkit.check.static.verdicts import Verdict
 from patchkit.escaping import markdown
@@ -43,9 +43,6 @@ RELEASES = (
     "5.23.0",
 )
 """The releases of the matrix: the last patch release of every minor one, of transformers 5 of every other one."""
-
-BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
-"""In the order of a cell."""
 
 SYMBOLS: dict[Verdict, tuple[str, str]] = {
     "rewritten": ("●", "○"),

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.check.results.matrix import BLOCK_PARTS, MEANINGS, SYMBOLS, Cell, Matrix
+from patchkit.arch.spec import BLOCK_PARTS
+from patchkit.check.results.matrix import MEANINGS, SYMBOLS, Cell, Matrix
 from patchkit.check.static.changes import rewritten_method
 from patchkit.check.static.records import Record
 from patchkit.escaping import json_in_html
