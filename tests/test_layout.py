@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def test_kernels_is_not_a_package_here():
     assert {path.name for path in (ROOT / "kernels").iterdir() if not path.name.startswith(("__", "."))} == {
         "patchkit_kernels"
     }
+
+
+def test_each_test_file_has_a_name_of_its_own():
+    """pytest imports a test file by its base name: the second one of a name is not collected."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, files in names.items() if files > 1] == []
 
 
 def test_the_packages_are_typed():
