@@ -20,7 +20,7 @@ from patchkit.binding.swap import Classes, original_class, swap
 from patchkit.errors import NotAModelError, PatchkitWarning, RevertError
 from patchkit.module_tree import named_modules
 from patchkit.options import NamedOptions, checked, takes_options
-from patchkit.planning.plan import class_changes, current, plan
+from patchkit.planning.plan import class_changes, current, plan, with_current_layers, with_layers
 from patchkit.planning.survey import survey
 from patchkit.reporting import Report
 from patchkit.trust.policy import refused_before, trusted
@@ -29,12 +29,19 @@ from patchkit.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from patchkit.runtime.levels import Level
+
 logger = logging.getLogger("patchkit")
+
+_LESS_THAN_FUSED: tuple[tuple[Level, str], ...] = (
+    ("upstream", "run at upstream level (equal, but no faster)"),
+    ("alone", "run layer by layer"),
+)
 
 
 @takes_options
 def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
-    """Patch the attention projections, gated MLPs, adapted embedding and adapted head of a model, in place.
+    """Patch the attention projections, gated MLPs and adapted layers of a model, in place.
 
     Outputs, losses and gradients stay those of the unpatched model up to rounding. What cannot be proven equal keeps
     running upstream's code, and the report says why. Levels are chosen at every call, so adapters may be added,
@@ -45,6 +52,7 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         qkv: patch the query, key and value projections.
         o: patch the attention output projection.
         mlp: patch the gated MLP.
+        linear: patch every adapted linear layer that no block holds, wherever it sits.
         embedding: patch the token embedding, if it has an adapter.
         head: patch the output embedding (``lm_head``), if it has an adapter.
         strict: raise, before anything is changed, if a part would stay at upstream level although it has an adapter,
@@ -55,8 +63,8 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         trust: which source of upstream may be patched. ``"ledger"``: only classes whose source is proven, in the ledger
             that ships with patchkit or in the user's. ``"verify"``: an unknown one (a new release, remote code, a
             locally edited file) is verified on a tiny instance first, which takes about a second once and is then
-            remembered. ``"always"``: every one. Embedding and head keep upstream's ``forward`` around them: nothing
-            of theirs is asked.
+            remembered. ``"always"``: every one. Layers that are patched where they stand (linear, embedding, head)
+            keep upstream's code around them: nothing is asked of it.
         **options: those above; another one is an error with a hint.
 
     Returns:
@@ -71,8 +79,9 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     """
     _check_model(model)
     chosen = checked(options)
-    plans = plan(survey(model), chosen)
-    plans = trusted(model, plans, chosen.trust)
+    seen = survey(model)
+    blocks = trusted(model, plan(seen, chosen), chosen.trust)
+    plans = with_layers(seen, blocks, chosen)
     report = Report.of(model, plans)
     if chosen.strict:
         report.require()
@@ -133,7 +142,8 @@ def report(model: nn.Module) -> Report:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.
     """
     _check_model(model)
-    return Report.of(model, refused_before(current(survey(model))))
+    seen = survey(model)
+    return Report.of(model, with_current_layers(seen, refused_before(current(seen))))
 
 
 def _check_model(model: object) -> None:
@@ -148,22 +158,23 @@ def _check_model(model: object) -> None:
 def _announce(model: nn.Module, report: Report) -> None:
     """Log what was patched, and warn of what has an adapter and was not."""
     logger.info("patchkit %s: %s", __version__, report.summary)
-    if not report.has_blocks:
-        warnings.warn(_unsupported(model, report), PatchkitWarning, stacklevel=3)
-    elif left := report.left:
-        reasons = sorted({f"{row.module_class} {row.part}: {row.reason}" for row in left})
-        warnings.warn(
-            f"{len(left)} of {len(report.rows)} parts run at upstream level (equal, but no faster): "
-            f"{'; '.join(reasons)}. patchkit.report(model) has the details.",
-            PatchkitWarning,
-            stacklevel=3,
-        )
+    if not report.rows:
+        warnings.warn(_unsupported(model), PatchkitWarning, stacklevel=3)
+    for level, what in _LESS_THAN_FUSED:
+        rows = [row for row in report.at(level) if not row.expected]
+        if rows:
+            reasons = sorted({f"{row.module_class} {row.part}: {row.reason}" for row in rows})
+            warnings.warn(
+                f"{len(rows)} of {len(report.rows)} parts {what}: {'; '.join(reasons)}. "
+                "patchkit.report(model) has the details.",
+                PatchkitWarning,
+                stacklevel=3,
+            )
 
 
-def _unsupported(model: nn.Module, report: Report) -> str:
-    done = "only its adapted embedding and head are" if report.rows else "nothing was"
+def _unsupported(model: nn.Module) -> str:
     return (
-        f"{type(model).__module__}.{type(model).__qualname__} has no block that patchkit knows; {done} changed "
-        f"and the model runs as before. Supported architectures: {', '.join(architectures())}. "
-        "CONTRIBUTING.md says how to add one."
+        f"{type(model).__module__}.{type(model).__qualname__} has no layer with an adapter and no block that patchkit "
+        "knows; nothing was changed and the model runs as before. Add adapters first, for instance with "
+        f"peft.get_peft_model. Without adapters, these are patched: {', '.join(architectures())}."
     )

@@ -25,6 +25,7 @@ class Options:
     qkv: bool = True
     o: bool = True
     mlp: bool = True
+    linear: bool = True
     embedding: bool = True
     head: bool = True
     strict: bool = False
@@ -44,6 +45,7 @@ class NamedOptions(TypedDict, total=False):
     qkv: bool
     o: bool
     mlp: bool
+    linear: bool
     embedding: bool
     head: bool
     strict: bool

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import BLOCK_PARTS, PARTS
 from patchkit.errors import NotPatchedError
+from patchkit.escaping import one_line
 from patchkit.planning.row import Row
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
     from torch import nn
 
     from patchkit.planning.plan import Planned
@@ -39,18 +40,18 @@ class Report:
     def of(cls, model: nn.Module, plans: Iterable[Planned]) -> Report:
         """What plans say of a model's parts."""
         rows = tuple(row for plan in plans for row in plan.rows)
-        notes = () if rows else (f"supported: {', '.join(architectures())}",)
+        if not rows:
+            notes: tuple[str, ...] = (f"supported: {', '.join(architectures())}, and adapted layers in any model",)
+        elif all(row.part not in BLOCK_PARTS for row in rows):
+            notes = ("no block of it is known, so each adapted layer runs alone, where it stands",)
+        else:
+            notes = ()
         return cls(type(model).__name__, rows, notes)
 
     @property
     def left(self) -> tuple[Row, ...]:
         """The rows of what runs at upstream level although it has an adapter."""
         return tuple(row for row in self.at("upstream") if not row.expected)
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether any row is of a block, and not of a layer that stands by itself."""
-        return any(row.part in BLOCK_PARTS for row in self.rows)
 
     def require(self) -> None:
         """Make sure that everything with an adapter is fused, and that something is.
@@ -72,7 +73,7 @@ class Report:
     def summary(self) -> str:
         """One line."""
         if not self.rows:
-            return f"{self.model_class}: no supported block"
+            return f"{self.model_class}: no supported block and no adapted layer"
         parts = [f"{part} {_counted(self.rows, part)}" for part in PARTS if _counted(self.rows, part)]
         return f"{self.model_class}: {'; '.join(parts)}"
 
@@ -80,17 +81,21 @@ class Report:
         """The rows of one level."""
         return tuple(row for row in self.rows if row.level == level)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=self.summary, caption="\n".join(self.notes) or None, title_justify="left")
+        table = Table()
         for column in ("module class", "part", "count", "level", "reason"):
             table.add_column(column, justify="right" if column == "count" else "left")
         groups = Counter((row.module_class, row.part, row.level, row.reason) for row in self.rows)
-        colour = {"fused": "green", "linear": "yellow", "upstream": "red"}
+        colour = {"fused": "green", "alone": "yellow", "upstream": "red"}
         for (module_class, part, level, reason), count in groups.items():
-            table.add_row(module_class, part, str(count), f"[{colour[level]}]{level}[/]", reason)
-        return table
+            shown, why = escape(one_line(module_class)), escape(one_line(reason))
+            table.add_row(shown, part, str(count), f"[{colour[level]}]{level}[/]", why)
+        above, *below = (f"[italic]{escape(one_line(text))}[/]" for text in (self.summary, *self.notes))
+        return Group(above, *([table] if groups else []), *below)
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -197,10 +197,12 @@ def test_not_a_model(function, thing, said):
 def test_a_model_with_no_supported_block():
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
     before = classes(model)
-    with pytest.warns(PatchkitWarning, match="GPT2LMHeadModel has no block that patchkit knows.*llama"):
+    with pytest.warns(
+        PatchkitWarning, match="GPT2LMHeadModel has no layer with an adapter and no block .*get_peft_model.*llama"
+    ):
         report = patchkit.apply(model)
     assert report.rows == ()
-    assert "no supported block" in str(report)
+    assert "no supported block and no adapted layer" in str(report)
     assert classes(model) == before
     with pytest.raises(NotPatchedError):
         patchkit.apply(model, strict=True)
@@ -270,7 +272,7 @@ def test_a_class_without_source(lora_model):
                 module.__class__ = namespace["SourcelessMLP"]
     with pytest.warns(PatchkitWarning, match="SourcelessMLP mlp: there is no source"):
         report = patchkit.apply(model)
-    assert report.counts == {"fused": 4, "upstream": 2}
+    assert report.counts == {"fused": 4, "alone": 2}
     assert_equal(reference, model)
 
 
@@ -284,7 +286,7 @@ def test_a_class_that_another_library_replaced(lora_model, monkeypatch):
     monkeypatch.setattr(LlamaMLP, "forward", fast_forward)
     with pytest.warns(PatchkitWarning, match=r"LlamaMLP mlp: its forward was replaced by .*fast_forward"):
         report = patchkit.apply(model)
-    assert {row.part for row in report.at("upstream")} == {"mlp"}
+    assert {row.part for row in report.at("alone")} == {"mlp"}
     assert_equal(reference, model)
 
 
@@ -297,7 +299,7 @@ def test_an_instance_that_another_library_replaced(lora_model):
                 module.forward = lambda x, mlp=module: 2 * mlp.down_proj(x[..., :1].expand(*x.shape[:-1], 112))
     with pytest.warns(PatchkitWarning, match="its forward was replaced on the instance"):
         report = patchkit.apply(model)
-    assert {row.part for row in report.at("upstream")} == {"mlp"}
+    assert {row.part for row in report.at("alone")} == {"mlp"}
     assert_equal(reference, model)
 
 

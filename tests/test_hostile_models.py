@@ -277,8 +277,8 @@ def test_a_block_that_cannot_be_examined_is_left(change, lora_model):
     before = classes(model)
     with pytest.warns(PatchkitWarning, match="mlp: .*"):
         report = patchkit.apply(model, trust="always")
-    assert report.counts == {"fused": 5, "upstream": 1}
-    (row,) = report.at("upstream")
+    assert report.counts == {"fused": 5, "alone": 1}
+    (row,) = report.at("alone")
     assert row.name.endswith("layers.0.mlp")
     assert row.reason
     assert [row for row in patchkit.report(model).rows if row.level == "fused"] == list(report.at("fused"))
@@ -358,7 +358,7 @@ def test_sparse_weights(layout, lora_model):
     for copied in (reference, model):
         base = copied.base_model.model.model.layers[0].mlp.down_proj.base_layer
         base.weight = nn.Parameter(converted(base.weight.data, layout), requires_grad=False)
-    (row,) = patchkit.apply(model).at("linear")
+    (row,) = patchkit.apply(model).at("alone")
     assert "down_proj: its weight is sparse" in row.reason
     inputs = tiny_inputs("llama", model)
     results = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -201,6 +201,12 @@ def _described(place: _Place) -> str:
     value: Any = place.value.fget if isinstance(place.value, property) else place.value
     by = f"replaced by {name_of(value)}" if callable(value) else f"set to a {type(value).__qualname__}"
     return f"{path}.{place.name} was {by}"
+
+
+def defines_any(cls: type, names: Iterable[str], *, below: type) -> bool:
+    """Whether a class, or one between it and a base of it, has something of its own under one of these names."""
+    between = cls.__mro__[: cls.__mro__.index(below)]
+    return any(name in vars(base) for base in between for name in names)
 
 
 def nothing_changed(*owners: type) -> Callable[[], bool]:

@@ -7,6 +7,7 @@ beyond that is recognised here and left to PEFT, with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from patchkit.adapters.formula import Formula
-from patchkit.adapters.linear import LINEAR, LOOKED_UP, read_linear, weight_and_bias
+from patchkit.adapters.linear import LINEAR, LOOKED_UP, read_linear
+from patchkit.adapters.linear_kinds import TRANSPOSED, base_reader
 from patchkit.adapters.protocol import (
     LARGEST,
     BaseReader,
@@ -75,11 +77,11 @@ _USUAL_LINEAR = len(nn.Linear(1, 1, device="meta").__dict__)
 _USUAL_DROPOUT = {nn.Identity: len(nn.Identity().__dict__), nn.Dropout: len(nn.Dropout().__dict__)}
 
 
-def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | None = None) -> Reader:
+def lora_reader(bases: Callable[[type[nn.Module]], BaseReader | None], formula: Formula | None = None) -> Reader:
     """The reader of one of PEFT's LoRA layers.
 
     Args:
-        bases: the readers of the base layers that this kind of layer wraps, by exact type.
+        bases: gives the reader of a base layer that this kind of layer wraps, by its exact type; None without one.
         formula: what is to be asked about at each call; None for ``lora.Linear``, which is asked about for the block.
     """
 
@@ -105,7 +107,7 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
             if state["merged_adapters"]:
                 return "its adapters are merged"
             base: nn.Module = modules["base_layer"]
-            own = base.__dict__
+            own, transposed = base.__dict__, False
             # What weight_and_bias looks at, without the call: nearly every base is such a layer.
             if (
                 type(base) is not _Linear
@@ -114,13 +116,14 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
                 or ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
                 or ("weight" in own or "bias" in own or "bias" not in own["_parameters"])
             ):
-                read = bases.get(type(base))
+                read = bases(type(base))
                 if read is None:
                     return f"its base layer is a {type(base).__module__}.{type(base).__qualname__}"
                 found = read(base)
                 if isinstance(found, str):
                     return f"base layer: {found}"
                 weight, bias = found
+                transposed = type(base) in TRANSPOSED
             else:
                 parameters = own["_parameters"]
                 weight, bias = parameters.get("weight"), parameters["bias"]
@@ -134,7 +137,7 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
             adapters: tuple[Adapter, ...] = ()
             for name in (chosen,) if isinstance(chosen, str) else chosen:
                 if name in available:
-                    adapter = _read_adapter(state, modules, available, name)
+                    adapter = _read_adapter(state, modules, available, name, transposed)
                     if isinstance(adapter, str):
                         return adapter
                     adapters += (adapter,)
@@ -146,7 +149,7 @@ def lora_reader(bases: dict[type[nn.Module], BaseReader], formula: Formula | Non
 
 
 def _read_adapter(
-    state: dict[str, Any], modules: dict[str, Any], factors_a: dict[str, nn.Module], name: str
+    state: dict[str, Any], modules: dict[str, Any], factors_a: dict[str, nn.Module], name: str, transposed: bool
 ) -> Adapter | Reason:
     """One adapter of a layer. In one piece: it runs for every projection at every call, where helpers' calls count.
 
@@ -155,7 +158,7 @@ def _read_adapter(
     """
     magnitude: torch.Tensor | None = None
     if name in state["lora_variant"]:
-        read = _read_magnitude(state, modules, name)
+        read = _read_magnitude(state, modules, name, transposed)
         if isinstance(read, str):
             return read
         if "get_base_layer" in state:
@@ -187,8 +190,8 @@ def _read_adapter(
     weight_a, weight_b = parameters_a["weight"], parameters_b["weight"]
     if weight_a is None or weight_b is None or parameters_a["bias"] is not None:
         return "its A or B is not one matrix"
-    if state.get("fan_in_fan_out") or not state["cast_input_dtype_enabled"]:
-        return "its input is not cast, or its weight is transposed"
+    if not state["cast_input_dtype_enabled"]:
+        return "its input is not cast"
     scaling = state["scaling"][name]
     if type(scaling) is not float or not -LARGEST <= scaling <= LARGEST:
         reason = unfit_scaling(scaling)
@@ -213,7 +216,9 @@ def _read_adapter(
     return quick(Adapter, (weight_a, weight_b, scaling, bias, magnitude, probability))
 
 
-def _read_magnitude(state: dict[str, Any], modules: dict[str, Any], name: str) -> torch.Tensor | Reason:
+def _read_magnitude(
+    state: dict[str, Any], modules: dict[str, Any], name: str, transposed: bool
+) -> torch.Tensor | Reason:
     """m of a DoRA adapter, or why its variant must be called."""
     variant = state["lora_variant"][name]
     if type(variant) is not DoraLinearVariant:
@@ -231,6 +236,8 @@ def _read_magnitude(state: dict[str, Any], modules: dict[str, Any], name: str) -
         reason = interference(layer, ("weight", "get_weight_norm", "get_lora_weight")) or _DORA.replaced()
         if reason is not None:
             return f"magnitude of adapter {name!r}: {reason}"
+    if own.get("fan_in_fan_out") is not transposed:
+        return "its magnitude is of its weight transposed"
     if not own["training"] and getattr(dora, "ENABLE_DORA_CACHING", False):
         return "PEFT's DoRA cache is on"
     magnitude = own["_parameters"].get("weight")
@@ -263,12 +270,12 @@ def peft_library(quantised: dict[type[nn.Module], BaseReader], formula: Formula 
         formula: the functions of bitsandbytes that these stand for.
     """
     readers: dict[type[nn.Module], Reader] = {
-        lora.Linear: lora_reader({nn.Linear: weight_and_bias}),
+        lora.Linear: lora_reader(base_reader),
         ModulesToSaveWrapper: read_modules_to_save,
     }
     for name in ("Linear4bit", "Linear8bitLt"):
         layer = getattr(lora, name, None)
         if layer is not None and formula is not None:
             own = Formula({layer: f"{LAYER} get_base_layer"}, {layer: _ATTRIBUTES})
-            readers[layer] = lora_reader(quantised, own | formula)
+            readers[layer] = lora_reader(quantised.get, own | formula)
     return Library(readers, (BaseTunerLayer,), casts_input=True)

@@ -86,9 +86,14 @@ def stands_for(cls: type) -> type:
 
 def carries_adapter(module: nn.Module) -> bool:
     """Whether any part of this module was given an adapter by a library that is known, of whatever kind."""
-    _meet_libraries()
-    layers = tuple(layer for library in _LIBRARIES for layer in library.layers)
+    layers = adapter_layers()
     return any(issubclass(type(part), layers) for _, part in named_modules(module))
+
+
+def adapter_layers() -> tuple[type[nn.Module], ...]:
+    """The classes from which the layers of every library that is known derive, adapters of any kind."""
+    _meet_libraries()
+    return tuple(layer for library in _LIBRARIES for layer in library.layers)
 
 
 def casts_input(module: nn.Module) -> bool:

@@ -76,7 +76,7 @@ def _build(
     return type(cls.__name__, (cls,), namespace)
 
 
-def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision) -> type[nn.Module] | Refusal:
+def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision = "peft") -> type[nn.Module] | Refusal:
     """The patched subclass of an adapter library's layer class, or why there is none. The same arguments give the same.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.registry import read_projection
 from patchkit.arch.spec import Attention, Block, Part
-from patchkit.binding.classes import looked_up, patched_class
+from patchkit.binding.classes import layer_class, looked_up, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, replaced_since
 from patchkit.planning.row import Row
@@ -39,7 +39,7 @@ def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[R
         outcome: the patch that it has or would get, or why it gets none, or None if none was asked for.
     """
     for part in candidate.parts:
-        yield Row(candidate.name, type(candidate.module).__name__, part, *_level(candidate, part, outcome))
+        yield Row(candidate.name, candidate.shown_as, part, *_level(candidate, part, outcome))
 
 
 def _level(candidate: Candidate, part: Part, outcome: Patch | Refusal | None) -> _Told:
@@ -58,12 +58,11 @@ def _level(candidate: Candidate, part: Part, outcome: Patch | Refusal | None) ->
 
 def _why_not_patched(candidate: Candidate, part: Part) -> Reason:
     """Why a module has no patched class: another library owns it, its source is not one we rewrite, or nobody asked."""
-    if candidate.block is None:
-        return NOT_PATCHED
     owner = replaced_on_instance(candidate.module)
     if owner is not None:
         return owner
-    possible = patched_class(type(candidate.module), candidate.block, frozenset({part}))
+    cls, block = type(candidate.module), candidate.block
+    possible = layer_class(cls, part) if block is None else patched_class(cls, block, frozenset({part}))
     return possible.why(part) if isinstance(possible, Refusal) else NOT_PATCHED
 
 
@@ -140,6 +139,6 @@ def _explain(choice: Choice, names: Sequence[str], *, whole: bool, why: str) -> 
         if isinstance(reading, str):
             reasons.setdefault(reading, []).append(name)
     text = "; ".join(f"{', '.join(found)}: {reason}" for reason, found in reasons.items())
-    text = text or (why if choice.level == "fused" else choice.reason or why)
-    level: Level = "linear" if with_adapter else "upstream"
+    text = text or choice.reason or why
+    level: Level = "alone" if with_adapter else "upstream"
     return level, text, choice.reason in (NO_ADAPTER, NO_GRADIENT) and not reasons

@@ -1,13 +1,18 @@
-"""What is to become of each candidate, blocks and layers alike. One that cannot be looked at is left alone."""
+"""What is to become of each candidate, blocks and layers alike. One that cannot be looked at is left alone.
+
+Blocks come first. A layer of a block is patched where it stands only if its block does not hold it, which is known when
+every block is decided.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from patchkit.adapters.protocol import Reason
+from patchkit.arch.spec import Part
 from patchkit.binding.classes import layer_class, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import PATCH, Patch, Refusal, patch_of, replaced_since
@@ -17,7 +22,7 @@ from patchkit.module_tree import state_of
 from patchkit.options import Options
 from patchkit.planning.levels import rows_of
 from patchkit.planning.row import Row
-from patchkit.planning.survey import Candidate, Survey
+from patchkit.planning.survey import Candidate, Place, Survey
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,74 @@ class Planned:
 
 
 def plan(survey: Survey, options: Options) -> list[Planned]:
-    """The plan for every candidate of a model, with these options.
+    """The plan for every block of a model, with these options.
 
     Raises:
-        MetaModelError: the weights of all blocks are on the ``meta`` device.
+        MetaModelError: the weights of all blocks are on the ``meta`` device; of all adapted layers, where no block is.
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_loaded(survey)
-    return [_examined(candidate, options, _plan) for candidate in survey.candidates]
+    return [_examined(candidate, options, _plan) for candidate in survey.blocks]
 
 
 def current(survey: Survey) -> list[Planned]:
-    """What has become of every candidate of a model by now."""
-    return [_examined(candidate, Options(), _as_it_is) for candidate in survey.candidates]
+    """What has become of every block of a model by now."""
+    return [_examined(candidate, Options(), _as_it_is) for candidate in survey.blocks]
+
+
+def with_layers(survey: Survey, blocks: Sequence[Planned], options: Options) -> list[Planned]:
+    """The plans for the blocks of a model, and those for its adapted layers that none of these holds.
+
+    Args:
+        survey: the model.
+        blocks: what is to become of its blocks, for good.
+        options: those of ``apply``.
+
+    Raises:
+        RevertError: as :func:`plan`.
+    """
+    nothing = replace(options, linear=False)
+
+    def look(layer: Candidate) -> Planned:
+        place = survey.places.get(layer.name)
+        held = place is not None and _holds(blocks[place.block], place)
+        return _examined(layer, nothing if held else options, _plan)
+
+    return _together(survey, blocks, [look(layer) for layer in survey.layers])
+
+
+def with_current_layers(survey: Survey, blocks: Sequence[Planned]) -> list[Planned]:
+    """What has become of the blocks of a model by now, and of its adapted layers that none of these holds."""
+    return _together(survey, blocks, [_examined(layer, Options(), _as_it_is) for layer in survey.layers])
+
+
+def _holds(block: Planned, place: Place) -> bool:
+    """Whether a block is to call a projection itself, or is to be left as it is with all in it."""
+    outcome = block.outcome
+    if outcome is None or place.part not in outcome.parts:  # switched off
+        return True
+    return isinstance(outcome, Patch) and any(place.attribute in site.calls for site in outcome.sites)
+
+
+def _together(survey: Survey, blocks: Sequence[Planned], layers: Sequence[Planned]) -> list[Planned]:
+    """All plans; the rows of a block speak for the layers in it."""
+    alone: set[tuple[int, Part]] = set()
+    shown = []
+    for layer in layers:
+        place = survey.places.get(layer.candidate.name)
+        if place is None:
+            shown.append(layer)
+            continue
+        if any(row.level == "fused" for row in layer.rows):
+            alone.add((place.block, place.part))
+        shown.append(replace(layer, rows=()))
+    told = [
+        replace(
+            block, rows=tuple(replace(row, level="alone") if (index, row.part) in alone else row for row in block.rows)
+        )
+        for index, block in enumerate(blocks)
+    ]
+    return [*told, *shown]
 
 
 def class_changes(plans: Iterable[Planned]) -> list[tuple[nn.Module, type[nn.Module]]]:
@@ -134,12 +194,13 @@ def _check_loaded(survey: Survey) -> None:
     """Refuse a model on meta, all of it. What an offloading library keeps there it brings back at each call: that runs.
 
     Raises:
-        MetaModelError: all weights of all blocks are there.
+        MetaModelError: all weights of all blocks are there; of all adapted layers, where no block is.
     """
-    blocks = {one.name for one in survey.candidates if one.block is not None and one.owner is None}
+    blocks = {one.name for one in survey.blocks if one.owner is None}
+    candidates = blocks or {one.name for one in survey.layers}
     weights, inside = [], None
     for name, module in survey.modules:
-        if name in blocks:
+        if name in candidates:
             inside = name
         elif inside is None or (inside and not name.startswith(f"{inside}.")):
             continue
@@ -147,6 +208,7 @@ def _check_loaded(survey: Survey) -> None:
     offloaded = any("_hf_hook" in state_of(module) for _, module in survey.modules)  # accelerate's name
     if weights and all(weight.is_meta for weight in weights) and not offloaded:
         raise MetaModelError(
-            f"the weights of all {len(blocks)} blocks are on the meta device. Load or initialise them first "
+            f"the weights of all {len(candidates)} {'blocks' if blocks else 'adapted layers'} are on the meta device. "
+            "Load or initialise them first "
             "(from_pretrained, or to_empty and load_state_dict), then call patchkit.apply; nothing was changed."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -10,13 +10,15 @@ from torch import nn
 
 from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import Reason
-from patchkit.adapters.registry import EMBEDDING_READERS, carries_adapter, stands_for
+from patchkit.adapters.registry import EMBEDDING_READERS, adapter_layers, carries_adapter, stands_for
 from patchkit.arch.discovery import Found, registered
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Architecture, Block, Part
 from patchkit.binding.ownership import with_hint
 from patchkit.binding.patch import patch_of
 from patchkit.module_tree import children_of, named_modules, state_of
+
+_CONTAINERS = {nn.ModuleList, nn.ModuleDict, nn.Sequential}
 
 
 class Candidate(NamedTuple):
@@ -26,6 +28,7 @@ class Candidate(NamedTuple):
         name: its qualified name in the model.
         module: the module.
         parts: the parts of the model that it is, or holds.
+        shown_as: what the report calls its class.
         block: the entry of the architecture file; None for a layer.
         architecture: the architecture of that file; None for a layer.
         fed: whether its input will require a gradient in training, as far as can be told without one.
@@ -35,6 +38,7 @@ class Candidate(NamedTuple):
     name: str
     module: nn.Module
     parts: tuple[Part, ...]
+    shown_as: str
     block: Block | None = None
     architecture: Architecture | None = None
     fed: bool = True
@@ -50,7 +54,22 @@ class Candidate(NamedTuple):
     @classmethod
     def of(cls, found: Found, *, fed: bool = True, owner: Reason | None = None) -> Candidate:
         """A block that was found."""
-        return cls(found.name, found.module, found.block.parts, found.block, found.architecture, fed, owner)
+        name, module, architecture, block = found
+        return cls(name, module, block.parts, type(module).__name__, block, architecture, fed, owner)
+
+
+class Place(NamedTuple):
+    """Where an adapted layer stands in a block.
+
+    Attributes:
+        block: index of the block in :attr:`Survey.blocks`.
+        part: the part of the block that it belongs to.
+        attribute: its name in the block.
+    """
+
+    block: int
+    part: Part
+    attribute: str
 
 
 class Survey(NamedTuple):
@@ -58,11 +77,15 @@ class Survey(NamedTuple):
 
     Attributes:
         modules: every module with its qualified name, from the outside in.
-        candidates: blocks, then modules in the place of a block, then layers; each in the order of ``modules``.
+        blocks: blocks, then modules in the place of a block; each in the order of ``modules``.
+        layers: adapted layers in the order of ``modules``, those in blocks included.
+        places: of the layers that are projections of a block, by the layer's qualified name.
     """
 
     modules: Sequence[tuple[str, nn.Module]]
-    candidates: tuple[Candidate, ...]
+    blocks: tuple[Candidate, ...]
+    layers: tuple[Candidate, ...]
+    places: dict[str, Place]
 
 
 def survey(model: nn.Module) -> Survey:
@@ -73,8 +96,8 @@ def survey(model: nn.Module) -> Survey:
     wanted = [found for found in blocks if _is_wanted(found) or patch_of(found.module) is not None]
     candidates = [Candidate.of(found, fed=id(found.module) in fed) for found in wanted]
     candidates += _displaced(modules, {id(found.module) for found in blocks})
-    candidates += _layers(modules)
-    return Survey(modules, tuple(candidates))
+    layers = tuple(_layers(modules))
+    return Survey(modules, tuple(candidates), layers, _places(candidates, layers))
 
 
 def _is_wanted(found: Found) -> bool:
@@ -126,17 +149,51 @@ def _displaced(modules: Sequence[tuple[str, nn.Module]], blocks: Iterable[int]) 
 
 
 def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
-    """Every embedding with an adapter, and every head with one.
+    """Every embedding, every head and every other layer with an adapter.
 
-    An embedding or head that PEFT wraps in another way (another tuner, ``modules_to_save``) is found too.
+    An embedding or head that PEFT wraps in another way (another tuner, ``modules_to_save``) is found too. What stands
+    inside a layer with an adapter is that layer's own concern.
     """
     embeddings = set(_asked_for(modules, "get_input_embeddings"))
     heads = set(_asked_for(modules, "get_output_embeddings"))
+    kinds = adapter_layers()
+    named, within = dict(modules), None
     for name, module in modules:
-        if stands_for(type(module)) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
-            yield Candidate(name, module, ("embedding",))
+        cls = type(module)
+        outermost = issubclass(cls, kinds) and not (within is not None and name.startswith(within))
+        if outermost:
+            within = f"{name}." if name else ""
+        if stands_for(cls) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
+            yield Candidate(name, module, ("embedding",), cls.__name__)
         elif id(module) in heads and _is_adapted(module):
-            yield Candidate(name, module, ("head",))
+            yield Candidate(name, module, ("head",), cls.__name__)
+        elif outermost:
+            yield Candidate(name, module, ("linear",), _place_in_words(name, named))
+
+
+def _place_in_words(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The class that holds a layer and the layer's name there: ``Phi3Attention.qkv_proj``. Containers hold nothing."""
+    holder, _, inner = name.rpartition(".")
+    while holder and type(modules.get(holder)) in _CONTAINERS:
+        holder, _, outer = holder.rpartition(".")
+        inner = f"{outer}.{inner}"
+    cls = type(modules[holder]) if name and holder in modules else None
+    return f"{cls.__name__}.{inner}" if cls is not None else type(modules[name]).__name__
+
+
+def _places(blocks: Sequence[Candidate], layers: Iterable[Candidate]) -> dict[str, Place]:
+    """Where the layers that are projections of a block stand in it."""
+    names = {id(layer.module): layer.name for layer in layers}
+    found: dict[str, Place] = {}
+    for index, candidate in enumerate(blocks):
+        assert candidate.block is not None
+        children = children_of(candidate.module)
+        for part in candidate.parts:
+            for attribute in candidate.block.projections(part):
+                name = names.get(id(children.get(attribute)))
+                if name is not None:
+                    found[name] = Place(index, part, attribute)
+    return found
 
 
 def _asked_for(modules: Sequence[tuple[str, nn.Module]], method: str) -> Iterator[int]:

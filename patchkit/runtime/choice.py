@@ -46,7 +46,7 @@ def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice
     if precision is None:
         found = common_precision(readings)
         if isinstance(found, str):
-            return Choice("linear", readings, reason=found)
+            return Choice("alone", readings, reason=found)
         precision = found
     return quick(Choice, ("fused", readings, precision, None, None))
 
@@ -72,7 +72,7 @@ def choose_mlp(
     with_adapter = with_adapter or (type(last) is Ready and adapted(last))
     found = precision if type(last) is Ready and last.precision is precision else common_precision(readings)
     name = read_activation(activation)
-    level: Level = "linear" if with_adapter else "upstream"
+    level: Level = "alone" if with_adapter else "upstream"
     if isinstance(found, str):
         return Choice(level, readings, reason=found)
     if not same_width:

@@ -1,7 +1,8 @@
-"""The ``forward`` of a layer of an adapter library that is patched where it stands: the embedding and the head.
+"""The ``forward`` of a layer of an adapter library that is patched where it stands: embedding, head, any linear layer.
 
 A token embedding and an ``lm_head`` are called by themselves and from many places: the model's forward, the multimodal
-model around it, whoever asks for ``model.get_input_embeddings()``. So no caller is rewritten. The adapter's own layer
+model around it, whoever asks for ``model.get_input_embeddings()``. A linear layer that no block holds is called by code
+that nobody has looked at. So no caller is rewritten. The adapter's own layer
 gets a subclass whose ``forward`` computes the fused function where that is equal, and calls upstream's where it is not.
 Hooks on the layer run as ever (above all the one that gradient checkpointing puts on the embedding), because
 ``torch.nn.Module.__call__`` runs them, and the classes of the model around it stay what they are.
@@ -46,20 +47,21 @@ class LayerKind(NamedTuple):
     compute: Callable[[Tensor, Any], Tensor]
 
 
-def choose_head(module: nn.Module, x: Tensor, precision: AdapterPrecision, reader: Any = None) -> Ready | Reason:
+def choose_linear(module: nn.Module, x: Tensor, precision: AdapterPrecision, reader: Any = None) -> Ready | Reason:
     """The tensors of an adapted projection for the input ``[..., in]``, or why its own ``forward`` must run."""
     given = input_of(x, precision)
     reading = given if isinstance(given, str) else examine(module, given, reader)
     return NO_ADAPTER if isinstance(reading, Ready) and not adapted(reading) else reading
 
 
-def _compute_head(x: Tensor, ready: Ready) -> Tensor:
+def _compute_linear(x: Tensor, ready: Ready) -> Tensor:
     return fused.lora_linear(x, *ready)
 
 
 LAYER_KINDS: dict[Part, LayerKind] = {
     "embedding": LayerKind(EMBEDDING_READERS, choose_embedding, compute_embedding),
-    "head": LayerKind(READERS, choose_head, _compute_head),
+    "head": LayerKind(READERS, choose_linear, _compute_linear),
+    "linear": LayerKind(READERS, choose_linear, _compute_linear),
 }
 
 

@@ -1,7 +1,7 @@
 """The choice of level, made anew at every call.
 
 * ``fused``: the whole block in one autograd function;
-* ``linear``: each projection whose adapter is understood fused alone, the others called;
+* ``alone``: each projection whose adapter is understood fused alone, the others called;
 * ``upstream``: every module called, as the original source does.
 
 Whatever is not known to give the same numbers is called. The choice costs a few microseconds: it reads attributes and
@@ -41,7 +41,7 @@ _strided, _Parameter = torch.strided, nn.Parameter
 UNFIT_VECTOR: Reason = "the bias or magnitude of its adapter does not fit"
 GLOBAL_HOOK: Reason = "a global module hook is registered"
 
-Level = Literal["fused", "linear", "upstream"]
+Level = Literal["fused", "alone", "upstream"]
 
 # Exact types: a subclass (DTensor, a quantised or an offloaded weight) has its own rules for every operation.
 PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})

@@ -171,7 +171,7 @@ def test_left_to_loralib(kind, reason):
     for either in (reference, model):  # not copied afterwards: a copied forward would still be the original's
         LEFT[reason](either.model.layers[0].mlp.down_proj)
     report = patchkit.apply(model)
-    assert report.counts == {"linear": 1, "fused": 5}
+    assert report.counts == {"alone": 1, "fused": 5}
     assert any(reason in found for found in reasons(report)), reasons(report)
     assert_same(reference, model)
 
@@ -190,7 +190,7 @@ def test_a_factor_that_is_no_parameter(kind, factor):
     held_in_a_buffer(model.model.layers[0].mlp.down_proj, factor)
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert report.counts == {"linear": 1, "fused": 5}
+    assert report.counts == {"alone": 1, "fused": 5}
     assert_same(reference, model)
 
 
@@ -200,7 +200,7 @@ def test_one_projection_left_to_loralib():
     model.model.layers[0].self_attn.k_proj.lora_dropout = nn.AlphaDropout(0.3)
     reference = copy.deepcopy(model)
     report = patchkit.apply(model)
-    assert report.counts == {"linear": 1, "fused": 5}
+    assert report.counts == {"alone": 1, "fused": 5}
     assert reasons(report) == {"k_proj: its dropout is a AlphaDropout"}
     assert_same(reference, model)
 

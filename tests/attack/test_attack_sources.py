@@ -124,4 +124,4 @@ def test_sources_compute_the_same(shard: int, tmp_path: Path, monkeypatch: pytes
 
     check()
     assert levels["fused"] > EXAMPLES, levels
-    assert levels["linear"] + levels["upstream"] > 0, levels
+    assert levels["alone"] + levels["upstream"] > 0, levels

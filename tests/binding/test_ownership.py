@@ -213,35 +213,36 @@ def weight_norm(model):
         nn.utils.parametrizations.weight_norm(module)
 
 
-ONE_CALLED = {"qkv": "linear", "o": "fused", "mlp": "linear"}
+MLP_OWNED = FUSED | {"mlp": "alone"}  # its owner calls projections, which run fused where they stand
+ONE_CALLED = {"qkv": "alone", "o": "fused", "mlp": "alone"}
 ALL_CALLED = {"qkv": "upstream", "o": "upstream", "mlp": "upstream"}
 LIGER = "replaced on the instance by liger_kernel.transformers.swiglu.LigerSwiGLUMLP.forward, which owns the block"
 
 PATCHERS = [
-    Patcher("Liger on the model", liger_on_instance, NO_MLP, NO_MLP, LIGER),
+    Patcher("Liger on the model", liger_on_instance, MLP_OWNED, NO_MLP, LIGER),
     Patcher("Liger without its MLP", liger_without_mlp, FUSED, FUSED),
-    Patcher("kernelize", kernelize, NO_MLP, NO_MLP, "test_ownership.FastMLP.forward, which owns the block"),
+    Patcher("kernelize", kernelize, MLP_OWNED, NO_MLP, "test_ownership.FastMLP.forward, which owns the block"),
     Patcher("kernelize without a kernel", functools.partial(kernelize, registered=None), FUSED, FUSED),
     Patcher("accelerate on MLPs", accelerate_hooks, FUSED, FUSED),
     Patcher("accelerate on attention", functools.partial(accelerate_hooks, kind=LlamaAttention), FUSED, FUSED),
     Patcher("dispatch_model", dispatch, ALL_CALLED, ALL_CALLED, "forward was replaced on the instance"),
     Patcher("cpu_offload", offload, ALL_CALLED, ALL_CALLED, "forward was replaced on the instance", backward=False),
-    Patcher("a wrapper", wrap, NO_MLP, NO_MLP, "test_ownership.wrap.<locals>.<lambda>, which", revert=False),
-    Patcher("a bound method", bind_method, NO_MLP, NO_MLP, "bind_method.<locals>.forward, which owns the block"),
+    Patcher("a wrapper", wrap, MLP_OWNED, NO_MLP, "test_ownership.wrap.<locals>.<lambda>, which", revert=False),
+    Patcher("a bound method", bind_method, MLP_OWNED, NO_MLP, "bind_method.<locals>.forward, which owns the block"),
     Patcher("compiled MLP", compile_in_place("mlp"), FUSED, FUSED),
     Patcher("compiled MLP, replaced", compile_and_replace("mlp"), FUSED, FUSED),
     Patcher(
         "compiled projection",
         compile_in_place("q_proj"),
-        FUSED | {"qkv": "linear"},
-        FUSED | {"qkv": "linear"},
+        FUSED | {"qkv": "alone"},
+        FUSED | {"qkv": "alone"},
         "q_proj: its call was replaced on the instance, as module.compile() does",
     ),
     Patcher(
         "compiled projection, replaced",
         compile_and_replace("q_proj"),
-        FUSED | {"qkv": "linear"},
-        FUSED | {"qkv": "linear"},
+        FUSED | {"qkv": "alone", "linear": "fused"},  # the layer inside the compiled module is a layer like others
+        FUSED | {"qkv": "alone", "linear": "upstream"},
         "q_proj: it is a torch._dynamo.eval_frame.OptimizedModule",
     ),
     Patcher("parametrization", weight_norm, ONE_CALLED, ONE_CALLED, "ParametrizedLinear"),
@@ -336,7 +337,7 @@ def test_liger_before_the_model_is_made(liger):
     reference = copy.deepcopy(model)
     with pytest.warns(PatchkitWarning, match=r"LigerSwiGLUMLP stands in place of LlamaMLP .* call Liger-Kernel with"):
         report = patchkit.apply(model)
-    assert levels(report) == NO_MLP
+    assert levels(report) == MLP_OWNED
     assert {row.module_class for row in report.rows if row.part == "mlp"} == {"LigerSwiGLUMLP"}
     assert report == patchkit.report(model)
     liger.clear()
@@ -383,8 +384,8 @@ class UnrelatedMLP(nn.Module):
     ("replacement", "expected", "said"),
     [
         (SameMLP, FUSED, ""),
-        (ClampedMLP, FUSED | {"mlp": "linear"}, "clamp"),
-        (UnrelatedMLP, NO_MLP, "a test_ownership.UnrelatedMLP stands in place of LlamaMLP and owns the block"),
+        (ClampedMLP, FUSED | {"mlp": "alone"}, "clamp"),
+        (UnrelatedMLP, MLP_OWNED, "a test_ownership.UnrelatedMLP stands in place of LlamaMLP and owns the block"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -461,12 +462,12 @@ def test_a_class_replaced_after_apply(monkeypatch):
         return 1.5 * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
     monkeypatch.setattr(LlamaMLP, "forward", fast_forward)
-    for _ in range(2):
+    for expected in (NO_MLP, MLP_OWNED):
         report = patchkit.report(model)
-        assert levels(report) == NO_MLP
-        assert all("replaced by test_ownership." in row.reason for row in report.at("upstream"))
+        assert levels(report) == expected
+        assert all("replaced by test_ownership." in row.reason for row in report.rows if row.part == "mlp")
         assert_equal(reference, model)
-        patchkit.apply(model)  # a second time it is left alone for good
+        patchkit.apply(model)  # the block is left to its owner for good, its layers run where they stand
     monkeypatch.undo()
     patchkit.apply(model)
     assert levels(patchkit.report(model)) == before

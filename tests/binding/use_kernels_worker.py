@@ -63,7 +63,7 @@ def check(order: str) -> None:
         if training:
             # The kernel of the activation was asked for, so the MLP is not fused around it.
             assert calls == 2, (order, calls)
-            assert levels["mlp"] == "linear", (order, levels)
+            assert levels["mlp"] == "alone", (order, levels)
     patchkit.revert(model)
     assert compare_runs(expected, run(model, inputs)).passed
 

@@ -183,7 +183,7 @@ def test_f10_unknown_quantisation_runs_upstream():
         layer.base_layer = OddlyQuantised(layer.base_layer)
     model = copy.deepcopy(reference)
     report = patchkit.apply(model)
-    assert {row.part: row.level for row in report.rows} == {"qkv": "linear", "o": "fused", "mlp": "linear"}
+    assert {row.part: row.level for row in report.rows} == {"qkv": "alone", "o": "fused", "mlp": "alone"}
     assert any("OddlyQuantised" in row.reason for row in report.rows)
     assert_same(reference, model)
 

@@ -143,7 +143,7 @@ def test_without_it_the_report_says_why_not(tmp_path: Path, monkeypatch: pytest.
     llama = edited_llama(tmp_path, monkeypatch, ("self.o_proj(attn_output)", FORM))
     report = patchkit.apply(model_of(llama), trust="always")
     why = WHY.format("*(attn_output,)")
-    assert {(row.part, row.level, row.reason) for row in report.rows if row.part == "o"} == {("o", "upstream", why)}
+    assert {(row.part, row.level, row.reason) for row in report.rows if row.part == "o"} == {("o", "alone", why)}
 
 
 def edit_for_a_renamed_output(folder: Path) -> str | None:

@@ -103,7 +103,7 @@ def test_draws_come_in_upstreams_order(cls, hooked):
         log = logs[attention] = []
         for name in hooked:
             getattr(attention, name).register_forward_hook(lambda *_, name=name, log=log: log.append(name))
-    assert level(module, block) == ({"upstream"} if hooked == NAMES else {"linear"} if hooked else {"fused"})
+    assert level(module, block) == ({"upstream"} if hooked == NAMES else {"alone"} if hooked else {"fused"})
     x = torch.randn(5, 8)
     found = []
     for attention in (reference, module):

@@ -111,9 +111,9 @@ def assert_report_is_true(model):
     calls = calls_of(model)
     fused = [row.part for row in patchkit.report(model).at("fused")]
     expected = {"qkv": "lora_projections", "o": "lora_linear", "mlp": "lora_gated_mlp", "embedding": "lora_embedding"}
-    linear = [row for row in patchkit.report(model).rows if row.level == "linear"]
+    alone = [row for row in patchkit.report(model).rows if row.level == "alone"]
     for block, function in expected.items():
-        if function != "lora_linear" or not linear:
+        if function != "lora_linear" or not alone:
             assert calls.count(function) == fused.count(block), (calls, str(patchkit.report(model)))
     return calls
 

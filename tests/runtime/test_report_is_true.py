@@ -25,7 +25,7 @@ from patchkit.testing.fused_calls import fused_calls
 pytestmark = pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning", "ignore::UserWarning")
 
 FUSED = {"qkv": "fused", "o": "fused", "mlp": "fused"}
-QKV_LINEAR = FUSED | {"qkv": "linear"}
+QKV_ALONE = FUSED | {"qkv": "alone"}
 UPSTREAM = dict.fromkeys(FUSED, "upstream")
 FUNCTIONS = {"qkv": "lora_projections", "o": "lora_linear", "mlp": "lora_gated_mlp"}
 
@@ -157,26 +157,26 @@ def replaced_attribute(name):
 
 STATES = {
     "untouched": (lambda model: None, FUSED),
-    **{f"{kind} hook on {name}": (hooked(kind, name), QKV_LINEAR) for kind in HOOKS for name in PARTS},
-    **{f"call of {name}": (instance_call(name), QKV_LINEAR) for name in PARTS},
-    **{f"weight of {name} hidden": (weight_in_the_dictionary(name), QKV_LINEAR) for name in ("base", "A", "B")},
+    **{f"{kind} hook on {name}": (hooked(kind, name), QKV_ALONE) for kind in HOOKS for name in PARTS},
+    **{f"call of {name}": (instance_call(name), QKV_ALONE) for name in PARTS},
+    **{f"weight of {name} hidden": (weight_in_the_dictionary(name), QKV_ALONE) for name in ("base", "A", "B")},
     **{
-        f"{name} replaced": (replaced_attribute(name), QKV_LINEAR)
+        f"{name} replaced": (replaced_attribute(name), QKV_ALONE)
         for name in ("base_layer", "lora_A", "lora_B", "lora_dropout", "_cast_input_dtype", "_check_forward_args")
     },
-    "bias is a buffer": (bias_as_buffer, QKV_LINEAR),
-    "bias is an attribute": (bias_as_attribute, QKV_LINEAR),
+    "bias is a buffer": (bias_as_buffer, QKV_ALONE),
+    "bias is an attribute": (bias_as_attribute, QKV_ALONE),
     "scaling 0": (scaled(0.0), FUSED),
     "scaling -3": (scaled(-3), FUSED),
-    "scaling True": (scaled(True), QKV_LINEAR),
-    "scaling is a tensor": (scaled(torch.tensor(0.5)), QKV_LINEAR),
+    "scaling True": (scaled(True), QKV_ALONE),
+    "scaling is a tensor": (scaled(torch.tensor(0.5)), QKV_ALONE),
     "dropout 0": (drop(0.0), FUSED),
     "dropout 1": (drop(1.0), FUSED),
-    "dropout is a tensor": (drop(torch.tensor(0.5)), QKV_LINEAR),
-    "disabled": (lambda model: k_proj(model).enable_adapters(False), QKV_LINEAR),
+    "dropout is a tensor": (drop(torch.tensor(0.5)), QKV_ALONE),
+    "disabled": (lambda model: k_proj(model).enable_adapters(False), QKV_ALONE),
     "act_fn.inplace": (
         lambda model: setattr(layer(model).mlp, "act_fn", nn.SiLU(inplace=True)),
-        FUSED | {"mlp": "linear"},
+        FUSED | {"mlp": "alone"},
     ),
     "frozen": (lambda model: model.requires_grad_(False), FUSED),
     "eval": (lambda model: model.eval(), FUSED),
@@ -218,7 +218,7 @@ def assert_true(model, reference, expected, **options):
     findings = compare_runs(reference_run, found)
     assert findings.passed, (findings.problems, str(findings.worst))
     for block, function in FUNCTIONS.items():
-        if function != "lora_linear" or "linear" not in expected.values():
+        if function != "lora_linear" or "alone" not in expected.values():
             assert calls.count(function) == (expected[block] == "fused"), calls
 
 
@@ -244,7 +244,7 @@ def test_a_probability_that_upstream_refuses(value):
             run(each, tiny_inputs("llama", model))
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
-    assert levels(model) == QKV_LINEAR
+    assert levels(model) == QKV_ALONE
 
 
 def test_a_bias_of_another_dtype_that_upstream_refuses():
@@ -257,7 +257,7 @@ def test_a_bias_of_another_dtype_that_upstream_refuses():
         base.bias = nn.Parameter(torch.zeros(base.out_features))
         with pytest.raises(RuntimeError):
             run(each, tiny_inputs("llama", model))
-    assert levels(model)["qkv"] == "linear"
+    assert levels(model)["qkv"] == "alone"
 
 
 AROUND = {

@@ -1,4 +1,4 @@
-"""States that are not fused run at upstream level (or linear, where only some projections are concerned): equal, and said.
+"""States that are not fused run at upstream level (or alone, where only some projections are concerned): equal, and said.
 
 Each row of the table changes one thing about a model with adapters. The reference is a copy that had the same change
 and was never patched.
@@ -144,7 +144,7 @@ def other_activation(model):
 
 UPSTREAM = {"qkv": "upstream", "o": "upstream", "mlp": "upstream"}
 FUSED = {"qkv": "fused", "o": "fused", "mlp": "fused"}
-ATTENTION_LINEAR = {"qkv": "linear", "o": "fused", "mlp": "fused"}
+ATTENTION_ALONE = {"qkv": "alone", "o": "fused", "mlp": "fused"}
 
 STATES = [
     State("dropout", lora(lora_dropout=0.3), FUSED, ""),
@@ -155,13 +155,13 @@ STATES = [
     State(
         "adapters of several dtypes",
         changed(adapters_of_several_dtypes),
-        {"qkv": "linear", "o": "fused", "mlp": "linear"},
+        {"qkv": "alone", "o": "fused", "mlp": "alone"},
         "its adapters differ in dtype",
     ),
     State(
         "dropout of another kind",
         changed(lambda m: [set_dropout(p, nn.AlphaDropout(0.1)) for p in projections(m, "q_proj")]),
-        ATTENTION_LINEAR,
+        ATTENTION_ALONE,
         "its dropout is a AlphaDropout",
     ),
     State(
@@ -171,7 +171,7 @@ STATES = [
             lora_dropout=0.3,
             use_dora=True,
         ),
-        ATTENTION_LINEAR,
+        ATTENTION_ALONE,
         "its dropout does not train with it",
     ),
     State("merged", changed(lambda model: model.merge_adapter()), UPSTREAM, "its adapters are merged"),
@@ -195,14 +195,14 @@ STATES = [
         UPSTREAM,
         "adalora",
     ),
-    State("forward hook", changed(hook("forward", "k_proj")), ATTENTION_LINEAR, "k_proj: a forward hook"),
+    State("forward hook", changed(hook("forward", "k_proj")), ATTENTION_ALONE, "k_proj: a forward hook"),
     State(
         "forward pre-hook",
         changed(hook("forward_pre", "q_proj.base_layer")),
-        ATTENTION_LINEAR,
+        ATTENTION_ALONE,
         "q_proj: base layer: a forward hook",
     ),
-    State("backward hook", changed(hook("backward", "v_proj")), ATTENTION_LINEAR, "v_proj: a backward hook"),
+    State("backward hook", changed(hook("backward", "v_proj")), ATTENTION_ALONE, "v_proj: a backward hook"),
     State(
         "hook on A",
         changed(hook("forward", "o_proj.lora_A.default")),
@@ -212,27 +212,27 @@ STATES = [
     State(
         "hook on the gate",
         changed(hook("forward", "gate_proj")),
-        {"qkv": "fused", "o": "fused", "mlp": "linear"},
+        {"qkv": "fused", "o": "fused", "mlp": "alone"},
         "gate_proj: a forward hook",
     ),
     State(
         "hook on down",
         changed(hook("forward", "down_proj")),
-        {"qkv": "fused", "o": "fused", "mlp": "linear"},
+        {"qkv": "fused", "o": "fused", "mlp": "alone"},
         "down_proj: a forward hook",
     ),
     State(
         "hook on the activation",
         changed(hook("forward", "act_fn")),
-        {"qkv": "fused", "o": "fused", "mlp": "linear"},
+        {"qkv": "fused", "o": "fused", "mlp": "alone"},
         "activation SiLU",
     ),
     State("hook on the block", changed(hook("forward", "mlp")), FUSED, ""),
-    State("replaced forward", changed(replace_forward), ATTENTION_LINEAR, "v_proj: forward was replaced"),
+    State("replaced forward", changed(replace_forward), ATTENTION_ALONE, "v_proj: forward was replaced"),
     State(
         "own linear class",
         changed(own_base_layer),
-        ATTENTION_LINEAR,
+        ATTENTION_ALONE,
         "k_proj: its base layer is a test_states.OwnLinear",
     ),
     State(
@@ -244,7 +244,7 @@ STATES = [
     State(
         "other activation",
         changed(other_activation),
-        {"qkv": "fused", "o": "fused", "mlp": "linear"},
+        {"qkv": "fused", "o": "fused", "mlp": "alone"},
         "activation Mish: it is not fused",
     ),
     State(
@@ -275,7 +275,7 @@ STATES = [
         changed(
             lambda m: [p.to(torch.float64) for p in projections(m, "q_proj.lora_A.default", "q_proj.lora_B.default")]
         ),
-        ATTENTION_LINEAR,
+        ATTENTION_ALONE,
         "the projections differ in dtype",
     ),
     State(
@@ -349,7 +349,7 @@ def test_each_change_after_apply_is_seen():
     handles = [
         module.register_forward_hook(lambda module, args, output: 2 * output) for module in projections(model, "q_proj")
     ]
-    check(ATTENTION_LINEAR)
+    check(ATTENTION_ALONE)
     for handle in handles:
         handle.remove()
     check(FUSED)

@@ -155,7 +155,7 @@ def test_a_method_of_an_unknown_value_is_not_trusted(tmp_path, monkeypatch):
     )
     model = model_of(module)
     with pytest.warns(PatchkitWarning, match="cannot be looked up in the ledger"):
-        assert {row.level for row in patchkit.apply(model, mlp=False).rows} == {"upstream"}
+        assert {row.level for row in patchkit.apply(model, mlp=False).rows} == {"alone"}
 
 
 class Inherits(modeling_llama.LlamaMLP):
@@ -217,7 +217,7 @@ def test_a_helper_that_begins_to_draw_is_not_trusted(tmp_path, monkeypatch):
                 part.p = 0.3
         reference = copy.deepcopy(model)
         with pytest.warns(PatchkitWarning, match="its source is not in the ledger"):
-            assert levels(patchkit.apply(model, trust=trust)) == {"upstream"}
+            assert levels(patchkit.apply(model, trust=trust)) == {"alone"}
         assert compare_runs(run(reference, inputs()), run(model, inputs())).passed
 
 

@@ -57,7 +57,7 @@ SYMBOLS: dict[Verdict, tuple[str, str]] = {
 MEANINGS: dict[Verdict, str] = {
     "rewritten": "fused: the whole block is rewritten",
     "rewritten differently": "by another rule than in the release before",
-    "partial": "linear: single projections are rewritten, the rest is upstream's",
+    "partial": "alone: single projections are rewritten, the rest is upstream's",
     "unmatched": "upstream's code runs: no rule knows it",
     "drifted": "upstream's code runs: it was rewritten in an earlier release, and no longer is",
     "absent": "the release has no such model",
@@ -223,7 +223,7 @@ def _legend() -> Iterator[str]:
 
 
 def _totals(matrix: Matrix) -> Iterator[str]:
-    yield "| | cells | parts | fused | proven numerically | linear | upstream |"
+    yield "| | cells | parts | fused | proven numerically | alone | upstream |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     newest = matrix.releases[-1:]
     for label, releases in (("all releases", matrix.releases), *((release, newest) for release in newest)):

@@ -33,7 +33,7 @@ FILES = {RECORDS: 16 * 2**20, LEDGER: 16 * 2**20, LOG: 16 * 2**20}
 
 _MOST_RELEASES = 64
 _LONGEST = 2000
-_LEVELS = {"fused", "linear", "upstream"}
+_LEVELS = {"fused", "alone", "upstream"}
 _HASH = re.compile(r"([0-9a-f]{64})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
