@@ -24,11 +24,12 @@ Tower = Literal["text", "vision"]
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention class that owns separate query, key, value and output projections.
+    """An attention class that owns separate query, key and value projections, and mostly the output projection.
 
     Attributes:
         class_name: the class in the architecture's ``module`` whose ``forward`` calls the projections.
-        q: attribute name of the query projection; likewise ``k``, ``v`` and ``o``.
+        q: attribute name of the query projection; likewise ``k`` and ``v``.
+        o: attribute name of the output projection; None where it stands in another class (bert).
         tower: see :data:`Tower`.
     """
 
@@ -36,18 +37,23 @@ class Attention:
     q: str = "q_proj"
     k: str = "k_proj"
     v: str = "v_proj"
-    o: str = "o_proj"
+    o: str | None = "o_proj"
     tower: Tower = "text"
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts that it holds."""
-        return ("qkv", "o")
+        return ("qkv", "o") if self.o else ("qkv",)
 
     def projections(self, part: Part | None = None) -> tuple[str, ...]:
         """The attribute names of a part's projections, or of all; none for a part that it does not hold."""
-        names: dict[Part | None, tuple[str, ...]] = {"qkv": (self.q, self.k, self.v), "o": (self.o,)}
-        return names.get(part, ()) if part else (self.q, self.k, self.v, self.o)
+        names: dict[Part, tuple[str, ...]] = {"qkv": (self.q, self.k, self.v), "o": (self.o,) if self.o else ()}
+        return names.get(part, ()) if part else (*names["qkv"], *names["o"])
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The attribute names of all that rewritten code looks up."""
+        return self.projections()
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class GatedMLP:
         gate_up: attribute name of one projection that yields gate and up together, split in two along the last
             dimension (phi3, glm). If given, ``gate`` and ``up`` are not looked for.
         activation: attribute name of the activation module. Which function it is, is read from the module.
+        activation_function: the activation as ``forward`` calls it, where that is a global function: ``F.silu``. If
+            given, ``activation`` is not looked for.
         tower: see :data:`Tower`.
     """
 
@@ -69,6 +77,7 @@ class GatedMLP:
     down: str = "down_proj"
     gate_up: str | None = None
     activation: str = "act_fn"
+    activation_function: str | None = None
     tower: Tower = "text"
 
     @property
@@ -85,8 +94,55 @@ class GatedMLP:
         """The projections that read the block's input: ``(gate, up)``, or ``(gate_up,)``."""
         return (self.gate_up,) if self.gate_up else (self.gate, self.up)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The attribute names of all that rewritten code looks up."""
+        return self.projections() if self.activation_function else (*self.projections(), self.activation)
 
-Block = Attention | GatedMLP
+
+@dataclass(frozen=True)
+class MLP:
+    """A class that computes ``down(activation(up(x)))``.
+
+    Attributes:
+        class_name: the class in the architecture's ``module``.
+        up: attribute name of the first projection; likewise ``down`` of the second.
+        activation: attribute name of the activation module. Which function it is, is read from the module.
+        activation_function: see :class:`GatedMLP`.
+        tower: see :data:`Tower`.
+    """
+
+    class_name: str
+    up: str = "fc1"
+    down: str = "fc2"
+    activation: str = "activation_fn"
+    activation_function: str | None = None
+    tower: Tower = "text"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it holds."""
+        return ("mlp",)
+
+    def projections(self, part: Part | None = None) -> tuple[str, ...]:
+        """The attribute names of a part's projections, or of all; none for a part that it does not hold."""
+        return (self.up, self.down) if part in ("mlp", None) else ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The projection that reads the block's input."""
+        return (self.up,)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The attribute names of all that rewritten code looks up."""
+        return self.projections() if self.activation_function else (*self.projections(), self.activation)
+
+
+Block = Attention | GatedMLP | MLP
+
+BLOCKS: tuple[type[Block], ...] = get_args(Block)
+"""Every kind of block."""
 
 
 def description(block: Block) -> str:

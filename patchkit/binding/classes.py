@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from patchkit.adapters.registry import STANDS_FOR
-from patchkit.arch.spec import Block, GatedMLP, Part
+from patchkit.arch.spec import Block, Part
 from patchkit.binding.patch import PATCH, Patch, Refusal, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
@@ -150,13 +150,14 @@ def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision)
     methods: Methods = {}
     for site in sites:
         rule = rule_named(site.rule)
-        methods[rule.method] = METHODS[rule.method](**rule.arguments(block, site), precision=precision)
+        maker = METHODS[rule.maker or rule.method]
+        methods[rule.method] = maker(**rule.arguments(block, site), precision=precision)
     return methods
 
 
 def looked_up(block: Block) -> tuple[str, ...]:
     """The attributes that the methods take from a block."""
-    return (*block.projections(), block.activation) if isinstance(block, GatedMLP) else block.projections()
+    return block.modules
 
 
 def copying(cls: type[nn.Module]) -> Methods:

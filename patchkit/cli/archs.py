@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchkit.arch.registry import architectures
-from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP
+from patchkit.arch.spec import MLP, Architecture, Attention, Block, GatedMLP
 
 
 def archs() -> None:
@@ -20,7 +20,7 @@ def archs() -> None:
             architecture.name,
             ", ".join(architecture.model_types),
             _classes(architecture, Attention),
-            _classes(architecture, GatedMLP),
+            _classes(architecture, GatedMLP, MLP),
             ", ".join(architecture.text_models),
         )
     console = output_console()
@@ -29,10 +29,10 @@ def archs() -> None:
     console.print(table, soft_wrap=False)
 
 
-def _classes(architecture: Architecture, kind: type[Block]) -> str:
-    """The architecture's block classes of one kind, each with its tower where that is not the text tower."""
+def _classes(architecture: Architecture, *kinds: type[Block]) -> str:
+    """The architecture's block classes of these kinds, each with its tower where that is not the text tower."""
     return ", ".join(
         block.class_name if block.tower == "text" else f"{block.class_name} ({block.tower})"
         for block in architecture.blocks
-        if isinstance(block, kind)
+        if isinstance(block, kinds)
     )

@@ -71,7 +71,7 @@ def _plan(method: ParsedMethod, block: Block, part: Part, edits: Edits) -> None:
     if not calls:
         edits.leave((), part, f"absent: {method.quote_of_self(*names)} is never called")
         return
-    for rule in rules_of(part):
+    for rule in rules_of(part, block):
         if edits.untaken(calls):
             rule.plan(method, block, part, edits)
         if rule.whole:

@@ -87,12 +87,20 @@ class Random:
         number = self.draw("dropout")
         return x.new(lambda value: value * number)
 
+    def silu(self, x: Tensor) -> Tensor:
+        number = self.draw("silu")
+        return x.new(lambda value: value * value + 3 * number)
+
 
 class Block:
     """Stands for the module: projections, and what rewritten code calls in place of them."""
 
-    projections = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "other_proj")
+    projections = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "other_proj", "fc1", "fc2",
+    )  # fmt: skip
     scale = 5
+    fc1: Callable[[Tensor], Tensor]
+    fc2: Callable[[Tensor], Tensor]
 
     def __init__(self, random: Random, sites: tuple[Site, ...]) -> None:
         self.random, self.sites, self.dropout = random, sites, random.dropout
@@ -119,8 +127,10 @@ class Block:
         number = self.random.draw("act_fn")
         return x.new(lambda value: value * value + number)
 
-    def _site(self, rule: str) -> Site:
-        return next(site for site in self.sites if site.rule == rule)
+    activation_fn = act_fn
+
+    def _site(self, *rules: str) -> Site:
+        return next(site for site in self.sites if site.rule in rules)
 
     def apply_qkv(self, x: Tensor) -> list[Tensor]:
         results = {name: getattr(self, name)(x) for name in self._site("qkv-together").calls}
@@ -132,15 +142,17 @@ class Block:
     def apply_linear(self, projection: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return projection(x)
 
-    def apply_mlp(self, x: Tensor) -> Tensor:
-        site = self._site("gated-mlp")
+    def apply_mlp(self, x: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        site = self._site("gated-mlp", "ungated-mlp")
+        if site.rule == "ungated-mlp":
+            return self.fc2((function or self.activation_fn)(self.fc1(x)))
         results: dict[str, Tensor] = {}
         for name in site.calls:
             if name == "gate_up_proj":
                 halves = self.gate_up_proj(x).chunk(2, dim=-1)
                 results["gate_proj"], results["up_proj"] = halves if site.gate_first else halves[::-1]
-            elif name == "act_fn":
-                results[name] = self.act_fn(results["gate_proj"])
+            elif name in ("act_fn", "F.silu"):
+                results["act_fn"] = (function or self.act_fn)(results["gate_proj"])
             elif name == "down_proj":
                 results[name] = getattr(self, name)(results["act_fn"] * results["up_proj"])
             else:

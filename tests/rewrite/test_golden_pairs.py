@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patchkit.arch.spec import Attention, Block, GatedMLP
+from patchkit.arch.spec import BLOCKS, Block
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten
@@ -25,7 +25,7 @@ def load(name: str) -> tuple[str, str, Block, list[str]]:
     header = [line for line in before.splitlines() if line.startswith("# ")]
     (block,) = (line.removeprefix("# block: ") for line in header if line.startswith("# block: "))
     report = [line for line in header if line.startswith(("# site: ", "# skip: "))]
-    return before, after, eval(block, {"Attention": Attention, "GatedMLP": GatedMLP}), report
+    return before, after, eval(block, {kind.__name__: kind for kind in BLOCKS}), report
 
 
 def report(rewritten: Rewritten) -> list[str]:

@@ -6,16 +6,16 @@ import textwrap
 
 import pytest
 
-from patchkit.arch.spec import Attention, Block, GatedMLP
+from patchkit.arch.spec import MLP, Attention, Block, GatedMLP
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named, rules
 from patchkit.rewrite.rules.rule import Rule
 
-BLOCKS: tuple[Block, ...] = (Attention("Block"), GatedMLP("Block"))
+BLOCKS: tuple[Block, ...] = (Attention("Block"), GatedMLP("Block"), MLP("Block"))
 
 
 def block_of(rule: Rule) -> Block:
-    return next(block for block in BLOCKS if set(rule.parts) & set(block.parts))
+    return next(block for block in BLOCKS if isinstance(block, rule.blocks) and set(rule.parts) & set(block.parts))
 
 
 def in_class(body: str) -> str:

@@ -9,7 +9,7 @@ import libcst as cst
 import pytest
 
 import patchkit.rewrite.rules
-from patchkit.arch.spec import Attention, GatedMLP, Part
+from patchkit.arch.spec import MLP, Attention, GatedMLP, Part
 from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ProjectionCall
 from patchkit.rewrite.rules.registry import rule_named, rules, rules_of
@@ -25,10 +25,18 @@ def test_a_file_holds_one_rule_of_its_name() -> None:
 
 
 def test_whole_rules_come_first() -> None:
-    assert [rule.name for rule in rules()] == ["gated-mlp", "output-call", "qkv-together", "call-alone"]
+    assert [rule.name for rule in rules()] == [
+        "gated-mlp",
+        "output-call",
+        "qkv-together",
+        "ungated-mlp",
+        "call-alone",
+    ]
     assert [rule.name for rule in rules_of("qkv")] == ["qkv-together", "call-alone"]
     assert [rule.name for rule in rules_of("o")] == ["output-call"]
-    assert [rule.name for rule in rules_of("mlp")] == ["gated-mlp", "call-alone"]
+    assert [rule.name for rule in rules_of("mlp")] == ["gated-mlp", "ungated-mlp", "call-alone"]
+    assert [rule.name for rule in rules_of("mlp", GatedMLP("Block"))] == ["gated-mlp", "call-alone"]
+    assert [rule.name for rule in rules_of("mlp", MLP("Block"))] == ["ungated-mlp", "call-alone"]
 
 
 @pytest.mark.parametrize("part", get_args(Part))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import patchkit.arch
-from patchkit.arch.spec import Architecture, Attention, Block, GatedMLP, Part
+from patchkit.arch.spec import BLOCKS, Architecture, Attention, Block, GatedMLP, Part
 from patchkit.check.static.findings import Finding, Owner, owner_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
@@ -245,8 +245,11 @@ def _nearest(names: Iterable[str], old: str) -> list[str]:
 def _roles(block: Block) -> tuple[str, ...]:
     """The fields of a block that name what ``forward`` calls."""
     if isinstance(block, Attention):
-        return ("q", "k", "v", "o")
-    return (*(("gate_up",) if block.gate_up else ("gate", "up")), "down", "activation")
+        return ("q", "k", "v", "o") if block.o else ("q", "k", "v")
+    inputs = ("gate", "up") if isinstance(block, GatedMLP) else ("up",)
+    if isinstance(block, GatedMLP) and block.gate_up:
+        inputs = ("gate_up",)
+    return (*inputs, "down") if block.activation_function else (*inputs, "down", "activation")
 
 
 def _called(class_source: str) -> list[str]:
@@ -285,7 +288,7 @@ def described(block: Block) -> str:
     for field in fields(block):
         value = getattr(block, field.name)
         if field.name != "class_name" and value != field.default:
-            words.append(f"{field.name}={string_literal(value)}")
+            words.append(f"{field.name}={None if value is None else string_literal(value)}")
     return f"{type(block).__name__}({', '.join(words)})"
 
 
@@ -312,8 +315,8 @@ def _is_block(expression: str, block: Block) -> bool:
         call = ast.parse(expression, mode="eval").body
         assert isinstance(call, ast.Call)
         words = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
-        kind = {"Attention": Attention, "GatedMLP": GatedMLP}[getattr(call.func, "id", "")]
-        described_block: Block = kind(*(ast.literal_eval(argument) for argument in call.args), **words)
+        kind = {block.__name__: block for block in BLOCKS}[getattr(call.func, "id", "")]
+        described_block = kind(*(ast.literal_eval(argument) for argument in call.args), **words)
     except (KeyError, ValueError, TypeError):
         return False
     return described_block == block

@@ -7,7 +7,7 @@ import pkgutil
 from functools import lru_cache
 
 import patchkit.rewrite.rules
-from patchkit.arch.spec import Part
+from patchkit.arch.spec import Block, Part
 from patchkit.rewrite.rules.rule import Rule
 from patchkit.rewrite.sites import RuleName
 
@@ -21,9 +21,9 @@ def rules() -> tuple[Rule, ...]:
     return tuple(sorted(found.values(), key=lambda rule: (not rule.whole, rule.name)))
 
 
-def rules_of(part: Part) -> tuple[Rule, ...]:
-    """The rules for a part of a block, in the order of :func:`rules`."""
-    return tuple(rule for rule in rules() if part in rule.parts)
+def rules_of(part: Part, block: Block | None = None) -> tuple[Rule, ...]:
+    """The rules for a part of a block, in the order of :func:`rules`; of any block, or of this one."""
+    return tuple(rule for rule in rules() if part in rule.parts and (block is None or isinstance(block, rule.blocks)))
 
 
 def rule_named(name: RuleName) -> Rule:

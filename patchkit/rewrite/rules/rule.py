@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from patchkit.arch.spec import Block, Part
+from patchkit.arch.spec import BLOCKS, Block, Part
 from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.sites import RuleName, Site
@@ -31,6 +31,9 @@ class Rule:
         method: name of the method that the rewritten code calls, of those in :mod:`patchkit.runtime`.
         arguments: what the maker of that method has to know of the block and of a site, as keyword arguments. A class
             has one method of a name, so they must be the same for every site of a method.
+        blocks: the kinds of blocks that it is for, where that is not all that hold the part.
+        maker: what makes the method, of those in :data:`patchkit.runtime.methods.METHODS`; empty if that is listed
+            under the method's own name. Two kinds of blocks may have one method that is made in two ways.
     """
 
     name: RuleName
@@ -41,3 +44,5 @@ class Rule:
     plan: Callable[[ParsedMethod, Block, Part, Edits], None]
     method: str
     arguments: Callable[[Block, Site], dict[str, Any]]
+    blocks: tuple[type[Block], ...] = BLOCKS
+    maker: str = ""
