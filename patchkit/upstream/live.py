@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from patchkit.errors import RewriteError, UndecidedError
 from patchkit.upstream.classes import definition, first_line
+from patchkit.upstream.known_wrappers import is_known_wrapper
 from patchkit.upstream.text import parsed
 
 
@@ -56,6 +57,7 @@ def read_method(cls: type, name: str) -> LiveMethod | str:
         return f"its {name} is wrapped in a circle"
     if not isinstance(function, FunctionType):
         return f"its {name} is a {type(function).__qualname__}, not a function"
+    owner = _defining(cls, name, owner)
     if function.__module__ != owner.__module__ or function.__qualname__ != f"{owner.__qualname__}.{name}":
         return f"its {name} was replaced by {function.__module__}.{function.__qualname__}"
     filename = function.__code__.co_filename
@@ -71,6 +73,16 @@ def read_method(cls: type, name: str) -> LiveMethod | str:
     if code != function.__code__:
         return f"the code of {name} in memory is not that of {filename}:{function.__code__.co_firstlineno}"
     return LiveMethod(owner, attribute, function, source, filename)
+
+
+def _defining(cls: type, name: str, owner: type) -> type:
+    """The class that defines a method which ``owner`` inherits, and around which transformers put a wrapper for it."""
+    attribute = vars(owner)[name]
+    while is_known_wrapper(attribute):
+        attribute = attribute.__wrapped__
+        above = cls.__mro__[cls.__mro__.index(owner) + 1 :]
+        owner = next((base for base in above if vars(base).get(name) is attribute), owner)
+    return owner
 
 
 def source_of(function: FunctionType) -> str:
