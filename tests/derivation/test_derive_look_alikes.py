@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from structures import class_of
+from class_texts import class_of
 
 from patchkit.arch.spec import MLP, Attention, GatedMLP
 from patchkit.derivation.derive import NO_LINEAR, derive_from_text
