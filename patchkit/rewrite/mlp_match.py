@@ -254,7 +254,9 @@ class Matcher:
                 return why
         if why := temporaries.why_not_droppable():
             return why
-        return why_not_movable(self.method, kept, {self.down.node}, name)
+        # The rule for gated ones takes calls around down for obstacles, and its proofs are of the text that it leaves.
+        around = () if isinstance(self.block, GatedMLP) else tuple(self.method.ancestors(self.down.node))
+        return why_not_movable(self.method, kept, {self.down.node}, name, around)
 
     def is_call(self, value: Value, *names: str) -> bool:
         """Whether a value is what a call of one of these attributes of self returns."""

@@ -105,7 +105,11 @@ def why_not_private(method: ParsedMethod, name: str) -> Obstacle | None:
 
 
 def why_not_movable(
-    method: ParsedMethod, window: Sequence[Statement], moved: Collection[cst.CSTNode], value: str
+    method: ParsedMethod,
+    window: Sequence[Statement],
+    moved: Collection[cst.CSTNode],
+    value: str,
+    afterwards: Collection[cst.CSTNode] = (),
 ) -> Obstacle | None:
     """Why calls that read ``value`` cannot be evaluated elsewhere within a run of statements, or None if they can.
 
@@ -115,6 +119,7 @@ def why_not_movable(
             ``value``; it may also return.
         moved: the nodes that are evaluated elsewhere; what is in them is not looked at.
         value: the local variable that they read.
+        afterwards: calls that are made only after everything that is moved, such as the ones around the last of it.
     """
     names = aliases(method, value)
     own = aliases(method, method.self_name or "")
@@ -122,7 +127,7 @@ def why_not_movable(
         for node in method.walk(statement, moved):
             text = (
                 _why_exit(node, window[-1])
-                or _why_call(method, node, own)
+                or (None if node in afterwards else _why_call(method, node, own))
                 or _why_in_place(method, node)
                 or (_why_name(method, node, value, names, window[-1]) if isinstance(node, cst.Name) else None)
             )

@@ -35,6 +35,8 @@ UNGATED = {
     "kept between": "h = {act}(self.fc1(x))\ns = y.shape\nreturn self.fc2(h), s",
     "residual around": "h = x\nz = self.fc1(x)\nz = {act}(z)\nz = self.fc2(z)\nreturn h + z",
     "dropout after": "h = self.fc2({act}(self.fc1(x)))\nh = F.dropout(h)\nreturn h + x",
+    "dropout around": "h = {act}(self.fc1(x))\nreturn F.dropout(self.fc2(h)) + x",
+    "calls around": "h = {act}(self.fc1(x))\nx = self.fc2(h)\nh = {act}(self.fc1(x))\nreturn self.norm(F.dropout(self.fc2(h)))",
     "twice": "x = self.fc2({act}(self.fc1(x)))\nx = self.fc2({act}(self.fc1(x + y)))\nreturn x",
     "in a branch": "if flag:\n    x = self.fc2({act}(self.fc1(x)))\nreturn x",
     "conditional": "return self.fc2({act}(self.fc1(x))) if flag else y",
@@ -49,6 +51,7 @@ TRAPS = {
     "changed in place": "h = {act}({up}(x)){times}\nh *= 2\nreturn {down}(h)",
     "input changed": "h = {up}(x)\nx += y\nreturn {down}({act}(h){times})",
     "draw between": "h = {act}({up}(x)){times}\ny = F.dropout(y)\nreturn {down}(h) + y",
+    "draw before, around": "h = {act}({up}(x)){times}\nreturn rotate(F.dropout(y) + {down}(h))",
     "branch": "h = {up}(x)\nif flag:\n    h = {act}(h)\nreturn {down}(h{times})",
 }
 

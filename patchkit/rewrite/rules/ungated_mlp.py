@@ -28,6 +28,7 @@ VALID = (
         "h = self.activation_fn(self.fc1(x))\nz = y.shape\nreturn self.fc2(h), z",
         "z = y.shape\nreturn self.apply_mlp(x), z",
     ),
+    ("h = self.activation_fn(self.fc1(x))\nreturn self.drop(self.fc2(h))", "return self.drop(self.apply_mlp(x))"),
 )
 
 INVALID = (
@@ -41,6 +42,7 @@ INVALID = (
     ("return map(lambda x: self.fc2(self.activation_fn(self.fc1(x))), y)", "stands in a nested function"),
     ("h = self.activation_fn(self.fc1(x))\nreturn self.fc2(h), h", "is used elsewhere, too"),
     ("h = self.activation_fn(self.fc1(x + y))\nreturn self.fc2(h)", "takes something else than a variable"),
+    ("h = self.activation_fn(self.fc1(x))\nreturn f(self.drop(y), self.fc2(h))", "may draw random numbers"),
     ("h = self.fc1(x)\nx = y\nreturn self.fc2(self.activation_fn(h))", "is bound again"),
     ("h = self.fc1(x)\nif y:\n    h = self.activation_fn(h)\nreturn self.fc2(h)", "`if y: h = self.activation_fn(h)`"),
     ("h = self.activation_fn(self.fc1(x))\nh = F.dropout(h, 0.1)\nreturn self.fc2(h)", "`F.dropout(h, 0.1)`"),
