@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+PATCH = "__patchkit__"
+"""Class attribute that marks a patched class; :mod:`patchkit.binding.patch` says what it holds."""
+
+
+def unpatched(cls: type) -> type:
+    """The class that a patched one was made of; any other class itself."""
+    patched = [index for index, base in enumerate(cls.__mro__) if PATCH in vars(base)]
+    return cls.__mro__[patched[0] + 1] if patched else cls
+
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What ``model.named_modules()`` gives where nothing is odd: outside in, in order, each module once."""

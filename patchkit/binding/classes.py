@@ -14,9 +14,10 @@ from torch import nn
 
 from patchkit.adapters.registry import STANDS_FOR
 from patchkit.arch.spec import Block, Part
-from patchkit.binding.patch import PATCH, Patch, Refusal, type_of_patch
+from patchkit.binding.patch import Patch, Refusal, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
+from patchkit.module_tree import PATCH
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten, Site

@@ -11,11 +11,9 @@ from torch import nn
 from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import Reason
 from patchkit.arch.spec import Block, Part
+from patchkit.module_tree import PATCH
 from patchkit.rewrite.sites import Site, Skip
 from patchkit.runtime.precision import AdapterPrecision
-
-PATCH = "__patchkit__"
-"""Class attribute that marks a patched class and holds its :class:`Patch`."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import nn
 from patchkit.adapters.formula import name_of
 from patchkit.adapters.protocol import is_own_forward
 from patchkit.binding.ownership import foreign_forward, may_hold_old_forward
-from patchkit.binding.patch import PATCH, Patch, type_of_patch
+from patchkit.binding.patch import Patch, type_of_patch
 from patchkit.errors import RevertError
-from patchkit.module_tree import named_modules
+from patchkit.module_tree import PATCH, named_modules
 from patchkit.runtime.checkpointing import keep_classes
 
 _CLASS: Any = vars(object)["__class__"]

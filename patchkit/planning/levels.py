@@ -39,7 +39,8 @@ def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[R
         outcome: the patch that it has or would get, or why it gets none, or None if none was asked for.
     """
     for part in candidate.parts:
-        yield Row(candidate.name, candidate.shown_as, part, *_level(candidate, part, outcome))
+        shown = candidate.place or type(candidate.module).__name__
+        yield Row(candidate.name, shown, part, *_level(candidate, part, outcome))
 
 
 def _level(candidate: Candidate, part: Part, outcome: Patch | Refusal | None) -> _Told:

@@ -15,14 +15,15 @@ from patchkit.adapters.protocol import Reason
 from patchkit.arch.spec import Part
 from patchkit.binding.classes import layer_class, patched_class
 from patchkit.binding.ownership import replaced_on_instance
-from patchkit.binding.patch import PATCH, Patch, Refusal, patch_of, replaced_since
+from patchkit.binding.patch import Patch, Refusal, patch_of, replaced_since
 from patchkit.binding.swap import original_class
 from patchkit.errors import MetaModelError, PatchkitError
-from patchkit.module_tree import state_of
+from patchkit.module_tree import PATCH, state_of
 from patchkit.options import Options
 from patchkit.planning.levels import rows_of
 from patchkit.planning.row import Row
 from patchkit.planning.survey import Candidate, Place, Survey
+from patchkit.rewrite.rules.registry import rule_named
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def plan(survey: Survey, options: Options) -> list[Planned]:
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_loaded(survey)
-    return [_examined(candidate, options, _plan) for candidate in survey.blocks]
+    return [_examined(candidate, options, _plan) for candidate in survey.blocks if _is_block(candidate)]
 
 
 def current(survey: Survey) -> list[Planned]:
     """What has become of every block of a model by now."""
-    return [_examined(candidate, Options(), _as_it_is) for candidate in survey.blocks]
+    return [_examined(candidate, Options(), _as_it_is) for candidate in survey.blocks if _is_block(candidate)]
 
 
 def with_layers(survey: Survey, blocks: Sequence[Planned], options: Options) -> list[Planned]:
@@ -79,10 +80,11 @@ def with_layers(survey: Survey, blocks: Sequence[Planned], options: Options) -> 
         RevertError: as :func:`plan`.
     """
     nothing = replace(options, linear=False)
+    known = {block.candidate.name: block for block in blocks}
 
     def look(layer: Candidate) -> Planned:
         place = survey.places.get(layer.name)
-        held = place is not None and _holds(blocks[place.block], place)
+        held = place is not None and place.block in known and _holds(known[place.block], place)
         return _examined(layer, nothing if held else options, _plan)
 
     return _together(survey, blocks, [look(layer) for layer in survey.layers])
@@ -103,23 +105,37 @@ def _holds(block: Planned, place: Place) -> bool:
 
 def _together(survey: Survey, blocks: Sequence[Planned], layers: Sequence[Planned]) -> list[Planned]:
     """All plans; the rows of a block speak for the layers in it."""
-    alone: set[tuple[int, Part]] = set()
+    alone: set[tuple[str, Part]] = set()
+    known = {block.candidate.name for block in blocks}
     shown = []
     for layer in layers:
         place = survey.places.get(layer.candidate.name)
-        if place is None:
+        if place is None or place.block not in known:
             shown.append(layer)
             continue
         if any(row.level == "fused" for row in layer.rows):
             alone.add((place.block, place.part))
         shown.append(replace(layer, rows=()))
-    told = [
-        replace(
-            block, rows=tuple(replace(row, level="alone") if (index, row.part) in alone else row for row in block.rows)
-        )
-        for index, block in enumerate(blocks)
-    ]
-    return [*told, *shown]
+
+    def told(row: Row) -> Row:
+        return replace(row, level="alone") if (row.name, row.part) in alone else row
+
+    return [*(replace(block, rows=tuple(map(told, block.rows))) for block in blocks), *shown]
+
+
+def _is_block(candidate: Candidate) -> bool:
+    """Whether a candidate counts: what is derived from a source does if a rule takes all of some part of it.
+
+    Otherwise its layers are layers like any other. Options do not matter: what is switched off stays as it is.
+    """
+    if not candidate.derived or patch_of(candidate.module) is not None:
+        return True
+    assert candidate.block is not None
+    try:
+        made = patched_class(type(candidate.module), candidate.block, frozenset(candidate.block.parts))
+    except Exception:  # as for any block, the plan says that it cannot be examined
+        return True
+    return not isinstance(made, Refusal) and any(rule_named(site.rule).whole for site in vars(made)[PATCH].sites)
 
 
 def class_changes(plans: Iterable[Planned]) -> list[tuple[nn.Module, type[nn.Module]]]:

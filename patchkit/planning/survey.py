@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -16,6 +16,7 @@ from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Architecture, Block, Part
 from patchkit.binding.ownership import with_hint
 from patchkit.binding.patch import patch_of
+from patchkit.derivation.known import described
 from patchkit.module_tree import children_of, named_modules, state_of
 
 _CONTAINERS = {nn.ModuleList, nn.ModuleDict, nn.Sequential}
@@ -28,21 +29,23 @@ class Candidate(NamedTuple):
         name: its qualified name in the model.
         module: the module.
         parts: the parts of the model that it is, or holds.
-        shown_as: what the report calls its class.
         block: the entry of the architecture file; None for a layer.
         architecture: the architecture of that file; None for a layer.
         fed: whether its input will require a gradient in training, as far as can be told without one.
         owner: for a module of another library's class in the place of a block, the reason to leave it alone.
+        derived: whether its description was derived from its source, and no architecture file names its class.
+        place: of a linear layer, where it stands, as the report calls it.
     """
 
     name: str
     module: nn.Module
     parts: tuple[Part, ...]
-    shown_as: str
     block: Block | None = None
     architecture: Architecture | None = None
     fed: bool = True
     owner: Reason | None = None
+    derived: bool = False
+    place: str = ""
 
     @property
     def found(self) -> Found:
@@ -52,22 +55,21 @@ class Candidate(NamedTuple):
         return Found(self.name, self.module, self.architecture, self.block)
 
     @classmethod
-    def of(cls, found: Found, *, fed: bool = True, owner: Reason | None = None) -> Candidate:
+    def of(cls, found: Found, *, fed: bool = True, owner: Reason | None = None, derived: bool = False) -> Candidate:
         """A block that was found."""
-        name, module, architecture, block = found
-        return cls(name, module, block.parts, type(module).__name__, block, architecture, fed, owner)
+        return cls(found.name, found.module, found.block.parts, found.block, found.architecture, fed, owner, derived)
 
 
 class Place(NamedTuple):
     """Where an adapted layer stands in a block.
 
     Attributes:
-        block: index of the block in :attr:`Survey.blocks`.
+        block: qualified name of the block.
         part: the part of the block that it belongs to.
         attribute: its name in the block.
     """
 
-    block: int
+    block: str
     part: Part
     attribute: str
 
@@ -77,7 +79,8 @@ class Survey(NamedTuple):
 
     Attributes:
         modules: every module with its qualified name, from the outside in.
-        blocks: blocks, then modules in the place of a block; each in the order of ``modules``.
+        blocks: those that are registered, then modules in the place of one, then those whose description is derived;
+            each in the order of ``modules``.
         layers: adapted layers in the order of ``modules``, those in blocks included.
         places: of the layers that are projections of a block, by the layer's qualified name.
     """
@@ -97,7 +100,25 @@ def survey(model: nn.Module) -> Survey:
     candidates = [Candidate.of(found, fed=id(found.module) in fed) for found in wanted]
     candidates += _displaced(modules, {id(found.module) for found in blocks})
     layers = tuple(_layers(modules))
+    others = _derived(modules, layers, {candidate.name for candidate in candidates} | {found.name for found in blocks})
+    candidates += [Candidate.of(found, fed=id(found.module) in fed, derived=True) for found in others]
     return Survey(modules, tuple(candidates), layers, _places(candidates, layers))
+
+
+def _derived(
+    modules: Iterable[tuple[str, nn.Module]], layers: Iterable[Candidate], taken: Collection[str]
+) -> Iterator[Found]:
+    """Modules that hold adapted layers and whose source says what block they are."""
+    holders = {layer.name.rpartition(".")[0] for layer in layers if layer.parts == ("linear",)}
+    for name, module in modules:
+        if name not in holders or name in taken:
+            continue
+        try:
+            entry = described(type(module))
+        except Exception:  # a class may answer anything to being looked at; its layers are patched without it
+            continue
+        if entry is not None and children_of(module).keys() >= set(entry[1].projections()):
+            yield Found(name, module, *entry)
 
 
 def _is_wanted(found: Found) -> bool:
@@ -164,11 +185,11 @@ def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
         if outermost:
             within = f"{name}." if name else ""
         if stands_for(cls) in EMBEDDING_READERS or (id(module) in embeddings and _is_adapted(module)):
-            yield Candidate(name, module, ("embedding",), cls.__name__)
+            yield Candidate(name, module, ("embedding",))
         elif id(module) in heads and _is_adapted(module):
-            yield Candidate(name, module, ("head",), cls.__name__)
+            yield Candidate(name, module, ("head",))
         elif outermost:
-            yield Candidate(name, module, ("linear",), _place_in_words(name, named))
+            yield Candidate(name, module, ("linear",), place=_place_in_words(name, named))
 
 
 def _place_in_words(name: str, modules: Mapping[str, nn.Module]) -> str:
@@ -185,14 +206,14 @@ def _places(blocks: Sequence[Candidate], layers: Iterable[Candidate]) -> dict[st
     """Where the layers that are projections of a block stand in it."""
     names = {id(layer.module): layer.name for layer in layers}
     found: dict[str, Place] = {}
-    for index, candidate in enumerate(blocks):
+    for candidate in blocks:
         assert candidate.block is not None
         children = children_of(candidate.module)
         for part in candidate.parts:
             for attribute in candidate.block.projections(part):
                 name = names.get(id(children.get(attribute)))
                 if name is not None:
-                    found[name] = Place(index, part, attribute)
+                    found[name] = Place(candidate.name, part, attribute)
     return found
 
 

@@ -7,11 +7,12 @@ from functools import lru_cache
 
 from torch import nn
 
-from patchkit.arch.discovery import registered
 from patchkit.arch.registry import foreign_description
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH, Refusal
+from patchkit.binding.patch import Refusal
+from patchkit.derivation.known import described
 from patchkit.errors import RewriteError
+from patchkit.module_tree import PATCH
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust.ledger import Key
 from patchkit.trust.outside import outside
@@ -37,14 +38,14 @@ def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
         elsewhere = outside(cls, owner, _passed_over(cls), names, method.function, module)
     except RewriteError as error:
         return str(error)
-    entry = registered(cls)
+    entry = described(cls)
     description = foreign_description(*entry) if entry else ""
     return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere, description)
 
 
 def _passed_over(cls: type) -> list[str]:
-    """What the projections of a registered class are moved past."""
-    entry = registered(cls)
+    """What the projections of a class are moved past."""
+    entry = described(cls)
     if entry is None:
         return []
     _, block = entry

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from patchkit.arch.discovery import registered
 from patchkit.binding.patch import Patch
 from patchkit.errors import CacheError, PatchkitWarning
 from patchkit.trust.key import key_of
@@ -100,22 +101,22 @@ def _verify(model: nn.Module, unknown: Mapping[type[nn.Module], tuple[Found, Key
     refused: dict[type, str] = {}
     passed: list[Trial] = []
     for cls, (found, key) in unknown.items():
-        trial, examine = trials[cls], f"`patchkit check --arch {found.architecture.name}` examines it"
+        trial, examine = trials[cls], _examine(found)
         if isinstance(trial, str):
             refused[cls] = (
                 f"its source is not in the ledger and could not be verified on the spot ({trial}); "
-                f"{examine}, trust='always' binds it unproven"
+                f"{examine}trust='always' binds it unproven"
             )
         elif trial.subject.key != key:
             refused[cls] = (
                 "its source is not in the ledger and could not be verified on the spot (what is called between the "
-                f"projections of {found.name} is not what its constructor puts there); {examine}, "
+                f"projections of {found.name} is not what its constructor puts there); {examine}"
                 "trust='always' binds it unproven"
             )
         elif trial.status == "failed":
             _decided[key] = (
                 "its source is not in the ledger, and verified on the spot it is not equal to upstream "
-                f"({trial.reason}); {examine}"
+                f"({trial.reason})" + (f"; {examine[:-2]}" if examine else "")
             )
         else:
             _decided[key] = ""
@@ -125,6 +126,12 @@ def _verify(model: nn.Module, unknown: Mapping[type[nn.Module], tuple[Found, Key
         logger.info("patchkit: verified %s on the spot in %.1f s", names, time.perf_counter() - start)
         _remember(passed)
     return refused
+
+
+def _examine(found: Found) -> str:
+    """What examines a class of an architecture that has a file; empty for what is derived."""
+    known = registered(type(found.module)) is not None
+    return f"`patchkit check --arch {found.architecture.name}` examines it, " if known else ""
 
 
 def _remember(trials: Iterable[Trial]) -> None:

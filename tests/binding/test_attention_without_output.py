@@ -12,9 +12,9 @@ from torch import nn
 
 from patchkit.arch.spec import Attention
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
 from patchkit.derivation.derive import derive
+from patchkit.module_tree import PATCH
 from patchkit.planning.levels import rows_of
 from patchkit.planning.survey import Candidate
 from patchkit.testing import randomise_adapter

@@ -16,8 +16,8 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from patchkit.arch.spec import GatedMLP
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
 from patchkit.binding.swap import swap
+from patchkit.module_tree import PATCH
 from patchkit.testing import add_lora
 
 LOG: list[str] = []

@@ -17,10 +17,10 @@ import patchkit.rewrite.rules
 from patchkit.arch.registry import find
 from patchkit.arch.spec import Attention
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH
 from patchkit.check.static.drift import diagnose
 from patchkit.check.static.findings import findings_of
 from patchkit.check.static.verdicts import judge
+from patchkit.module_tree import PATCH
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules import registry
 from patchkit.rewrite.rules.rule import Rule

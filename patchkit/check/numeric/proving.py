@@ -18,15 +18,15 @@ import torch
 import transformers
 from torch import nn
 
-from patchkit.adapters.registry import carries_adapter
-from patchkit.arch.discovery import find_blocks
+from patchkit.arch.discovery import Found
 from patchkit.arch.spec import Block
 from patchkit.binding.classes import patched_class
-from patchkit.binding.patch import PATCH, Refusal
+from patchkit.binding.patch import Refusal
 from patchkit.binding.swap import swap
 from patchkit.check.numeric.outcomes import Status
+from patchkit.module_tree import PATCH
 from patchkit.planning.levels import rows_of
-from patchkit.planning.survey import Candidate
+from patchkit.planning.survey import Candidate, survey
 from patchkit.testing import CheckResult, Findings, Inputs, Patcher, Reverter, run_checks
 from patchkit.testing.checks.precision import TOTALS
 from patchkit.trust.key import key_of
@@ -121,9 +121,9 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
     """
     subjects: dict[type[nn.Module], Subject] = {}
     left: dict[type[nn.Module], str] = {}
-    for found in find_blocks(model):
+    for found in blocks_of(model):
         cls = type(found.module)
-        if cls in subjects or cls in left or (found.block.tower == "vision" and not carries_adapter(found.module)):
+        if cls in subjects or cls in left:
             continue
         key, patched = key_of(cls, found.module), patched_class(cls, found.block, frozenset(found.block.parts))
         if isinstance(patched, Refusal):
@@ -133,6 +133,11 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
         else:
             subjects[cls] = Subject(key, cls, patched, found.block)
     return list(subjects.values()), left
+
+
+def blocks_of(model: nn.Module) -> list[Found]:
+    """The blocks of a model that no other library owns."""
+    return [candidate.found for candidate in survey(model).blocks if candidate.owner is None]
 
 
 def prove(
@@ -205,7 +210,7 @@ def levels_of(model: nn.Module, subject: Subject) -> dict[str, str]:
     copied = copy.deepcopy(model).train()
     patcher([subject])(copied)
     levels: dict[str, set[str]] = {}
-    for found in find_blocks(copied):
+    for found in blocks_of(copied):
         if type(found.module) is subject.patched:
             for row in rows_of(Candidate.of(found), vars(subject.patched)[PATCH]):
                 levels.setdefault(row.part, set()).add(row.level)
