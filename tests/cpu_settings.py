@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 NUMERIC = ("kernels", "parity", "runtime", "adapters", "failure_modes", "training")
-QUICK = ("tests/kernels/lora/test_lora_functions.py", "tests/kernels/ops/test_gated_activation.py")
+QUICK = ("tests/kernels/lora/test_lora_functions.py", "tests/kernels/ops/test_activations.py")
 AS_IS = "as-is"
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
 DEFAULTS = (f"{AS_IS},default,avx2", f"{AS_IS},AVX2", "1,2")

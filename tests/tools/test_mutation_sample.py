@@ -126,7 +126,7 @@ def test_a_known_fault_whose_code_is_gone_is_an_error(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["--list", "--sample", "2", "--files", "*/swiglu.py"], 0, "patchkit_kernels/ops/swiglu.py"),
+    (["--list", "--sample", "2", "--files", "*/silu.py"], 0, "patchkit_kernels/ops/silu.py"),
     (["--room", "nowhere"], 2, "there is no room"),
 ])  # fmt: skip
 def test_the_command(arguments, code, said):

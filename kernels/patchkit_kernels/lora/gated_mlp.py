@@ -35,7 +35,7 @@ from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
-from patchkit_kernels.ops.activations import ACTIVATIONS, Activation
+from patchkit_kernels.ops.activations import GATED, Activation
 
 
 class LoraGatedMLP(torch.autograd.Function):
@@ -64,7 +64,7 @@ class LoraGatedMLP(torch.autograd.Function):
         flows_back = x_needed or any(needs.any for needs in into.needs)
         projected, made = project(x, into, remakes=x_needed and unread is None)
         gate, up = split_gate_up(projected, gate_first)
-        hidden = ACTIVATIONS[activation].forward(gate, up)
+        hidden = GATED[activation].forward(gate, up)
         (y,), made_down = project(hidden, down, remakes=flows_back)
         between = projected if flows_back else [hidden] if _reads_hidden(down.needs[0], remakes=False) else []
         read = read_by_backward(into, x_needed=x_needed) + read_by_backward(down, x_needed=flows_back)
@@ -95,7 +95,7 @@ class LoraGatedMLP(torch.autograd.Function):
                 if flows_back:
                     projected = [substitute(*pair) for pair in zip(between, projected, strict=True)]
                 gate, up = split_gate_up(projected, ctx.gate_first)
-                hidden = ACTIVATIONS[ctx.activation].reference(gate, up) if flows_back or not between else between[0]
+                hidden = GATED[ctx.activation].reference(gate, up) if flows_back or not between else between[0]
                 return [with_leading(project_again(hidden, [down], precision, [made_down])[0], x)]
 
             d_x, *rest = differentiable_backward(again, (like, *tensors), (x_needed, *needed), [grad])
@@ -155,7 +155,7 @@ def _through_activation(
 
     Both at once read gate and up once. d_hidden is a buffer of ours that nothing else holds: it is written over.
     """
-    functions = ACTIVATIONS[activation]
+    functions = GATED[activation]
     if not _reads_hidden(down_needs, remakes=True):
         return None, functions.backward(d_hidden, gate, up)
     d_up, hidden = functions.backward_recompute(d_hidden, gate, up)

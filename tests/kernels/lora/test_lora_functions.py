@@ -25,7 +25,7 @@ from patchkit.testing import Result, RoundingErrors
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_linear, lora_projections
 from patchkit_kernels.lora.projection import Precision
-from patchkit_kernels.ops.activations import ACTIVATIONS
+from patchkit_kernels.ops.activations import GATED
 
 GRID = [
     pytest.param(
@@ -237,7 +237,7 @@ def test_activation_names_match_their_functions():
     """F3: each name is its own function; swapping erf and tanh is seen."""
     gate, up = torch.linspace(-6, 6, 101, dtype=torch.float64), torch.ones(101, dtype=torch.float64)
     for name, function in ACTS.items():
-        found = ACTIVATIONS[name].forward(gate, up)
+        found = GATED[name].forward(gate, up)
         assert torch.allclose(found, function(gate), rtol=0, atol=1e-12)
         others = [other for key, other in ACTS.items() if key != name]
         assert all((found - other(gate)).abs().max() > 1e-5 for other in others)

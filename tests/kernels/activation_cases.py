@@ -1,7 +1,7 @@
-"""The gated activations' table of cases, and what is demanded of the Triton kernels in each.
+"""The table of cases of the activations, plain and gated, and what is demanded of the Triton kernels in each.
 
 Shared by the tests in Triton's interpreter and those on a real device. Run as a program (``TRITON_INTERPRET=1 python
-gated_activation_cases.py``) it prints, as JSON, the complaint for each case's id, or null.
+activation_cases.py``) it prints, as JSON, the complaint for each case's id, or null.
 """
 
 from __future__ import annotations
@@ -16,22 +16,34 @@ from strided_tensors import DTYPES, as_dtype, uniform
 from torch import Tensor
 from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
-import patchkit_kernels.ops.geglu as geglu
-import patchkit_kernels.ops.swiglu as swiglu
-from patchkit_kernels.ops.gated_activation import GatedActivation
+from patchkit_kernels.ops.activations import GATED, PLAIN
+from patchkit_kernels.ops.elementwise import ElementwiseOps
 
 
 @dataclass(frozen=True)
 class Activation:
     """The functions under test and, independent of them, what they must compute."""
 
-    kernel: GatedActivation
-    forward: Callable[[Tensor, Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    kernel: ElementwiseOps
     eager: Callable[[Tensor], Tensor]
     """The activation as a transformers model calls it."""
     formula: Callable[[Tensor], Tensor]
     """The activation as the paper writes it."""
+
+    @property
+    def gated(self) -> bool:
+        return len(self.kernel.inputs) == 2
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.kernel.forward(*inputs)
+
+    def backward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Of grad and the inputs."""
+        return as_tuple(self.kernel.backward(*tensors))
+
+    def of(self, act: Callable[[Tensor], Tensor], *inputs: Tensor) -> Tensor:
+        """What is computed of the inputs if this is the activation."""
+        return act(inputs[0]) * inputs[1] if self.gated else act(inputs[0])
 
     @property
     def op(self) -> Any:
@@ -49,32 +61,36 @@ class Activation:
         return {"forward": self.op, "backward": self.backward_op, "recompute": self.recompute_op}[direction]
 
 
-ACTIVATIONS = {
-    "swiglu": Activation(
-        swiglu.SWIGLU, swiglu.swiglu, swiglu.swiglu_backward, F.silu, lambda x: x / (1 + torch.exp(-x))
-    ),
-    "geglu_erf": Activation(
-        geglu.GEGLU_ERF,
-        geglu.geglu_erf,
-        geglu.geglu_erf_backward,
-        F.gelu,
-        lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
-    ),
-    "geglu_tanh": Activation(
-        geglu.GEGLU_TANH,
-        geglu.geglu_tanh,
-        geglu.geglu_tanh_backward,
-        lambda x: F.gelu(x, approximate="tanh"),
-        lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
-    ),
+def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def _tanh_formula(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+# By the name: as a transformers model calls it, as the paper writes it, and what the gated ops are called.
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]] = {
+    "silu": (F.silu, lambda x: x / (1 + torch.exp(-x)), "swiglu"),
+    "gelu_erf": (F.gelu, lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), "geglu_erf"),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), _tanh_formula, "geglu_tanh"),
+    "relu": (torch.relu, lambda x: (x + x.abs()) / 2, "reglu"),
+    "relu2": (lambda x: torch.square(F.relu(x)), lambda x: x * (x + x.abs()) / 2, "relu2_glu"),
+    "quick_gelu": (lambda x: x * torch.sigmoid(1.702 * x), lambda x: x / (1 + torch.exp(-1.702 * x)), "quick_geglu"),
+    "sigmoid": (torch.sigmoid, lambda x: 1 / (1 + torch.exp(-x)), "glu"),
 }
+ACTIVATIONS = {
+    **{gated: Activation(GATED[name], *functions) for name, (*functions, gated) in FUNCTIONS.items()},
+    **{name: Activation(PLAIN[name], *functions) for name, (*functions, _) in FUNCTIONS.items()},
+}
+"""By the name of the op."""
 DIRECTIONS = ("forward", "backward", "recompute")
 
 
-def three(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Grad, gate and up; gate and up are halves of one tensor."""
-    gate, up = uniform(*shape[:-1], 2 * shape[-1], seed=1).to(dtype).chunk(2, -1)
-    return [uniform(*shape, seed=2).to(dtype), gate, up]
+def tensors_for(activation: Activation, *shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Grad and the inputs; gate and up are halves of one tensor."""
+    halves = uniform(*shape[:-1], 2 * shape[-1], seed=1).to(dtype).chunk(2, -1)
+    return [uniform(*shape, seed=2).to(dtype), *halves[: len(activation.kernel.inputs)]]
 
 
 def _halves(*shape: int) -> list[Tensor]:
@@ -100,7 +116,8 @@ def _extreme_up_and_grad() -> list[Tensor]:
     return [grid.contiguous() for grid in grids]
 
 
-# Each layout makes [grad, gate, up] in fp64; `Case.inputs` rounds them to the dtype without touching the strides.
+# Each layout makes [grad, gate, up] in fp64, of which a plain activation takes the first two; `Case.inputs` rounds them
+# to the dtype without touching the strides.
 SIZES = (1, 7, 128, 1000, 4097)
 LAYOUTS: dict[str, Callable[[], list[Tensor]]] = {
     **{f"contiguous_{size}": lambda size=size: _plain(size) for size in SIZES},
@@ -137,32 +154,37 @@ class Case:
         return f"{self.activation}-{self.direction}-{self.dtype}-{self.layout}"
 
     def inputs(self, device: str = "cpu") -> list[Tensor]:
-        """Gate and up, after the gradient in a backward direction, with the layout's strides.
+        """The inputs, after the gradient in a backward direction, with the layout's strides.
 
         A gradient that is to be written over lies in adjacent rows of its own.
         """
         tensors = []
-        for tensor in LAYOUTS[self.layout]()[1 if self.direction == "forward" else 0 :]:
+        count = 1 + len(ACTIVATIONS[self.activation].kernel.inputs)
+        for tensor in LAYOUTS[self.layout]()[1 if self.direction == "forward" else 0 : count]:
             tensors.append(as_dtype(tensor, DTYPES[self.dtype], device))
         if self.direction == "recompute":
             tensors[0] = tensors[0].clone(memory_format=torch.contiguous_format)
         return tensors
 
 
+# What a layout tells of rows and strides it tells of every activation: the others have those that tell of values.
+EVERY_LAYOUT = ("swiglu", "geglu_erf", "geglu_tanh", "silu")
+OF_VALUES = ("contiguous_1000", "halves_3x7", "empty", "extreme_gate", "extreme_up_and_grad")
 CASES = [
     Case(activation, direction, dtype, layout)
     for activation in ACTIVATIONS
     for direction in DIRECTIONS
     for dtype in DTYPES
-    for layout in LAYOUTS
+    for layout in (LAYOUTS if activation in EVERY_LAYOUT else OF_VALUES)
 ]
 
 
 def eager(activation: Activation, tensors: list[Tensor], with_hidden: bool = False) -> tuple[Tensor, ...]:
-    """What torch computes, step by step, in the dtype of ``tensors``: ``[gate, up]`` or ``[grad, gate, up]``."""
-    gate, up = (tensor.detach().requires_grad_() for tensor in tensors[-2:])
-    hidden = activation.eager(gate) * up
-    gradients = torch.autograd.grad(hidden, (gate, up), tensors[0]) if len(tensors) == 3 else ()
+    """What torch computes, step by step, in the dtype of ``tensors``: the inputs, or grad and the inputs."""
+    count = len(activation.kernel.inputs)
+    inputs = [tensor.detach().requires_grad_() for tensor in tensors[-count:]]
+    hidden = activation.of(activation.eager, *inputs)
+    gradients = torch.autograd.grad(hidden, inputs, tensors[0]) if len(tensors) > count else ()
     return (*gradients, hidden.detach()) if with_hidden or not gradients else gradients
 
 
@@ -178,10 +200,9 @@ def complaint(case: Case, run: Callable[[Any, list[Tensor]], Any], device: str =
     tensors = case.inputs(device)
     before, recompute = [tensor.clone() for tensor in tensors], case.direction == "recompute"
     expected, by_eager = truth(activation, tensors, recompute), eager(activation, tensors, recompute)
-    results = run(activation.op_of(case.direction), tensors)
-    results = (results,) if isinstance(results, Tensor) else tuple(results)
+    results = as_tuple(run(activation.op_of(case.direction), tensors))
     if recompute:
-        # The gradient of the gate is written over the gradient that was given.
+        # The gradient of the first input is written over the gradient that was given.
         results, tensors, before = (tensors[0], *results), [before[0], *tensors[1:]], before
     for tensor, copy in zip(tensors, before, strict=True):
         if not torch.equal(tensor.nan_to_num(7.0), copy.nan_to_num(7.0)):
@@ -190,15 +211,19 @@ def complaint(case: Case, run: Callable[[Any, list[Tensor]], Any], device: str =
         return f"{len(results)} results, not {len(expected)}"
     for index, (result, exact, other) in enumerate(zip(results, expected, by_eager, strict=True)):
         # The hidden state does not depend on the gradient, so neither does its bound.
-        problem = _compare(result, exact, other, tensors[1:] if index == 2 else tensors, noise)
+        is_hidden = case.direction == "forward" or (recompute and index == len(expected) - 1)
+        inputs = tensors[-len(activation.kernel.inputs) :]
+        problem = _compare(result, exact, other, None if is_hidden else tensors[0], inputs, noise)
         if problem is not None:
             return f"result {index}: {problem}"
     return None
 
 
-def _compare(result: Tensor, exact: Tensor, by_eager: Tensor, tensors: list[Tensor], noise: float) -> str | None:
-    dtype = tensors[0].dtype
-    if result.shape != exact.shape or result.dtype != dtype or result.device != tensors[0].device:
+def _compare(
+    result: Tensor, exact: Tensor, by_eager: Tensor, grad: Tensor | None, inputs: list[Tensor], noise: float
+) -> str | None:
+    dtype = inputs[0].dtype
+    if result.shape != exact.shape or result.dtype != dtype or result.device != inputs[0].device:
         return f"{list(result.shape)} {result.dtype} on {result.device}"
     if not result.is_contiguous():
         return f"strides {result.stride()}"
@@ -206,11 +231,17 @@ def _compare(result: Tensor, exact: Tensor, by_eager: Tensor, tensors: list[Tens
     finite = exact.isfinite()
     if not torch.equal(torch.where(finite, 0.0, exact).nan_to_num(7.0), torch.where(finite, 0.0, got).nan_to_num(7.0)):
         return f"NaN or infinity: {got[~finite].tolist()}, not {exact[~finite].tolist()}"
-    # One rounding to the dtype, plus what fp32 loses on the way: absolute, since 1 - sigmoid and 1 + erf cancel.
-    magnitudes = [tensor.cpu().double().nan_to_num(1, 1, 1).abs() for tensor in tensors]
-    scale = (magnitudes[-2] + 1) * (magnitudes[-1] + 1) * (magnitudes[0] if len(tensors) == 3 else 1)
+    # One rounding to the dtype, plus what fp32 loses on the way: absolute, since 1 - sigmoid and 1 + erf cancel,
+    # or relative, where the activation grows faster than its input.
+    scale = torch.ones_like(exact)
+    for tensor in inputs:
+        scale = scale * (_magnitude(tensor) + 1)
+    if grad is not None:
+        scale = scale * _magnitude(grad)
     info = torch.finfo(dtype)
-    bound = 0.5 * info.eps * exact.abs() + 0.5 * info.smallest_normal * info.eps + noise * scale
+    bound = (
+        0.5 * info.eps * exact.abs() + 0.5 * info.smallest_normal * info.eps + noise * torch.maximum(scale, exact.abs())
+    )
     excess = torch.where(finite, (got - exact).abs() / bound, 0.0)
     if excess.numel() and not excess.max() <= 1.01:
         return f"error of {excess.max():.3g} times the bound"
@@ -221,6 +252,10 @@ def _compare(result: Tensor, exact: Tensor, by_eager: Tensor, tensors: list[Tens
     if not error <= 1.1 * eager_error + floor:
         return f"error {error:.3g}, but eager torch has {eager_error:.3g}"
     return None
+
+
+def _magnitude(tensor: Tensor) -> Tensor:
+    return tensor.cpu().double().nan_to_num(1, 1, 1).abs()
 
 
 def _run_interpreted(op: Any, tensors: list[Tensor]) -> Any:

@@ -1,9 +1,9 @@
-"""The Triton kernels of the gated activations in Triton's interpreter, against fp64; each case has its own test id."""
+"""The Triton kernels of the activations in Triton's interpreter, against fp64; each case has its own test id."""
 
 from __future__ import annotations
 
 import pytest
-from gated_activation_cases import CASES, Case
+from activation_cases import CASES, Case
 from triton_interpreter import complaints_of
 
 pytest.importorskip("triton", reason="the interpreter is part of Triton")
@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="the interpreter is part of Triton")
 
 @pytest.fixture(scope="module")
 def complaints() -> dict[str, str | None]:
-    return complaints_of("gated_activation_cases.py")
+    return complaints_of("activation_cases.py")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

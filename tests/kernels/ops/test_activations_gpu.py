@@ -1,4 +1,4 @@
-"""The gated activations' ops on a real device: the cases of the interpreter, and what only a device can show."""
+"""The activations' ops, plain and gated, on a real device: the cases of the interpreter, and what only a device can show."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from activation_cases import ACTIVATIONS, CASES, Activation, Case, as_tuple, complaint, truth
 from devices import DEVICE, MODULE, needs_device
-from gated_activation_cases import ACTIVATIONS, CASES, Activation, Case, complaint, truth
 from strided_tensors import uniform
 from torch import Tensor
 
@@ -26,28 +26,34 @@ def test_kernel(case: Case) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_fp64_runs_the_reference(activation: Activation) -> None:
-    tensors = [uniform(5, 9, seed=seed).to(DEVICE) for seed in range(3)]
-    for count in (2, 3):
-        results = (activation.op, activation.backward_op)[count - 2](*tensors[:count])
-        for result, exact in zip(results if count == 3 else [results], truth(activation, tensors[:count]), strict=True):
+    count = len(activation.kernel.inputs)
+    tensors = [uniform(5, 9, seed=seed).to(DEVICE) for seed in range(1 + count)]
+    for op, given in ((activation.op, tensors[1:]), (activation.backward_op, tensors)):
+        for result, exact in zip(as_tuple(op(*given)), truth(activation, given), strict=True):
             torch.testing.assert_close(result.cpu(), exact, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_same_bits_every_time(activation: Activation) -> None:
-    grad, gate, up = (uniform(100, 1000, seed=seed).to(DEVICE, torch.bfloat16) for seed in range(3))
-    assert torch.equal(activation.forward(gate, up), activation.forward(gate, up))
-    first, second = activation.backward(grad, gate, up), activation.backward(grad, gate, up)
+    count = len(activation.kernel.inputs)
+    grad, *inputs = [uniform(100, 1000, seed=seed).to(DEVICE, torch.bfloat16) for seed in range(1 + count)]
+    assert torch.equal(activation.forward(*inputs), activation.forward(*inputs))
+    first, second = activation.backward(grad, *inputs), activation.backward(grad, *inputs)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_compiles_without_graph_break(activation: Activation) -> None:
-    gate, up = (uniform(8, 40, seed=seed).to(DEVICE, torch.bfloat16).requires_grad_() for seed in range(2))
-    compiled = torch.compile(lambda gate, up: activation.forward(gate * 2, up) + 1, fullgraph=True)
-    compiled(gate, up).sum().backward()
-    expected = torch.autograd.grad((activation.forward(gate * 2, up) + 1).sum(), (gate, up))
-    torch.testing.assert_close((gate.grad, up.grad), expected, rtol=1e-2, atol=1e-2)
+    count = len(activation.kernel.inputs)
+    inputs = [uniform(8, 40, seed=seed).to(DEVICE, torch.bfloat16).requires_grad_() for seed in range(count)]
+
+    def function(first: Tensor, *others: Tensor) -> Tensor:
+        result: Tensor = activation.kernel.forward(first * 2, *others) + 1
+        return result
+
+    torch.compile(function, fullgraph=True)(*inputs).sum().backward()
+    expected = torch.autograd.grad(function(*inputs).sum(), inputs)
+    torch.testing.assert_close([tensor.grad for tensor in inputs], list(expected), rtol=1e-2, atol=1e-2)
 
 
 def test_device_that_is_not_current() -> None:
