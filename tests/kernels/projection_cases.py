@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 
 FP64 = Precision(*[torch.float64] * 4)
-ACTS = {"silu": F.silu, "gelu_erf": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTS = {
+    "silu": F.silu,
+    "gelu_erf": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: torch.square(F.relu(x)),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "sigmoid": torch.sigmoid,
+}
 
 
 class Extra(NamedTuple):
@@ -126,6 +134,11 @@ def plain_mlp(x, inputs, down, activation, gate_first=True):
     first, second = parts if len(parts) == 2 else parts[0].chunk(2, -1)
     gate, up = (first, second) if gate_first else (second, first)
     return plain(ACTS[activation](gate) * up, down)
+
+
+def plain_ungated_mlp(x, up, down, activation):
+    """The MLP without a gate in words of torch."""
+    return plain(ACTS[activation](plain(x, up)), down)
 
 
 def assert_same(expected, actual, variables, tolerance=1e-10):

@@ -9,11 +9,12 @@ import torch
 from embedding_cases import IDS
 from embedding_cases import make as make_table
 from embedding_cases import plain as plain_embedding
-from projection_cases import Extra, make, plain, plain_mlp, seeded
+from projection_cases import Extra, make, plain, plain_mlp, plain_ungated_mlp, seeded
 
 from patchkit_kernels.lora.embedding import lora_embedding
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_projections
+from patchkit_kernels.lora.mlp import lora_mlp
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.ops.dora_norm import dora_weight_norm
 
@@ -77,6 +78,20 @@ def mlp(
     )
 
 
+def ungated_mlp(
+    first: tuple[Extra, ...], last: tuple[Extra, ...], *, activation: Any, dtype: torch.dtype = torch.float64
+) -> Structure:
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    options = {"bias": True, "dtype": dtype}
+    up, down = make(5, 6, 2, extras=first, seed=1, **options), make(6, 5, 2, extras=last, seed=2, **options)
+    return Structure(
+        {"x": x, **named_tensors([up, down], ["up", "down"])},
+        seeded(lambda x=x: (lora_mlp(x, up, down, activation, Precision(*[dtype] * 4)),)),
+        seeded(lambda x=x: (plain_ungated_mlp(x, up, down, activation),)),
+        any(extra.dropout for extra in (*first, *last)),
+    )
+
+
 def embedding(ranks: tuple[int, ...] = (2,), *, dtype: torch.dtype = torch.float64, **options: Any) -> Structure:
     table, _ = make_table(ranks, train_weight=True, dtype=dtype, **options)
     tensors = {"W": table.weight, "m": table.magnitude}
@@ -113,6 +128,9 @@ STRUCTURES: dict[str, Callable[..., Structure]] = {
     "mlp mixed": lambda **o: mlp((DORA,), (DROPPED,), (ALL,), activation="gelu_tanh", **o),
     "mlp joint": lambda **o: mlp((LORA,), (DORA,), gate_first=False, **o),
     "mlp down alone": lambda **o: mlp((), (), (LORA,), **o),
+    "ungated mlp": lambda **o: ungated_mlp((LORA,), (LORA,), activation="gelu_tanh", **o),
+    "ungated mlp mixed": lambda **o: ungated_mlp((DROPPED, DORA), (ALL,), activation="relu2", **o),
+    "ungated mlp down alone": lambda **o: ungated_mlp((), (BIASED,), activation="relu", **o),
     "embedding": lambda **o: embedding(**o),
     "embedding padded": lambda **o: embedding(padding_idx=3, scaled=True, **o),
     "embedding two": lambda **o: embedding((1, 3), **o),

@@ -53,11 +53,18 @@ def test_projections_gradcheck(ranks, bias, base_grad, x_grad):
     assert_same([plain(x, p) for p in projections], lora_projections(x, projections, FP64), variables)
 
 
-@pytest.mark.parametrize("activation", ACTS)
-@pytest.mark.parametrize("joint", [False, "gate_first", "up_first"])
-@pytest.mark.parametrize(
-    ("ranks", "base_grad"), [((2, 3, 1), False), ((0, 2, 0), True), ((2, 0, 2), True), ((0, 0, 3), False)]
-)
+RANKS = [((2, 3, 1), False), ((0, 2, 0), True), ((2, 0, 2), True), ((0, 0, 3), False)]
+# What is trained and how gate and up are given is the same for every activation: some run through all of it.
+GATED_GRID = [
+    (activation, joint, ranks, base_grad)
+    for activation in ACTS
+    for joint in (False, "gate_first", "up_first")
+    for ranks, base_grad in RANKS
+    if activation in ("silu", "gelu_erf", "gelu_tanh") or (joint, base_grad) == ("up_first", False)
+]
+
+
+@pytest.mark.parametrize(("activation", "joint", "ranks", "base_grad"), GATED_GRID)
 def test_gated_mlp_gradcheck(activation, joint, ranks, base_grad):
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     outs, ranks = ((12, 5), ranks[::2]) if joint else ((6, 6, 5), ranks)

@@ -1,0 +1,28 @@
+"""The MLP without a gate, with LoRA adapters."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from patchkit_kernels.lora.mlp_function import apply_lora_mlp
+from patchkit_kernels.lora.projection import Precision, Projection
+from patchkit_kernels.ops.activations import Activation
+
+
+def lora_mlp(x: Tensor, up: Projection, down: Projection, activation: Activation, precision: Precision) -> Tensor:
+    """``down(act(up(x)))`` with adapters.
+
+    Between forward and backward x and the output of ``up`` are kept, not the activation's; less where nothing flows
+    back: see :mod:`patchkit_kernels.lora.saving`.
+
+    Args:
+        x: ``[..., hidden]``; any leading shape, empty included.
+        up: the up projection. Dropout is drawn for it first, then for ``down``.
+        down: the down projection.
+        activation: name of the activation between them.
+        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
+
+    Returns:
+        ``[..., hidden]`` in ``precision.output``.
+    """
+    return apply_lora_mlp(x, [up], down, activation, precision, gate_first=None)
