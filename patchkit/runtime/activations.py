@@ -6,44 +6,84 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import activations as upstream
 
-from patchkit.adapters.formula import Formula
+from patchkit.adapters.formula import Formula, Namespace
 from patchkit.adapters.peft import FORMULA
 from patchkit.adapters.protocol import Reason, interference
 from patchkit_kernels.ops.activations import Activation
 
-_SILU = {nn.SiLU, getattr(upstream, "SiLUActivation", nn.SiLU)}
-# Before transformers 5 the tanh form was PytorchGELUTanh; where both names exist they are one class.
-_GELU_TANH = {
+
+class _Read(NamedTuple):
+    """What a kind of module computes, and the functions which its ``forward`` looks up to do so."""
+
+    name: Activation
+    formula: Formula
+
+
+def _classes(
+    name: Activation, kinds: Iterable[type[nn.Module]], functions: dict[Namespace, str]
+) -> dict[type[nn.Module], _Read]:
+    """The classes of one activation, where their ``forward`` calls no function but their own and these."""
+    own = "forward _gelu_python _gelu_tanh_python"
+    return {kind: _Read(name, Formula({kind: own, **functions}, after=FORMULA)) for kind in kinds}
+
+
+_SILU = (nn.SiLU, getattr(upstream, "SiLUActivation", nn.SiLU))
+# FastGELU rounds sqrt(2 / pi) to ten digits, a relative difference of 4e-12. Before transformers 5 the tanh form was
+# PytorchGELUTanh; where both names exist they are one class.
+_GELU_TANH = (
     upstream.NewGELUActivation,
     upstream.FastGELUActivation,
     getattr(upstream, "GELUTanh", upstream.NewGELUActivation),
     getattr(upstream, "PytorchGELUTanh", upstream.NewGELUActivation),
+)
+_MODULES: dict[type[nn.Module], _Read] = {
+    **_classes("silu", _SILU, {F: "silu"}),
+    **_classes("gelu_tanh", _GELU_TANH, {F: "gelu", torch: "tanh pow"}),
+    **_classes("gelu_erf", (upstream.GELUActivation,), {F: "gelu", torch: "erf"}),
+    **_classes("gelu_erf", (nn.GELU,), {F: "gelu"}),  # or the other, which it says itself
+    **_classes("relu", (nn.ReLU,), {F: "relu"}),
+    **_classes("relu2", (upstream.ReLUSquaredActivation,), {F: "relu", torch: "square"}),
+    **_classes("quick_gelu", (upstream.QuickGELUActivation,), {torch: "sigmoid"}),
+    **_classes("sigmoid", (nn.Sigmoid,), {torch: "sigmoid"}),
 }
-_NAMES: dict[type[nn.Module], Activation] = {
-    **dict.fromkeys(_SILU, "silu"),
-    **dict.fromkeys(_GELU_TANH, "gelu_tanh"),
-    upstream.GELUActivation: "gelu_erf",
-    nn.GELU: "gelu_erf",  # or the other, which it says itself
-}
-_FORMULAS = {
-    kind: Formula({kind: "forward _gelu_python _gelu_tanh_python", F: "silu gelu"}, after=FORMULA) for kind in _NAMES
-}
-_FUNCTION = Formula({F: "silu"})
+
+
+class _Function(NamedTuple):
+    """A function that a block may hold in the place of a module: where it stands, and what it computes."""
+
+    owner: Namespace
+    attribute: str
+    read: _Read
+
+
+_HELD: tuple[tuple[Namespace, str, Activation], ...] = (
+    (F, "silu", "silu"),
+    (F, "gelu", "gelu_erf"),
+    (F, "relu", "relu"),
+    (torch, "relu", "relu"),
+    (torch, "sigmoid", "sigmoid"),
+)
+_FUNCTIONS = tuple(
+    [_Function(owner, attribute, _Read(name, Formula({owner: attribute}))) for owner, attribute, name in _HELD]
+)
 _NOT_FUSED: Reason = "it is not fused"
 
 
 def read_activation(module: object) -> Activation | None:
     """The name of the function, or None if it is not one that is fused, or must be called for another reason."""
     kind: Any = type(module)
-    formula = _FORMULAS.get(kind)
-    if formula is None:  # maybe the function itself
-        return "silu" if unfit_activation(module) is None else None
+    read = _MODULES.get(kind)
+    if read is None:
+        read = _function(module)
+        return None if read is None or read.formula.replaced() is not None else read.name
     state = module.__dict__
     # What unfit_activation looks at, without the calls: this runs at every call of an MLP.
     if (
@@ -51,21 +91,30 @@ def read_activation(module: object) -> Activation | None:
         or (state["_backward_hooks"] or state["_backward_pre_hooks"])
         or ("forward" in state or "_call_impl" in state or "_compiled_call_impl" in state)
         or ("act" in state or state.get("inplace"))
-        or not formula.held
+        or not read.formula.held
     ) and unfit_activation(module) is not None:
         return None
     if kind is nn.GELU and module.approximate == "tanh":  # type: ignore[attr-defined]
         return "gelu_tanh"
-    return _NAMES[kind]
+    return read.name
+
+
+def _function(given: object) -> _Read | None:
+    """What a function computes, if it is one that is fused."""
+    for owner, attribute, read in _FUNCTIONS:
+        if given is getattr(owner, attribute, None):
+            return read
+    return None
 
 
 def unfit_activation(module: object) -> Reason | None:
     """Why an activation must be called, or None."""
     kind: Any = type(module)
-    formula = _FORMULAS.get(kind)
-    if formula is None:
-        return _FUNCTION.replaced() if module is F.silu else _NOT_FUSED
-    reason = interference(module) or formula.replaced()  # type: ignore[arg-type]
+    read = _MODULES.get(kind)
+    if read is None:
+        read = _function(module)
+        return _NOT_FUSED if read is None else read.formula.replaced()
+    reason = interference(module) or read.formula.replaced()  # type: ignore[arg-type]
     if reason is not None:
         return reason
     state = module.__dict__
