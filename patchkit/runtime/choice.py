@@ -26,7 +26,7 @@ class Choice(NamedTuple):
         readings: what was found of each projection, in the order of its names.
         precision: of the fused function, if ``level`` is fused.
         reason: why the block is not fused, where that is not the reason of a projection.
-        activation: of a gated MLP, if it is one that is fused.
+        activation: of an MLP, if it is one that is fused.
     """
 
     level: Level
@@ -52,17 +52,24 @@ def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice
 
 
 def choose_mlp(
-    inputs: Sequence[nn.Module], down: nn.Module, activation: object, x: Tensor, given: Input | Reason
+    inputs: Sequence[nn.Module],
+    down: nn.Module,
+    activation: object,
+    x: Tensor,
+    given: Input | Reason,
+    *,
+    gated: bool = True,
 ) -> Choice:
-    """The level of a gated MLP."""
+    """The level of an MLP; if it has no gate, ``inputs`` is its up projection alone."""
     if isinstance(given, str):
         return Choice("upstream", (given,) * (len(inputs) + 1))
     readings, precision, with_adapter = _examine_all(inputs, given)
     # Down reads what gate and up yield, one joint projection both of them.
+    shared = 2 if gated else 1
     dtype, width, same_width = given.dtype, 0, True
     for reading in readings:
         if type(reading) is Ready:
-            own = reading.projection.weight.shape[0] * len(inputs) // 2
+            own = reading.projection.weight.shape[0] * len(inputs) // shared
             same_width = same_width and width in (0, own)
             dtype, width = reading.precision.output, own
     features = width if width and same_width else _in_features(down)

@@ -6,5 +6,6 @@ So there is one place where they are counted, and where a test puts a fault.
 from patchkit_kernels.lora.embedding import lora_embedding
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_linear, lora_projections
+from patchkit_kernels.lora.mlp import lora_mlp
 
-__all__ = ["lora_embedding", "lora_gated_mlp", "lora_linear", "lora_projections"]
+__all__ = ["lora_embedding", "lora_gated_mlp", "lora_linear", "lora_mlp", "lora_projections"]

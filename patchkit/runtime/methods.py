@@ -169,10 +169,43 @@ def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
     return (first, second) if gate_first else (second, first)
 
 
+def make_apply_ungated_mlp(
+    up: str, down: str, activation: str, precision: AdapterPrecision
+) -> Callable[[Any, Tensor], Tensor]:
+    """The method ``apply_ungated_mlp(x)`` of a class that computes ``down(activation(up(x)))``.
+
+    Args:
+        up: attribute name of the up projection.
+        down: attribute name of the down projection.
+        activation: attribute name of the activation.
+        precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
+    """
+
+    def apply_ungated_mlp(self: Any, x: Tensor) -> Tensor:
+        all_modules = [submodule(self, name) for name in (up, down, activation)]
+        up_module, down_module, activation_module = all_modules
+        choice = choose_mlp((up_module,), down_module, activation_module, x, input_of(x, precision), gated=False)
+        if is_saved_by_hooks():
+            again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
+            return as_in_forward(self, choice, again, merge_choices)
+        return run(x, all_modules, choice)
+
+    def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
+        up_module, down_module, activation_module = all_modules
+        if choice.precision is not None and choice.activation is not None:
+            first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
+            return fused.lora_mlp(x, first, last, choice.activation, choice.precision)
+        hidden = activation_module(_call(up_module, x, choice.readings[0]))
+        return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
+
+    return apply_ungated_mlp
+
+
 METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "apply_linear": make_apply_linear,
     "apply_o": make_apply_o,
     "apply_qkv": make_apply_qkv,
     "apply_mlp": make_apply_mlp,
+    "apply_ungated_mlp": make_apply_ungated_mlp,
 }
 """What makes each method, by the name under which rewritten code calls it."""

@@ -23,7 +23,7 @@ def fused_calls() -> Iterator[list[str]]:
 
     Yields:
         A list that grows at each call by a name of :data:`FUSED_FUNCTIONS`, by ``lora_embedding`` for an adapted
-        embedding, and by ``lora_linear`` for an adapted head.
+        embedding, by ``lora_linear`` for an adapted head, and by ``lora_mlp`` for an MLP without a gate.
     """
     calls: list[str] = []
     with each_fused_call(calls.append):
