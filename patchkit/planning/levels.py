@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.registry import read_projection
-from patchkit.arch.spec import Attention, Block, Part
+from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, Part
 from patchkit.binding.classes import layer_class, looked_up, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, replaced_since
@@ -22,7 +23,6 @@ from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp,
 from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.layers import LAYER_KINDS
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
-from patchkit.runtime.precision import AdapterPrecision
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
 NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
@@ -94,15 +94,13 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
     if owner is not None:
         return "upstream", owner, False
     names = block.projections(part)
-    choice = _choose(module, block, names, patch.precision, candidate.fed)
+    choice = _choose(module, block, names, patch, candidate.fed)
     if choice is None:
         return "upstream", "it lacks a projection", False
     return _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
 
 
-def _choose(
-    module: nn.Module, block: Block, names: Sequence[str], precision: AdapterPrecision, fed: bool
-) -> Choice | None:
+def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch, fed: bool) -> Choice | None:
     """What the runtime would choose in training for an input like the ones the block is made for."""
     modules = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
     if len(modules) < len(names):
@@ -110,9 +108,22 @@ def _choose(
     with torch.enable_grad():
         x = _input_like(modules).requires_grad_(fed)
         if isinstance(block, Attention):
-            return choose_shared(modules, input_of(x, precision))
-        activation = getattr(module, block.activation, None)
-        return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, precision))
+            return choose_shared(modules, input_of(x, patch.precision))
+        activation = _activation_of(module, block, patch)
+        gated = isinstance(block, GatedMLP)
+        return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, patch.precision), gated=gated)
+
+
+def _activation_of(module: nn.Module, block: GatedMLP | MLP, patch: Patch) -> object:
+    """The activation that a block calls: a module of it, or a function that its source names."""
+    if block.activation_function is None:
+        return getattr(module, block.activation, None)
+    function: Any = patch.forward
+    first, *names = block.activation_function.split(".")
+    found = inspect.unwrap(function).__globals__.get(first)
+    for name in names:
+        found = getattr(found, name, None)
+    return found
 
 
 def _input_like(modules: Sequence[nn.Module]) -> Tensor:

@@ -119,7 +119,8 @@ def make_apply_mlp(
     Args:
         inputs: attribute names of the gate and up projections, or of the one that yields both.
         down: attribute name of the down projection.
-        activation: attribute name of the activation.
+        activation: attribute name of the activation; where it is a function, what the source calls it. The function
+            itself is then the second argument of each call.
         order: the names of these modules in the order in which upstream calls them.
         gate_first: for one joint projection: whether the first half of its output is the gate.
     """
@@ -128,9 +129,10 @@ def make_apply_mlp(
     before = sum(name in inputs for name in order[: order.index(activation)])
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
-    def apply_mlp(self: Any, x: Tensor) -> Tensor:
+    def apply_mlp(self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         modules = tuple([submodule(self, name) for name in inputs])
-        down_module, activation_module = submodule(self, down), submodule(self, activation)
+        activation_module = submodule(self, activation) if function is None else function
+        down_module = submodule(self, down)
         choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
         all_modules = (*modules, down_module, activation_module)
         if is_saved_by_hooks():
@@ -172,18 +174,19 @@ def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
 def make_apply_ungated_mlp(
     up: str, down: str, activation: str, precision: AdapterPrecision
 ) -> Callable[[Any, Tensor], Tensor]:
-    """The method ``apply_ungated_mlp(x)`` of a class that computes ``down(activation(up(x)))``.
+    """The method ``apply_mlp(x)`` of a class that computes ``down(activation(up(x)))``.
 
     Args:
         up: attribute name of the up projection.
         down: attribute name of the down projection.
-        activation: attribute name of the activation.
+        activation: see :func:`make_apply_mlp`.
         precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
     """
 
-    def apply_ungated_mlp(self: Any, x: Tensor) -> Tensor:
-        all_modules = [submodule(self, name) for name in (up, down, activation)]
-        up_module, down_module, activation_module = all_modules
+    def apply_mlp(self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        activation_module = submodule(self, activation) if function is None else function
+        up_module, down_module = submodule(self, up), submodule(self, down)
+        all_modules: tuple[Any, ...] = (up_module, down_module, activation_module)
         choice = choose_mlp((up_module,), down_module, activation_module, x, input_of(x, precision), gated=False)
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
@@ -198,7 +201,7 @@ def make_apply_ungated_mlp(
         hidden = activation_module(_call(up_module, x, choice.readings[0]))
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
-    return apply_ungated_mlp
+    return apply_mlp
 
 
 METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
@@ -208,4 +211,4 @@ METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "apply_mlp": make_apply_mlp,
     "apply_ungated_mlp": make_apply_ungated_mlp,
 }
-"""What makes each method, by the name under which rewritten code calls it."""
+"""What makes each method, by the name under which rewritten code calls it, or that a rule gives as its ``maker``."""

@@ -29,10 +29,10 @@ class MLP(nn.Module):
 
 
 class FusedMLP(MLP):
-    apply_ungated_mlp = make_apply_ungated_mlp("fc1", "fc2", "act", "peft")
+    apply_mlp = make_apply_ungated_mlp("fc1", "fc2", "act", "peft")
 
     def forward(self, x):
-        return self.apply_ungated_mlp(x)
+        return self.apply_mlp(x)
 
 
 FUSED = {
