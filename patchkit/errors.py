@@ -72,5 +72,12 @@ class ProposalError(PatchkitError, ValueError):
     """What another run found is not what patchkit would have written, so none of it is taken."""
 
 
+class TinyModelError(PatchkitError, ValueError):
+    """No tiny model can be made of a configuration, or no inputs for a model.
+
+    The message names each way that was tried, and why it did not lead there.
+    """
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

@@ -1,0 +1,204 @@
+"""A tiny model of any configuration: the ladder."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from patchkit.errors import TinyModelError
+from patchkit.testing.random_state import seeded
+from patchkit.testing.tiny.heads import Source, source_of
+from patchkit.testing.tiny.hints import HINTS
+from patchkit.testing.tiny.inputs import Search, search_inputs
+from patchkit.testing.tiny.outcome import in_short, require_a_step
+from patchkit.testing.tiny.repairs import repairs
+from patchkit.testing.tiny.shrinking import Variant, shrunk
+from patchkit.testing.tiny_models import initialise
+
+_MOST_REPAIRS = 24
+_DEEPEST_REPAIR = 3
+
+
+class _Rung(NamedTuple):
+    name: str
+    config: Callable[[], Any]
+
+
+def tiny_model_from(
+    source: Any,
+    *,
+    head: str | type[PreTrainedModel] | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **config_overrides: Any,
+) -> PreTrainedModel:
+    """A small model of a configuration, in train mode, on the CPU. Global random state is left as it was.
+
+    Two layers, or as many as show every kind of layer, and hidden states of size 64; see
+    :mod:`patchkit.testing.tiny`. Weights are those of :func:`patchkit.testing.tiny_models.initialise`.
+
+    Args:
+        source: a model type of transformers (``"llama"``), a configuration class, a configuration, or a model class
+            with a ``config_class``. Of a plugin or remote code: the model class, or its configuration and it as ``head``.
+        head: one of :data:`patchkit.testing.tiny.heads.HEADS`, or a model class; None for the first that there is.
+        dtype: of the parameters; buffers stay as upstream makes them.
+        seed: weights depend on this and on the parameter's name only.
+        config_overrides: values of the configuration, after it was made small. A mapping goes to a sub-configuration.
+
+    Raises:
+        TinyModelError: what was passed is no configuration, or no rung leads to a model that runs; the message says why.
+    """
+    found = source_of(source, head)
+    climb = _Climb(found.model_class, seed)
+    seen: set[str] = set()
+    failures: dict[str, tuple[str, Any, BaseException]] = {}
+    for rung in _rungs(found):
+        try:
+            config = _with(rung.config(), config_overrides)
+            if (written := repr(config)) in seen:
+                continue
+            seen.add(written)
+        except Exception as error:  # a configuration's own checks may raise anything
+            climb.reasons.append(f"{rung.name}: {in_short(error)}")
+            continue
+        model = climb.model(rung.name, config)
+        if not isinstance(model, PreTrainedModel):
+            failures.setdefault(str(model), (rung.name, config, model))
+            continue
+        return _finished(model, dtype)
+    for name, config, failure in failures.values():
+        mended = climb.mended(name, config, failure)
+        if mended is not None:
+            return _finished(mended, dtype)
+    if climb.partial is not None:
+        return _finished(climb.partial.model, dtype)
+    raise TinyModelError(
+        f"no tiny {found.model_class.__name__} of {found.config_class.__name__}:\n"
+        + "\n".join(f"  {reason}" for reason in climb.reasons)
+    )
+
+
+def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.train()
+
+
+def _rungs(source: Source) -> Iterator[_Rung]:
+    def start() -> Any:
+        return source.config if source.config is not None else source.config_class()
+
+    hint = HINTS.get(str(getattr(source.config_class, "model_type", "")))
+    names = [field.name for field in fields(Variant)]
+    combinations = [
+        dict.fromkeys(changed, True) for count in range(3) for changed in itertools.combinations(names, count)
+    ]
+    for changes in combinations:
+        variant = Variant(**changes)
+        name = " and ".join(changes).replace("_", " ") or "usual sizes"
+        if hint is not None:
+            values = hint.values
+            yield _Rung(f"{name}, with hints", lambda v=variant, h=values: _with(shrunk(start(), v), h))  # type: ignore[misc]
+        else:
+            yield _Rung(name, lambda v=variant: shrunk(start(), v))  # type: ignore[misc]
+
+
+def _with(config: Any, values: Mapping[str, Any]) -> Any:
+    """A configuration with values by the paths of fields; mappings are for sub-configurations."""
+    for path, value in values.items():
+        *outer, name = path.split(".")
+        holder = config
+        for part in outer:
+            holder = getattr(holder, part)
+        inner = getattr(holder, name, None)
+        if isinstance(value, Mapping) and hasattr(inner, "to_dict"):
+            _with(inner, value)
+        else:
+            setattr(holder, name, copy.deepcopy(value))
+    return config
+
+
+class _Climb:
+    """Attempts at models of one class, and why they failed.
+
+    Attributes:
+        reasons: one line for each attempt that gave another error than those before it.
+        partial: the model that leaves out the fewest towers; None if none ran.
+    """
+
+    def __init__(self, model_class: type[PreTrainedModel], seed: int) -> None:
+        self.model_class, self.seed = model_class, seed
+        self.reasons: list[str] = []
+        self.partial: _LeavesOutError | None = None
+        self._errors: set[str] = set()
+        self._left = _MOST_REPAIRS
+
+    def model(self, name: str, config: Any) -> PreTrainedModel | BaseException:
+        """The model of a configuration, or why it is none."""
+        try:
+            return _made(config, self.model_class, self.seed)
+        except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
+            if isinstance(error, _LeavesOutError) and (
+                self.partial is None or error.missing < self.partial.missing
+            ):
+                self.partial = error
+            if str(error) not in self._errors:
+                self._errors.add(str(error))
+                self.reasons.append(f"{name}: {in_short(error)}")
+            return error
+
+    def mended(self, name: str, config: Any, failure: BaseException, depth: int = 1) -> PreTrainedModel | None:
+        """The model of a configuration in which sizes are as errors say; None if they lead nowhere.
+
+        A change after which the error is one that was there before is not followed.
+        """
+        further = []
+        for change, changed in repairs(config, failure):
+            if self._left == 0:
+                return None
+            self._left -= 1
+            before = set(self._errors)
+            found = self.model(f"{name}, {change}", changed)
+            if isinstance(found, PreTrainedModel):
+                return found
+            if str(found) not in before:
+                further.append((f"{name}, {change}", changed, found))
+        if depth < _DEEPEST_REPAIR:
+            for step in further:
+                model = self.mended(*step, depth + 1)
+                if model is not None:
+                    return model
+        return None
+
+
+def _made(config: Any, model_class: type[PreTrainedModel], seed: int) -> PreTrainedModel:
+    with seeded(seed):
+        model = model_class(copy.deepcopy(config))
+    initialise(model, seed)
+    model.train()
+    found = search_inputs(model)
+    if found.inputs is None:
+        raise TinyModelError(found.why)
+    require_a_step(model, found.inputs)
+    if found.missing:
+        raise _LeavesOutError(model, found)
+    return model
+
+
+class _LeavesOutError(TinyModelError):
+    """A model runs, but on inputs that leave out a tower.
+
+    Attributes:
+        model: that runs.
+        missing: how many towers are left out.
+    """
+
+    def __init__(self, model: PreTrainedModel, found: Search) -> None:
+        super().__init__(f"it runs without {' and '.join(found.missing)} only: {found.why}")
+        self.model, self.missing = model, len(found.missing)

@@ -1,0 +1,94 @@
+"""From what a person names, a model type, a configuration or a class, to a configuration and a model class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from patchkit.errors import TinyModelError
+
+HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "causal": ("MODEL_FOR_CAUSAL_LM_MAPPING",),
+        "image-text": ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",),
+        "seq2seq": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",),
+        "encoder": ("MODEL_FOR_MASKED_LM_MAPPING",),
+        "speech-seq2seq": ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",),
+        "ctc": ("MODEL_FOR_CTC_MAPPING",),
+        "vision": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",),
+        "multimodal": ("MODEL_FOR_MULTIMODAL_LM_MAPPING",),
+        "base": ("MODEL_MAPPING",),
+    }
+)
+"""What a model ends in, and the mappings of transformers that have such models, by configuration class."""
+
+
+class Source(NamedTuple):
+    """Where a tiny model starts.
+
+    Attributes:
+        config_class: of the model; None where a configuration is given.
+        config: the user's own; None for the defaults of the class.
+        model_class: takes this configuration.
+    """
+
+    config_class: type[Any]
+    config: Any
+    model_class: type[PreTrainedModel]
+
+
+def source_of(given: Any, head: str | type[PreTrainedModel] | None) -> Source:
+    """The configuration and the model class that are meant.
+
+    Args:
+        given: a model type of transformers, a configuration, its class, or a model class (which knows its configuration).
+        head: one of :data:`HEADS`, or the model class; None for the first of them that has a model of this configuration.
+
+    Raises:
+        TinyModelError: nothing of this kind is known, or there is no model with this head.
+    """
+    if isinstance(given, type) and issubclass(given, PreTrainedModel):
+        head, given = given, given.config_class
+    if isinstance(given, str):
+        given = _class_of_type(given)
+    config = None if isinstance(given, type) else given
+    config_class = given if isinstance(given, type) else type(given)
+    if not hasattr(config_class, "to_dict") or not hasattr(config_class, "model_type"):
+        raise TinyModelError(
+            f"no configuration: {given!r}; pass a model type, a configuration, its class, or a model class"
+        )
+    return Source(config_class, config, _model_class(config_class, head))
+
+
+def _class_of_type(model_type: str) -> type[Any]:
+    try:
+        found: type[Any] = CONFIG_MAPPING[model_type]
+    except KeyError:
+        raise TinyModelError(
+            f"transformers has no model type {model_type!r}; pass the class of its configuration or of the model"
+        ) from None
+    return found
+
+
+def _model_class(config_class: type[Any], head: str | type[PreTrainedModel] | None) -> type[PreTrainedModel]:
+    if isinstance(head, type):
+        return head
+    if head is not None and head not in HEADS:
+        raise TinyModelError(f"unknown head {head!r}; known: {', '.join(HEADS)}, or a model class")
+    for name in (head,) if head else HEADS:
+        for mapping in HEADS[name]:
+            for found in _in_mapping(getattr(modeling_auto, mapping, None), config_class):
+                return found
+    wanted = f"with head {head!r}" if head else "in any mapping"
+    raise TinyModelError(f"{config_class.__name__} has no model {wanted}; pass the model class as head")
+
+
+def _in_mapping(mapping: Any, config_class: type[Any]) -> Iterator[type[PreTrainedModel]]:
+    if mapping is None or config_class not in mapping:
+        return
+    found = mapping[config_class]
+    yield from found if isinstance(found, (list, tuple)) else (found,)

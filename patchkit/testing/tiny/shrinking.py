@@ -1,0 +1,210 @@
+"""A configuration with small sizes, nested ones included."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from patchkit.testing.tiny.layers import is_layer_indices, kept_layers, per_layer, renumbered
+from patchkit.testing.tiny.sizes import (
+    ENDINGS,
+    FIELDS,
+    LAYER_FIELDS,
+    LAYERS,
+    SIZES,
+    SWITCHES,
+    TO_TEXT,
+    TOWER_WORDS,
+    Tower,
+)
+from patchkit.testing.tiny.tokens import SpecialTokens, names_tokens
+
+_TWO_SIDES = frozenset({"image_size", "patch_size", "img_size", "max_image_size", "window_size", "patch_sizes"})
+_SECTIONS = (2, 3, 3)
+_ROTARY = ("rope_parameters", "rope_scaling")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is done otherwise than usual.
+
+    Attributes:
+        no_cache: the configuration says not to keep keys and values.
+        all_heads: as many key/value heads as heads.
+        narrow_heads: the heads of a text model are as wide together as its hidden states.
+        whole_rotary: every entry of a head is rotated.
+        one_width: every tower has the sizes of a text model.
+        rotary_sections: rotary embeddings of text models have sections for time, height and width.
+    """
+
+    no_cache: bool = False
+    all_heads: bool = False
+    narrow_heads: bool = False
+    whole_rotary: bool = False
+    one_width: bool = False
+    rotary_sections: bool = False
+
+
+USUAL = Variant()
+
+
+def is_config(value: Any) -> bool:
+    """Whether a value is a configuration, of whatever release or package."""
+    return hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type)
+
+
+def sub_configs(config: Any) -> Iterator[tuple[str, Any]]:
+    """The configurations that a configuration holds, by name."""
+    for name, value in list(vars(config).items()):
+        if is_config(value):
+            yield name, value
+
+
+def tower_of(name: str, config: Any, around: Tower) -> Tower:
+    """Which tower a sub-configuration describes, by its name or else by what it asks for."""
+    for word_source in (name, str(getattr(config, "model_type", ""))):
+        for tower, words in TOWER_WORDS:
+            if any(word in word_source for word in words):
+                return tower
+        if "text" in word_source:
+            return "text"
+    fields = vars(config)
+    if "vocab_size" not in fields and {"patch_size", "image_size", "num_channels"} & set(fields):
+        return "vision"
+    if "vocab_size" not in fields and {"num_mel_bins", "conv_dim", "sampling_rate"} & set(fields):
+        return "audio"
+    return around
+
+
+def shrunk(config: Any, variant: Variant = USUAL) -> Any:
+    """A copy of a configuration with small sizes, in its sub-configurations too.
+
+    What the sizes do not decide stays: activations, biases, norms, dropout, kinds of rotary embeddings and of layers.
+
+    Args:
+        config: any object with attributes; never changed.
+        variant: what is done otherwise than usual.
+    """
+    config = copy.deepcopy(config)
+    _shrink(config, tower_of("", config, "text"), variant, SpecialTokens())
+    return config
+
+
+def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) -> None:
+    if variant.one_width:
+        tower = "text"
+    for name, inner in sub_configs(config):
+        _shrink(inner, tower_of(name, inner, tower), variant, tokens)
+    old = {name: value for name, value in vars(config).items() if not is_config(value)}
+    new: dict[str, Any] = {}
+    count = max([value for name, value in old.items() if name in LAYER_FIELDS and _is_number(value)], default=0)
+    lists = per_layer(old, count) if count > 1 else {}
+    kept = kept_layers(count, lists.values(), LAYERS) if count else list(range(LAYERS))
+    for name, value in old.items():
+        bare = name.lstrip("_")
+        if bare in SWITCHES:
+            new[name] = SWITCHES[bare]
+        elif names_tokens(bare):
+            new[name] = tokens.shortened(bare, value)
+        elif name in lists:
+            new[name] = type(value)(value[index] for index in kept)
+        elif bare in LAYER_FIELDS and _is_number(value):
+            new[name] = min(value, len(kept))
+        elif count and is_layer_indices(bare, value, count):
+            new[name] = type(value)(renumbered(value, kept))
+        elif _is_number(value):
+            new[name] = _small(bare, value, tower)
+        elif bare in _TWO_SIDES and isinstance(value, (list, tuple)) and all(map(_is_number, value)):
+            new[name] = type(value)(_small(bare, side, tower) for side in value)
+        elif isinstance(value, (list, tuple)) and len(value) > 1 and all(map(_is_number, value)):
+            new[name] = type(value)(_small_sequence(bare, value))
+    if tower != "text" and {"embed_dim", "hidden_size"} <= set(old):
+        new["hidden_size"] = SIZES["text"].hidden  # that which it gives to the text model
+    _arrange_heads(old, new, tower, variant)
+    if variant.no_cache and "use_cache" in old:
+        new["use_cache"] = False
+    for name, value in new.items():
+        if old[name] != value or type(old[name]) is not type(value):
+            setattr(config, name, value)
+    for name in _ROTARY:
+        if isinstance(old.get(name), Mapping):
+            rotary = dict(old[name])
+            if variant.rotary_sections and tower == "text":
+                rotary.setdefault("mrope_section", list(_SECTIONS))
+            setattr(config, name, _rotary(rotary, _head_dim(config), variant))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _small(name: str, value: int, tower: Tower) -> int:
+    size = FIELDS.get(name)
+    if size is None:
+        size = next((size for ending, size in ENDINGS if name.endswith(ending)), None)
+        if any(part in name for part in TO_TEXT) and (size == "hidden" or value >= 128):
+            return min(value, SIZES["text"].hidden)
+        if size is None:
+            return value
+        for other, words in TOWER_WORDS:
+            if any(word in name for word in words):
+                tower = other
+    if isinstance(size, str):
+        size = int(getattr(SIZES[tower], size))
+    return min(value, size)
+
+
+def _small_sequence(name: str, value: Sequence[int]) -> list[int]:
+    """Widths or depths of stages, at most."""
+    if "depth" in name or name.startswith(("num_blocks", "layers")):
+        return [min(entry, 1) for entry in value]
+    smallest = min(value)
+    if smallest >= 32:  # widths keep their ratios
+        unit = 8 if "dim" in name or "size" in name or "channel" in name else smallest
+        return [max(1, entry * unit // smallest) for entry in value]
+    return list(value)
+
+
+def _arrange_heads(old: Mapping[str, Any], new: dict[str, Any], tower: Tower, variant: Variant) -> None:
+    """Heads that are compatible with each other."""
+    sizes = SIZES[tower]
+    for name in new:
+        kind = FIELDS.get(name)
+        if kind == "key_value_heads" and variant.all_heads and _is_number(new[name]):
+            new[name] = new.get("num_attention_heads", sizes.heads)
+        if kind == "head_dim" and (variant.narrow_heads or tower != "text") and _is_number(new[name]):
+            new[name] = min(old[name], sizes.hidden // sizes.heads)
+    # Multi-head latent attention calls the rotated part of a head its dimension.
+    for part in ("qk_rope_head_dim", "qk_head_dim"):
+        if "head_dim" in old and old["head_dim"] == old.get(part):
+            new["head_dim"] = new[part]
+
+
+def _head_dim(config: Any) -> int:
+    """Entries of a head; 0 if the configuration does not tell."""
+    for name in ("head_dim", "qk_rope_head_dim"):
+        if _is_number(getattr(config, name, None)):
+            return int(getattr(config, name))
+    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    return hidden // heads if _is_number(hidden) and _is_number(heads) and heads else 0
+
+
+def _rotary(old: Mapping[str, Any], head_dim: int, variant: Variant) -> dict[str, Any]:
+    """Rotary parameters for heads of this dimension: lists of sections and factors become as long as they must be."""
+    new = dict(old)
+    if variant.whole_rotary and "partial_rotary_factor" in new:
+        new["partial_rotary_factor"] = 1.0
+    half = int(head_dim * (new.get("partial_rotary_factor") or 1.0)) // 2
+    for name, value in old.items():
+        if isinstance(value, Mapping):
+            new[name] = _rotary(value, head_dim, variant)
+        elif half and name.endswith("section") and isinstance(value, (list, tuple)):
+            whole = sum(value)
+            shares = [max(1, half * share // whole) for share in value]
+            shares[-1] += half - sum(shares)
+            new[name] = shares
+        elif half and name.endswith("_factor") and isinstance(value, (list, tuple)):
+            new[name] = list(value[:half])
+    return new
