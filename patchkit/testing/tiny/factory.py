@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from patchkit.errors import TinyModelError
-from patchkit.testing.random_state import seeded
+from patchkit.testing.random_state import preserved_random_state, seeded
 from patchkit.testing.tiny.heads import Source, source_of
-from patchkit.testing.tiny.hints import HINTS
+from patchkit.testing.tiny.hints import HINTS, Hint
 from patchkit.testing.tiny.inputs import Search, search_inputs
 from patchkit.testing.tiny.outcome import in_short, require_a_step
 from patchkit.testing.tiny.repairs import repairs
-from patchkit.testing.tiny.shrinking import Variant, shrunk
+from patchkit.testing.tiny.shrinking import Variant, is_config, shrunk
 from patchkit.testing.tiny_models import initialise
 
-_MOST_REPAIRS = 24
+_MOST_CHANGES = 2
+_MOST_REPAIRS = 16
 _DEEPEST_REPAIR = 3
+_MOST_PARAMETERS = 3_000_000
 
 
 class _Rung(NamedTuple):
@@ -58,7 +61,11 @@ def tiny_model_from(
     climb = _Climb(found.model_class, seed)
     seen: set[str] = set()
     failures: dict[str, tuple[str, Any, BaseException]] = {}
-    for rung in _rungs(found):
+    try:
+        rungs = _rungs(found)
+    except Exception as error:  # a class may need arguments, and its own checks may raise anything
+        raise TinyModelError(f"{found.config_class.__name__} cannot be made: {in_short(error)}") from error
+    for rung in rungs:
         try:
             config = _with(rung.config(), config_overrides)
             if (written := repr(config)) in seen:
@@ -90,23 +97,21 @@ def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model.train()
 
 
-def _rungs(source: Source) -> Iterator[_Rung]:
-    def start() -> Any:
-        return source.config if source.config is not None else source.config_class()
-
-    hint = HINTS.get(str(getattr(source.config_class, "model_type", "")))
+def _rungs(source: Source) -> list[_Rung]:
+    hint = HINTS.get(str(getattr(source.config_class, "model_type", "")), Hint(""))
+    start = source.config if source.config is not None else source.config_class(**hint.arguments)
     names = [field.name for field in fields(Variant)]
-    combinations = [
-        dict.fromkeys(changed, True) for count in range(3) for changed in itertools.combinations(names, count)
-    ]
-    for changes in combinations:
-        variant = Variant(**changes)
-        name = " and ".join(changes).replace("_", " ") or "usual sizes"
-        if hint is not None:
-            values = hint.values
-            yield _Rung(f"{name}, with hints", lambda v=variant, h=values: _with(shrunk(start(), v), h))  # type: ignore[misc]
-        else:
-            yield _Rung(name, lambda v=variant: shrunk(start(), v))  # type: ignore[misc]
+    rungs = []
+    for count in range(_MOST_CHANGES + 1):
+        for changed in itertools.combinations(names, count):
+            variant = Variant(**dict.fromkeys(changed, True))
+            name = " and ".join(changed).replace("_", " ") or "usual sizes"
+            rungs.append(_Rung(name, partial(_hinted, start, variant, hint)))
+    return rungs
+
+
+def _hinted(start: Any, variant: Variant, hint: Hint) -> Any:
+    return _with(shrunk(start, variant), hint.values)
 
 
 def _with(config: Any, values: Mapping[str, Any]) -> Any:
@@ -115,10 +120,11 @@ def _with(config: Any, values: Mapping[str, Any]) -> Any:
         *outer, name = path.split(".")
         holder = config
         for part in outer:
-            holder = getattr(holder, part)
-        inner = getattr(holder, name, None)
-        if isinstance(value, Mapping) and hasattr(inner, "to_dict"):
-            _with(inner, value)
+            holder = holder[part] if isinstance(holder, dict) else getattr(holder, part)
+        if isinstance(holder, dict):
+            holder[name] = copy.deepcopy(value)
+        elif isinstance(value, Mapping) and is_config(vars(holder).get(name)):
+            _with(getattr(holder, name), value)
         else:
             setattr(holder, name, copy.deepcopy(value))
     return config
@@ -137,11 +143,15 @@ class _Climb:
         self.reasons: list[str] = []
         self.partial: _LeavesOutError | None = None
         self._errors: set[str] = set()
+        self._small = False
         self._left = _MOST_REPAIRS
 
     def model(self, name: str, config: Any) -> PreTrainedModel | BaseException:
         """The model of a configuration, or why it is none."""
         try:
+            if not self._small:
+                _require_few_parameters(config, self.model_class)
+                self._small = True
             return _made(config, self.model_class, self.seed)
         except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
             if isinstance(error, _LeavesOutError) and (
@@ -189,6 +199,22 @@ def _made(config: Any, model_class: type[PreTrainedModel], seed: int) -> PreTrai
     if found.missing:
         raise _LeavesOutError(model, found)
     return model
+
+
+def _require_few_parameters(config: Any, model_class: type[PreTrainedModel]) -> None:
+    """Make sure that a model is small before memory is asked for.
+
+    Raises:
+        TinyModelError: it is not; the message has its largest parameter.
+    """
+    try:
+        with preserved_random_state(), torch.device("meta"):
+            parameters = list(model_class(copy.deepcopy(config)).named_parameters())
+    except Exception:  # some constructors compute with numbers; the real one says what is wrong
+        return
+    if sum(parameter.numel() for _, parameter in parameters) > _MOST_PARAMETERS:
+        name, largest = max(parameters, key=lambda item: item[1].numel())
+        raise TinyModelError(f"{name} of shape {list(largest.shape)} is not tiny")
 
 
 class _LeavesOutError(TinyModelError):

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from patchkit.errors import TinyModelError
+from patchkit.testing.tiny.shrinking import sub_configs
 
 HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -61,7 +62,15 @@ def source_of(given: Any, head: str | type[PreTrainedModel] | None) -> Source:
         raise TinyModelError(
             f"no configuration: {given!r}; pass a model type, a configuration, its class, or a model class"
         )
-    return Source(config_class, config, _model_class(config_class, head))
+    model_class = _model_class(config_class, head)
+    wanted = getattr(model_class, "config_class", None)
+    if isinstance(wanted, type) and not issubclass(config_class, wanted):
+        # The text model of a multimodal configuration takes a part of it.
+        if config is not None:
+            config = next((inner for _, inner in sub_configs(config) if isinstance(inner, wanted)), config)
+        if wanted in getattr(config_class, "sub_configs", {}).values():
+            config_class = wanted
+    return Source(config_class, config, model_class)
 
 
 def _class_of_type(model_type: str) -> type[Any]:

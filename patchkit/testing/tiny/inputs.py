@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,43 +65,51 @@ def search_inputs(model: nn.Module, *, batch: int = 2, length: int = 12, seed: i
     """As :func:`tiny_inputs_for`, and what was tried in vain."""
     base = _base_model(model)
     reasons: list[str] = []
-    wanted: tuple[str, ...] = ()
+
+    def settled(form: Form) -> dict[str, Tensor] | None:
+        try:
+            return _labelled(base, _settled(base, form, batch, length, seed))
+        except Exception as error:  # a forward may raise anything for what it was not made for
+            reasons.append(f"{', '.join(form) or 'text'}: {in_short(error)}")
+            return None
+
     with preserved_random_state(base):
-        for form in _forms(base, batch, length, seed):
-            wanted = wanted or tuple(kind for kind in _KINDS if _is_of(kind, form))
-            try:
-                inputs = _labelled(base, _settled(base, form, batch, length, seed))
-            except Exception as error:  # a forward may raise anything for what it was not made for
-                reasons.append(f"{', '.join(form) or 'text'}: {in_short(error)}")
-            else:
-                missing = tuple(kind for kind in wanted if not _is_of(kind, form))
-                return Search(inputs, missing, "; ".join(dict.fromkeys(reasons)))
-    return Search(None, wanted, "; ".join(dict.fromkeys(reasons)))
+        accepted = inspect.signature(base.forward).parameters
+        forms = {kind: list(_forms_of(kind, base, accepted, batch, seed)) for kind in _KINDS}
+        forms = {kind: found for kind, found in forms.items() if found}
+        taken: dict[str, tuple[Form, dict[str, Tensor]]] = {}
+        for kind, candidates in forms.items():
+            for form in candidates:
+                if (inputs := settled(form)) is not None:
+                    taken[kind] = form, inputs
+                    break
+        attempts: list[tuple[Form, dict[str, Tensor] | None]] = []
+        if len(forms) > 1 and len(taken) != 1:  # both at once; also where neither is taken alone
+            pairs = itertools.product(*([taken[kind][0]] if kind in taken else forms[kind][:3] for kind in forms))
+            attempts += [({name: value for form in pair for name, value in form.items()}, None) for pair in pairs]
+        attempts += list(taken.values())
+        if "input_ids" in accepted:
+            attempts.append(({}, None))
+        for form, known in attempts:
+            inputs = known if known is not None else settled(form)
+            if inputs is not None:
+                missing = tuple(kind for kind in forms if not _is_of(kind, form))
+                return Search(inputs, missing, _listed(reasons))
+    return Search(None, tuple(forms), _listed(reasons))
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def _forms_of(kind: str, model: Any, accepted: Mapping[str, Any], batch: int, seed: int) -> Iterator[Form]:
+    make = image_forms if kind == "image" else audio_forms
+    return make(model.config, accepted, batch, torch.Generator().manual_seed(seed + len(kind)))
 
 
 def _base_model(model: nn.Module) -> Any:
     unwrap = getattr(model, "get_base_model", None)  # PEFT
     return unwrap() if callable(unwrap) else model
-
-
-def _forms(model: Any, batch: int, length: int, seed: int) -> Iterator[Form]:
-    """What the towers get: both towers' inputs first, then those of one, then none."""
-    accepted = inspect.signature(model.forward).parameters
-    config = model.config
-
-    def images() -> Iterator[Form]:
-        return image_forms(config, accepted, batch, torch.Generator().manual_seed(seed))
-
-    def sounds() -> Iterator[Form]:
-        return audio_forms(config, accepted, batch, torch.Generator().manual_seed(seed + 1))
-
-    has_images, has_sounds = next(images(), None) is not None, next(sounds(), None) is not None
-    if has_images and has_sounds:
-        yield from (image | sound for image, sound in itertools.product(images(), sounds()))
-    yield from images()
-    yield from sounds()
-    if "input_ids" in accepted:
-        yield {}
 
 
 def _settled(model: Any, form: Form, batch: int, length: int, seed: int) -> dict[str, Tensor]:
@@ -184,6 +192,9 @@ def _with_text(
         inputs["input_ids"] = torch.cat([rows[:, :_BEFORE_MEDIA], media, rows[:, _BEFORE_MEDIA:]], dim=1)
         if "attention_mask" in accepted:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        for name in accepted:  # of another tokenizer's text, such as what an image is asked about
+            if name.startswith("qformer_"):
+                inputs[name] = torch.ones_like(rows) if name.endswith("mask") else rows
         image = _media_token(model.config, "image")
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in accepted and counts and image is not None:

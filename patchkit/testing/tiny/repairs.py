@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from patchkit.testing.tiny.shrinking import is_config
+from patchkit.testing.tiny_models import VOCAB_SIZE
 
 _PATTERNS = (
     r"\d+x(\d+) and (\d+)x\d+",
@@ -16,6 +17,9 @@ _PATTERNS = (
     r"invalid for input of size (\d+)",
 )
 _MOST_NUMBERS = 6
+
+LARGE = 200
+"""A size that is not tiny."""
 
 
 def repairs(config: Any, error: BaseException) -> Iterator[tuple[str, Any]]:
@@ -26,7 +30,8 @@ def repairs(config: Any, error: BaseException) -> Iterator[tuple[str, Any]]:
         error: as torch or upstream raised it.
     """
     for wrong, right in _pairs(str(error)):
-        for path in _fields(config, wrong):
+        too_large = wrong > LARGE
+        for path in _fields(config, wrong, parts=too_large):
             changed = copy.deepcopy(config)
             holder = changed
             for name in path[:-1]:
@@ -37,6 +42,8 @@ def repairs(config: Any, error: BaseException) -> Iterator[tuple[str, Any]]:
 
 def _pairs(message: str) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
+    if found := re.search(r"\[([\d, ]+)\] is not tiny", message):
+        return [(size, VOCAB_SIZE // 2) for size in sorted(map(int, found[1].split(",")), reverse=True) if size > LARGE]
     for pattern in _PATTERNS:
         for found in re.finditer(pattern, message):
             numbers = [int(group) for group in found.groups()]
@@ -47,9 +54,12 @@ def _pairs(message: str) -> list[tuple[int, int]]:
     return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and min(pair) > 1]
 
 
-def _fields(config: Any, value: int) -> Iterator[tuple[str, ...]]:
+def _fields(config: Any, value: int, parts: bool) -> Iterator[tuple[str, ...]]:
+    """The paths of the fields with a value, or with a factor of a value that is too large."""
     for name, found in vars(config).items():
         if is_config(found):
-            yield from ((name, *path) for path in _fields(found, value))
-        elif isinstance(found, int) and not isinstance(found, bool) and found == value and not name.startswith("_"):
+            yield from ((name, *path) for path in _fields(found, value, parts))
+        elif isinstance(found, bool) or not isinstance(found, int) or name.startswith("_"):
+            continue
+        elif found == value or (parts and found > VOCAB_SIZE and value % found == 0):
             yield (name,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchkit.testing.tiny.layers import is_layer_indices, kept_layers, per_layer, renumbered
 from patchkit.testing.tiny.sizes import (
@@ -22,6 +22,7 @@ from patchkit.testing.tiny.sizes import (
 from patchkit.testing.tiny.tokens import SpecialTokens, names_tokens
 
 _TWO_SIDES = frozenset({"image_size", "patch_size", "img_size", "max_image_size", "window_size", "patch_sizes"})
+_LARGE = 10**9
 _SECTIONS = (2, 3, 3)
 _ROTARY = ("rope_parameters", "rope_scaling")
 
@@ -36,6 +37,9 @@ class Variant:
         narrow_heads: the heads of a text model are as wide together as its hidden states.
         whole_rotary: every entry of a head is rotated.
         one_width: every tower has the sizes of a text model.
+        decoder: the configuration says that the model is a decoder.
+        filled: sizes that are None get a value.
+        rotary_by_kind: each kind of layer has rotary parameters of its own.
         rotary_sections: rotary embeddings of text models have sections for time, height and width.
     """
 
@@ -45,6 +49,9 @@ class Variant:
     whole_rotary: bool = False
     one_width: bool = False
     rotary_sections: bool = False
+    rotary_by_kind: bool = False
+    filled: bool = False
+    decoder: bool = False
 
 
 USUAL = Variant()
@@ -88,8 +95,16 @@ def shrunk(config: Any, variant: Variant = USUAL) -> Any:
         variant: what is done otherwise than usual.
     """
     config = copy.deepcopy(config)
+    _complete(config)
     _shrink(config, tower_of("", config, "text"), variant, SpecialTokens())
     return config
+
+
+def _complete(config: Any) -> None:
+    """Give sub-configurations that are None their class's defaults, unless the class is chosen by a model type."""
+    for name, kind in (getattr(type(config), "sub_configs", None) or {}).items():
+        if vars(config).get(name, config) is None and hasattr(kind, "to_dict"):
+            setattr(config, name, kind())
 
 
 def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) -> None:
@@ -104,7 +119,9 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
     kept = kept_layers(count, lists.values(), LAYERS) if count else list(range(LAYERS))
     for name, value in old.items():
         bare = name.lstrip("_")
-        if bare in SWITCHES:
+        if value is None and variant.filled and bare in FIELDS:
+            new[name] = _small(bare, _LARGE, tower)
+        elif bare in SWITCHES:
             new[name] = SWITCHES[bare]
         elif names_tokens(bare):
             new[name] = tokens.shortened(bare, value)
@@ -123,17 +140,43 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
     if tower != "text" and {"embed_dim", "hidden_size"} <= set(old):
         new["hidden_size"] = SIZES["text"].hidden  # that which it gives to the text model
     _arrange_heads(old, new, tower, variant)
+    if variant.decoder and "is_decoder" in old:
+        new["is_decoder"] = True
     if variant.no_cache and "use_cache" in old:
         new["use_cache"] = False
     for name, value in new.items():
         if old[name] != value or type(old[name]) is not type(value):
             setattr(config, name, value)
+    overrides = getattr(old.get("_heterogeneity_spec"), "per_layer_overrides", None)
+    if overrides:
+        config.per_layer_config = _overrides(overrides, old, vars(config), kept)
     for name in _ROTARY:
         if isinstance(old.get(name), Mapping):
             rotary = dict(old[name])
             if variant.rotary_sections and tower == "text":
                 rotary.setdefault("mrope_section", list(_SECTIONS))
-            setattr(config, name, _rotary(rotary, _head_dim(config), variant))
+            rotary = _rotary(rotary, _rotated(old), _rotated(vars(config)), variant)
+            kinds = dict.fromkeys(new.get("layer_types") or ())
+            if variant.rotary_by_kind and kinds and not set(kinds) & set(rotary):
+                rotary = {kind: {"rope_type": "default", "rope_theta": 10000.0} | rotary for kind in kinds}
+            setattr(config, name, rotary)
+
+
+def _overrides(
+    overrides: Mapping[int, Mapping[str, Any]], old: Mapping[str, Any], new: Mapping[str, Any], kept: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """What single layers have otherwise: in the same ratio to what the others have."""
+
+    def small(name: str, value: Any) -> Any:
+        if not _is_number(value) or not _is_number(new.get(name)):
+            return value
+        return max(1, round(new[name] * value / old[name]))
+
+    return {
+        kept.index(index): {name: small(name, value) for name, value in layer.items()}
+        for index, layer in overrides.items()
+        if index in kept
+    }
 
 
 def _is_number(value: Any) -> bool:
@@ -178,33 +221,47 @@ def _arrange_heads(old: Mapping[str, Any], new: dict[str, Any], tower: Tower, va
             new[name] = min(old[name], sizes.hidden // sizes.heads)
     # Multi-head latent attention calls the rotated part of a head its dimension.
     for part in ("qk_rope_head_dim", "qk_head_dim"):
-        if "head_dim" in old and old["head_dim"] == old.get(part):
+        if _is_number(old.get(part)) and old[part] == old.get("head_dim"):
             new["head_dim"] = new[part]
 
 
-def _head_dim(config: Any) -> int:
-    """Entries of a head; 0 if the configuration does not tell."""
-    for name in ("head_dim", "qk_rope_head_dim"):
-        if _is_number(getattr(config, name, None)):
-            return int(getattr(config, name))
-    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
-    return hidden // heads if _is_number(hidden) and _is_number(heads) and heads else 0
+class _Rotated(NamedTuple):
+    """How wide a head is, and how much of it multi-head latent attention rotates; 0 if the configuration does not tell."""
+
+    head: int
+    part: int
 
 
-def _rotary(old: Mapping[str, Any], head_dim: int, variant: Variant) -> dict[str, Any]:
-    """Rotary parameters for heads of this dimension: lists of sections and factors become as long as they must be."""
-    new = dict(old)
-    if variant.whole_rotary and "partial_rotary_factor" in new:
-        new["partial_rotary_factor"] = 1.0
-    half = int(head_dim * (new.get("partial_rotary_factor") or 1.0)) // 2
-    for name, value in old.items():
+def _rotated(values: Mapping[str, Any]) -> _Rotated:
+    part = values.get("qk_rope_head_dim")
+    part = int(part) if _is_number(part) else 0
+    if _is_number(values.get("head_dim")):
+        return _Rotated(int(values["head_dim"]), part)
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    head = hidden // heads if _is_number(hidden) and _is_number(heads) and hidden and heads else 0
+    return _Rotated(part or int(head), part)
+
+
+def _rotary(parameters: Mapping[str, Any], old: _Rotated, new: _Rotated, variant: Variant) -> dict[str, Any]:
+    """Rotary parameters for smaller heads: an even share of them, and lists of sections and factors of that length."""
+    small = dict(parameters)
+    factor = small.get("partial_rotary_factor")
+    if factor and variant.whole_rotary:
+        factor = small["partial_rotary_factor"] = 1.0
+    elif factor and new.head:
+        width = new.part if old.part and int(old.head * factor) == old.part else int(new.head * factor)
+        width += width % 2
+        if width != int(new.head * factor):
+            factor = small["partial_rotary_factor"] = width / new.head
+    half = int(new.head * (factor or 1.0)) // 2
+    for name, value in parameters.items():
         if isinstance(value, Mapping):
-            new[name] = _rotary(value, head_dim, variant)
+            small[name] = _rotary(value, old, new, variant)
         elif half and name.endswith("section") and isinstance(value, (list, tuple)):
             whole = sum(value)
             shares = [max(1, half * share // whole) for share in value]
             shares[-1] += half - sum(shares)
-            new[name] = shares
+            small[name] = shares
         elif half and name.endswith("_factor") and isinstance(value, (list, tuple)):
-            new[name] = list(value[:half])
-    return new
+            small[name] = list(value[:half])
+    return small

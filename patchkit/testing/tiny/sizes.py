@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from patchkit.testing.tiny_models import VOCAB_SIZE
 
@@ -140,6 +140,9 @@ FIELDS: Mapping[str, str | int] = MappingProxyType(
     | _each("max_image_size min_image_size", IMAGE)
     | _each("num_query_tokens resampler_n_latents resampler_num_latents latent_query_num", 6)
     | _each("pos_emb_height pos_emb_width", 8)
+    | _each("output_channels post_conv_in_channels post_conv_mid_channels post_conv_out_channels", 16)
+    | _each("base_channels latent_channels num_filters", 32)
+    | _each("pooling_kernel_size", 2)
     | _each("mm_tokens_per_image", 4)
     | _each("hidden_size_per_layer_input", 12)
     # Audio.
@@ -155,7 +158,9 @@ LAYER_FIELDS = frozenset(
 )
 """Fields that are a number of layers."""
 
-ENDINGS: tuple[tuple[str, str], ...] = (
+ENDINGS: tuple[tuple[str, str | int], ...] = (
+    ("group_vocab", 64),
+    ("vocab_size", VOCAB_SIZE),
     ("intermediate_size", "intermediate"),
     ("ffn_dim", "intermediate"),
     ("hidden_size", "hidden"),
@@ -175,8 +180,10 @@ TOWER_WORDS: tuple[tuple[Tower, tuple[str, ...]], ...] = (
 )
 """Words of a sub-configuration's or a field's name that say which tower it is about."""
 
-SWITCHES: Mapping[str, bool | float | int] = MappingProxyType(
+SWITCHES: Mapping[str, Any] = MappingProxyType(
     {
+        # Two tiles side by side or one above the other.
+        "image_grid_pinpoints": [[IMAGE, 2 * IMAGE], [2 * IMAGE, IMAGE]],
         # Drawn by NumPy, whose generator no comparison seeds; and what a draw leaves out gets no gradient.
         "apply_spec_augment": False,
         "layerdrop": 0.0,
