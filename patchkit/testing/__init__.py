@@ -23,6 +23,8 @@ from patchkit.testing.parity import (
     run,
 )
 from patchkit.testing.rounding import Result, RoundingErrors, rounding_floor
+from patchkit.testing.tiny.factory import tiny_model_from
+from patchkit.testing.tiny.inputs import tiny_inputs_for
 from patchkit.testing.tiny_inputs import Padding, tiny_inputs
 from patchkit.testing.tiny_models import MULTIMODAL_MODELS, TEXT_MODELS, TINY_MODELS, tiny_model, tiny_models_of
 
@@ -66,6 +68,8 @@ __all__ = [
     "saved_bytes",
     "scenario",
     "tiny_inputs",
+    "tiny_inputs_for",
     "tiny_model",
+    "tiny_model_from",
     "tiny_models_of",
 ]

@@ -278,7 +278,7 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
     """
     embeddings = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Embedding)}
     outputs = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    tied = id(outputs.weight) if outputs is not None else None
+    tied = id(getattr(outputs, "weight", None))  # some have a list of them
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}"

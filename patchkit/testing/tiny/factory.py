@@ -30,6 +30,7 @@ _MOST_PARAMETERS = 3_000_000
 
 class _Rung(NamedTuple):
     name: str
+    changes: int
     config: Callable[[], Any]
 
 
@@ -48,14 +49,14 @@ def tiny_model_from(
 
     Args:
         source: a model type of transformers (``"llama"``), a configuration class, a configuration, or a model class
-            with a ``config_class``. Of a plugin or remote code: the model class, or its configuration and it as ``head``.
+            with a ``config_class``. Of a plugin or remote code: the model class, or configuration and it as ``head``.
         head: one of :data:`patchkit.testing.tiny.heads.HEADS`, or a model class; None for the first that there is.
         dtype: of the parameters; buffers stay as upstream makes them.
         seed: weights depend on this and on the parameter's name only.
         config_overrides: values of the configuration, after it was made small. A mapping goes to a sub-configuration.
 
     Raises:
-        TinyModelError: what was passed is no configuration, or no rung leads to a model that runs; the message says why.
+        TinyModelError: this is no configuration, or no rung leads to a model that runs; the message says why.
     """
     found = source_of(source, head)
     climb = _Climb(found.model_class, seed)
@@ -66,6 +67,8 @@ def tiny_model_from(
     except Exception as error:  # a class may need arguments, and its own checks may raise anything
         raise TinyModelError(f"{found.config_class.__name__} cannot be made: {in_short(error)}") from error
     for rung in rungs:
+        if climb.partial is not None and rung.changes > 1:
+            break  # it runs: two changes at once will not bring the tower that is missing
         try:
             config = _with(rung.config(), config_overrides)
             if (written := repr(config)) in seen:
@@ -106,7 +109,7 @@ def _rungs(source: Source) -> list[_Rung]:
         for changed in itertools.combinations(names, count):
             variant = Variant(**dict.fromkeys(changed, True))
             name = " and ".join(changed).replace("_", " ") or "usual sizes"
-            rungs.append(_Rung(name, partial(_hinted, start, variant, hint)))
+            rungs.append(_Rung(name, count, partial(_hinted, start, variant, hint)))
     return rungs
 
 
@@ -154,9 +157,7 @@ class _Climb:
                 self._small = True
             return _made(config, self.model_class, self.seed)
         except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
-            if isinstance(error, _LeavesOutError) and (
-                self.partial is None or error.missing < self.partial.missing
-            ):
+            if isinstance(error, _LeavesOutError) and (self.partial is None or error.missing < self.partial.missing):
                 self.partial = error
             if str(error) not in self._errors:
                 self._errors.add(str(error))

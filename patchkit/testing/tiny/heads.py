@@ -46,8 +46,8 @@ def source_of(given: Any, head: str | type[PreTrainedModel] | None) -> Source:
     """The configuration and the model class that are meant.
 
     Args:
-        given: a model type of transformers, a configuration, its class, or a model class (which knows its configuration).
-        head: one of :data:`HEADS`, or the model class; None for the first of them that has a model of this configuration.
+        given: a model type of transformers, a configuration, its class, or a model class, which knows its own.
+        head: one of :data:`HEADS`, or the model class; None for the first that has a model of this configuration.
 
     Raises:
         TinyModelError: nothing of this kind is known, or there is no model with this head.

@@ -23,11 +23,39 @@ class Hint(NamedTuple):
 
 HINTS: Mapping[str, Hint] = MappingProxyType(
     {
+        "dbrx": Hint(
+            "its attention reads a value that its defaults lack",
+            {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
+        ),
         "gemma4_assistant": Hint(
             "its defaults contradict its own validation",
-            arguments={"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}},
+            arguments={
+                "text_config": {
+                    "model_type": "gemma4_text",
+                    "hidden_size_per_layer_input": 0,
+                    "vocab_size_per_layer_input": 0,
+                }
+            },
         ),
+        "lfm2_moe": Hint(
+            "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
+        ),
+        "qwen4_exp_text": Hint(
+            "its defaults have no sizes of an indexer, and kinds of layers that need them",
+            {
+                "indexer_n_heads": 2,
+                "indexer_kv_heads": 1,
+                "indexer_head_dim": 16,
+                "indexer_budget": 4,
+                "indexer_compress_ratio": 2,
+            },
+        ),
+        "reformer": Hint("axial positions are factors of the length, which varies", {"axial_pos_embds": False}),
         "xmod": Hint("it has adapters for languages, and wants to know which", {"default_language": "en_XX"}),
+        "zamba": Hint(
+            "tied layers are there from the second on",
+            {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
+        ),
     }
 )
 """By model type, sorted."""

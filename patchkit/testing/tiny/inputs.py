@@ -27,9 +27,9 @@ _KINDS = ("image", "audio")
 def tiny_inputs_for(model: nn.Module, *, batch: int = 2, length: int = 12, seed: int = 1) -> dict[str, Tensor]:
     """Keyword arguments for a model's ``forward``, on its device, found by trying.
 
-    A text model gets ``input_ids``, ``attention_mask`` and ``labels`` (int64, ``[batch, seq]``). A model with a vision or
-    an audio tower gets what it wants beside them, with as many tokens in place of an image or a sound as it makes
-    of one; where both towers take inputs, both. Labels are left out where the model takes none.
+    A text model gets ``input_ids``, ``attention_mask`` and ``labels`` (int64, ``[batch, seq]``). A model with a vision
+    or an audio tower gets what it wants beside them, with as many tokens in place of an image or a sound as it
+    makes of one; where both towers take inputs, both. Labels are left out where the model takes none.
 
     Args:
         model: a transformers model, or a PEFT model around it. Its state and all random state are left as they were.

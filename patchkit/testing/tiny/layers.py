@@ -62,7 +62,7 @@ def is_layer_indices(name: str, value: Any, count: int) -> bool:
         and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)
         and list(value) == sorted(set(value))
         and value[0] >= 0
-        and value[-1] < max(count, value[-1] + 1 if count == 0 else count)
+        and value[-1] < count
     )
 
 

@@ -31,6 +31,9 @@ def _inner(config: Any) -> Iterator[tuple[str, Any]]:
         yield from _inner(inner)
 
 
+_MEL_BINS = ("num_mel_bins", "n_mel_bins", "input_feat_size", "feature_size", "input_feat_per_channel", "mel_bins")
+
+
 def _number(config: Any, *names: str, default: int) -> int:
     for name in names:
         value = getattr(config, name, None)
@@ -114,9 +117,7 @@ def audio_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
         for name in ("feature_attention_mask", "input_features_mask", "audio_attention_mask", "audio_mask")
         if name in accepted
     ]
-    mels = _number(
-        audio, "num_mel_bins", "n_mel_bins", "input_feat_size", "feature_size", "input_feat_per_channel", default=16
-    )
+    mels = _number(audio, *_MEL_BINS, default=128)
     frames = 2 * _number(audio, "max_source_positions", default=32)
     if features:
         for shape in ((batch, mels, frames), (batch, frames, mels), (batch, 1, mels, frames)):

@@ -96,6 +96,8 @@ def shrunk(config: Any, variant: Variant = USUAL) -> Any:
     """
     config = copy.deepcopy(config)
     _complete(config)
+    if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
+        config._attn_implementation = "eager"  # the others need a GPU or a package
     _shrink(config, tower_of("", config, "text"), variant, SpecialTokens())
     return config
 
@@ -204,7 +206,7 @@ def _small_sequence(name: str, value: Sequence[int]) -> list[int]:
     if "depth" in name or name.startswith(("num_blocks", "layers")):
         return [min(entry, 1) for entry in value]
     smallest = min(value)
-    if smallest >= 32:  # widths keep their ratios
+    if smallest >= 32 and max(value) >= 256:  # widths keep their ratios
         unit = 8 if "dim" in name or "size" in name or "channel" in name else smallest
         return [max(1, entry * unit // smallest) for entry in value]
     return list(value)
@@ -226,7 +228,7 @@ def _arrange_heads(old: Mapping[str, Any], new: dict[str, Any], tower: Tower, va
 
 
 class _Rotated(NamedTuple):
-    """How wide a head is, and how much of it multi-head latent attention rotates; 0 if the configuration does not tell."""
+    """The width of a head, and of the part that multi-head latent attention rotates; 0 for what is not told."""
 
     head: int
     part: int

@@ -55,8 +55,8 @@ def _each(names: str, size: str | int) -> dict[str, str | int]:
 
 FIELDS: Mapping[str, str | int] = MappingProxyType(
     _each(
-        "attention_hidden_size d_embed d_model dim emb_dim embed_dim embedding_dim embedding_size hidden_dim hidden_size"
-        " hidden_size_global input_embedding_size lru_width model_dim n_embd output_embedding_size width"
+        "attention_hidden_size d_embed d_model dim emb_dim embed_dim embedding_dim embedding_size hidden_dim"
+        " hidden_size hidden_size_global input_embedding_size lru_width model_dim n_embd output_embedding_size width"
         " word_embed_proj_dim",
         "hidden",
     )
@@ -148,13 +148,29 @@ FIELDS: Mapping[str, str | int] = MappingProxyType(
     # Audio.
     | _each("feature_size input_feat_size n_mel_bins num_mel_bins", 16)
     | _each("max_source_positions", 32)
+    | _each("num_codebooks", 2)
     | _each("codebook_size num_embeddings audio_vocab_size", 32)
 )
 """What a configuration's field becomes: the name of one of :class:`Sizes`, or a number. Smaller values stay."""
 
 LAYER_FIELDS = frozenset(
-    "conf_num_hidden_layers decoder_layers depth encoder_layers layers n_layer n_layers num_blocks num_decoder_layers"
-    " num_encoder_layers num_hidden_layers num_layers num_layers_per_stack resampler_depth vision_layers".split()
+    {
+        "conf_num_hidden_layers",
+        "decoder_layers",
+        "depth",
+        "encoder_layers",
+        "layers",
+        "n_layer",
+        "n_layers",
+        "num_blocks",
+        "num_decoder_layers",
+        "num_encoder_layers",
+        "num_hidden_layers",
+        "num_layers",
+        "num_layers_per_stack",
+        "resampler_depth",
+        "vision_layers",
+    }
 )
 """Fields that are a number of layers."""
 
