@@ -29,8 +29,10 @@ _MOST_PARAMETERS = 3_000_000
 
 
 class _Rung(NamedTuple):
+    """One way to a small configuration, and the fields of :class:`Variant` in which it is not the usual one."""
+
     name: str
-    changes: int
+    changes: tuple[str, ...]
     config: Callable[[], Any]
 
 
@@ -61,14 +63,17 @@ def tiny_model_from(
     found = source_of(source, head)
     climb = _Climb(found.model_class, seed)
     seen: set[str] = set()
+    progress: set[str] = set()  # the changes that alone lead to another error
     failures: dict[str, tuple[str, Any, BaseException]] = {}
     try:
         rungs = _rungs(found)
     except Exception as error:  # a class may need arguments, and its own checks may raise anything
         raise TinyModelError(f"{found.config_class.__name__} cannot be made: {in_short(error)}") from error
     for rung in rungs:
-        if climb.partial is not None and rung.changes > 1:
+        if climb.partial is not None and len(rung.changes) > 1:
             break  # it runs: two changes at once will not bring the tower that is missing
+        if len(rung.changes) > 1 and not progress & set(rung.changes):
+            continue
         try:
             config = _with(rung.config(), config_overrides)
             if (written := repr(config)) in seen:
@@ -79,6 +84,8 @@ def tiny_model_from(
             continue
         model = climb.model(rung.name, config)
         if not isinstance(model, PreTrainedModel):
+            if str(model) not in failures:
+                progress.update(rung.changes)
             failures.setdefault(str(model), (rung.name, config, model))
             continue
         return _finished(model, dtype)
@@ -109,7 +116,7 @@ def _rungs(source: Source) -> list[_Rung]:
         for changed in itertools.combinations(names, count):
             variant = Variant(**dict.fromkeys(changed, True))
             name = " and ".join(changed).replace("_", " ") or "usual sizes"
-            rungs.append(_Rung(name, count, partial(_hinted, start, variant, hint)))
+            rungs.append(_Rung(name, changed, partial(_hinted, start, variant, hint)))
     return rungs
 
 

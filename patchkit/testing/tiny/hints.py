@@ -21,21 +21,34 @@ class Hint(NamedTuple):
     arguments: Mapping[str, Any] = MappingProxyType({})
 
 
+_NO_WORDS = "image tokens are found by their words, which are a tokenizer's"
+
 HINTS: Mapping[str, Hint] = MappingProxyType(
     {
+        "blt": Hint(
+            "its global model is as wide as several states of the local ones together",
+            {
+                "encoder_config.hidden_size_global": 128,
+                "decoder_config.hidden_size_global": 128,
+                "global_config.hidden_size": 128,
+                "global_config.head_dim": 32,
+                "encoder_config.head_dim": 16,
+                "decoder_config.head_dim": 16,
+                "patcher_config.head_dim": 16,
+            },
+        ),
+        "chameleon": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
         "dbrx": Hint(
             "its attention reads a value that its defaults lack",
             {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
         ),
-        "gemma4_assistant": Hint(
-            "its defaults contradict its own validation",
-            arguments={
-                "text_config": {
-                    "model_type": "gemma4_text",
-                    "hidden_size_per_layer_input": 0,
-                    "vocab_size_per_layer_input": 0,
-                }
-            },
+        "deepseek_ocr2": Hint(
+            "its defaults have no kinds of MLPs", {"text_config.mlp_layer_types": ["dense", "sparse"]}
+        ),
+        "emu3": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
+        "ernie4_5_vl_moe": Hint(
+            "the first two sections of its rotary embeddings are alike",
+            {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
         ),
         "lfm2_moe": Hint(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
@@ -54,7 +67,7 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
         "xmod": Hint("it has adapters for languages, and wants to know which", {"default_language": "en_XX"}),
         "zamba": Hint(
             "tied layers are there from the second on",
-            {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
+            {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4},
         ),
     }
 )

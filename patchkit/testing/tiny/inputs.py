@@ -272,6 +272,11 @@ def _labels(model: Any, inputs: Mapping[str, Tensor]) -> Iterator[Tensor]:
         media = [token for kind in _KINDS if (token := _media_token(model.config, kind)) is not None]
         special = torch.isin(ids, torch.tensor(media, dtype=ids.dtype, device=ids.device))
         yield ids.masked_fill(special | (ids > LAST_TEXT_TOKEN), IGNORED_LABEL)
+        books = getattr(model.config, "num_codebooks", None)
+        if (
+            isinstance(books, int) and ids.shape[0] % books == 0
+        ):  # a row for each codebook, and labels beside each other
+            yield ids.reshape(-1, books, ids.shape[1]).transpose(1, 2)
     logits = first_tensor(_run(model, inputs))
     if logits is None:
         return

@@ -14,7 +14,6 @@ _PATTERNS = (
     r"\d+x(\d+) and (\d+)x\d+",
     r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)",
     r"normalized_shape=\[(\d+)\].*?, (\d+)\]",
-    r"invalid for input of size (\d+)",
 )
 _MOST_NUMBERS = 6
 
@@ -46,11 +45,10 @@ def _pairs(message: str) -> list[tuple[int, int]]:
         return [(size, VOCAB_SIZE // 2) for size in sorted(map(int, found[1].split(",")), reverse=True) if size > LARGE]
     for pattern in _PATTERNS:
         for found in re.finditer(pattern, message):
-            numbers = [int(group) for group in found.groups()]
-            if len(numbers) == 2:
-                pairs += [(numbers[0], numbers[1]), (numbers[1], numbers[0])]
+            one, other = int(found[1]), int(found[2])
+            pairs += [(one, other), (other, one)]
     numbers = list(dict.fromkeys(int(number) for number in re.findall(r"\d+", message)))[:_MOST_NUMBERS]
-    pairs += [(one, other) for one in numbers for other in numbers]
+    pairs = pairs or [(one, other) for one in numbers for other in numbers]
     return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and min(pair) > 1]
 
 

@@ -23,6 +23,7 @@ from patchkit.testing.tiny.tokens import SpecialTokens, names_tokens
 
 _TWO_SIDES = frozenset({"image_size", "patch_size", "img_size", "max_image_size", "window_size", "patch_sizes"})
 _LARGE = 10**9
+_NEEDED_TOKENS = frozenset({"image_token_id", "image_token_index"})  # processors set them where configurations do not
 _SECTIONS = (2, 3, 3)
 _ROTARY = ("rope_parameters", "rope_scaling")
 
@@ -121,7 +122,9 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
     kept = kept_layers(count, lists.values(), LAYERS) if count else list(range(LAYERS))
     for name, value in old.items():
         bare = name.lstrip("_")
-        if value is None and variant.filled and bare in FIELDS:
+        if value is None and bare in _NEEDED_TOKENS:
+            new[name] = tokens.shortened(bare, _LARGE)
+        elif value is None and variant.filled and bare in FIELDS:
             new[name] = _small(bare, _LARGE, tower)
         elif bare in SWITCHES:
             new[name] = SWITCHES[bare]
@@ -221,6 +224,12 @@ def _arrange_heads(old: Mapping[str, Any], new: dict[str, Any], tower: Tower, va
             new[name] = new.get("num_attention_heads", sizes.heads)
         if kind == "head_dim" and (variant.narrow_heads or tower != "text") and _is_number(new[name]):
             new[name] = min(old[name], sizes.hidden // sizes.heads)
+    # Heads that share the hidden states of a state space model, made wider, still do.
+    wide = ("num_heads", "head_dim", "expand", "hidden_size")
+    if all(_is_number(old.get(name)) for name in wide):
+        heads, _, expand, hidden = (new[name] for name in wide)
+        if old["num_heads"] * old["head_dim"] == old["expand"] * old["hidden_size"]:
+            new["head_dim"] = expand * hidden // heads
     # Multi-head latent attention calls the rotated part of a head its dimension.
     for part in ("qk_rope_head_dim", "qk_head_dim"):
         if _is_number(old.get(part)) and old[part] == old.get("head_dim"):

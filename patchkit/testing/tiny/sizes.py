@@ -102,7 +102,9 @@ FIELDS: Mapping[str, str | int] = MappingProxyType(
         "moe_num_experts n_routed_experts num_experts num_local_experts zero_expert_num",
         4,
     )
-    | _each("moe_k moe_top_k moe_topk n_group num_expert_group num_experts_per_tok num_experts_per_token", 2)
+    | _each(
+        "moe_k moe_top_k moe_topk n_group num_expert_group num_experts_per_tok num_experts_per_token top_k_experts", 2
+    )
     | _each("moe_num_shared_experts n_shared_experts num_shared_experts topk_group", 1)
     # Multi-head latent attention.
     | _each("q_lora_rank o_lora_rank", 24)
