@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from patchkit.errors import TinyModelError
 from patchkit.testing.random_state import preserved_random_state, seeded
 from patchkit.testing.tiny.heads import Source, source_of
-from patchkit.testing.tiny.hints import HINTS, Hint
+from patchkit.testing.tiny.hints import HINTS
 from patchkit.testing.tiny.inputs import Search, search_inputs
 from patchkit.testing.tiny.outcome import in_short, require_a_step
 from patchkit.testing.tiny.repairs import repairs
-from patchkit.testing.tiny.shrinking import Variant, is_config, shrunk
+from patchkit.testing.tiny.shrinking import Variant, all_sub_configs, is_config, shrunk
 from patchkit.testing.tiny_models import initialise
 
 _MOST_CHANGES = 2
@@ -108,20 +108,25 @@ def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _rungs(source: Source) -> list[_Rung]:
-    hint = HINTS.get(str(getattr(source.config_class, "model_type", "")), Hint(""))
-    start = source.config if source.config is not None else source.config_class(**hint.arguments)
+    start = source.config if source.config is not None else source.config_class()
     names = [field.name for field in fields(Variant)]
     rungs = []
     for count in range(_MOST_CHANGES + 1):
         for changed in itertools.combinations(names, count):
             variant = Variant(**dict.fromkeys(changed, True))
             name = " and ".join(changed).replace("_", " ") or "usual sizes"
-            rungs.append(_Rung(name, changed, partial(_hinted, start, variant, hint)))
+            rungs.append(_Rung(name, changed, partial(_hinted, start, variant)))
     return rungs
 
 
-def _hinted(start: Any, variant: Variant, hint: Hint) -> Any:
-    return _with(shrunk(start, variant), hint.values)
+def _hinted(start: Any, variant: Variant) -> Any:
+    """A small configuration in which each model type, nested ones too, has what the table of hints says."""
+    config = shrunk(start, variant)
+    for part in (config, *all_sub_configs(config)):
+        hint = HINTS.get(str(getattr(part, "model_type", "")))
+        if hint is not None:
+            _with(part, hint.values)
+    return config
 
 
 def _with(config: Any, values: Mapping[str, Any]) -> Any:

@@ -53,7 +53,7 @@ def source_of(given: Any, head: str | type[PreTrainedModel] | None) -> Source:
         TinyModelError: nothing of this kind is known, or there is no model with this head.
     """
     if isinstance(given, type) and issubclass(given, PreTrainedModel):
-        head, given = given, given.config_class
+        head, given = given, getattr(given, "config_class", None)
     if isinstance(given, str):
         given = _class_of_type(given)
     config = None if isinstance(given, type) else given

@@ -12,13 +12,11 @@ class Hint(NamedTuple):
 
     Attributes:
         reason: why no rule gives them.
-        values: by the path of a field, such as ``text_config.hidden_size``; set after sizes are made small.
-        arguments: of the constructor, where the class cannot be made without.
+        values: by the path of a field, such as ``attn_config.clip_qkv``; set after sizes are made small.
     """
 
     reason: str
-    values: Mapping[str, Any] = MappingProxyType({})
-    arguments: Mapping[str, Any] = MappingProxyType({})
+    values: Mapping[str, Any]
 
 
 _NO_WORDS = "image tokens are found by their words, which are a tokenizer's"
@@ -42,16 +40,17 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "its attention reads a value that its defaults lack",
             {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
         ),
-        "deepseek_ocr2": Hint(
-            "its defaults have no kinds of MLPs", {"text_config.mlp_layer_types": ["dense", "sparse"]}
-        ),
+        "deepseek_ocr2_text": Hint("its defaults have no kinds of MLPs", {"mlp_layer_types": ["dense", "sparse"]}),
         "emu3": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
-        "ernie4_5_vl_moe": Hint(
+        "ernie4_5_vl_moe_text": Hint(
             "the first two sections of its rotary embeddings are alike",
-            {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
+            {"rope_parameters.mrope_section": [3, 3, 2]},
         ),
         "lfm2_moe": Hint(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
+        ),
+        "qwen3_omni_moe_thinker": Hint(
+            "its forward reads a token that its configuration lacks", {"vision_start_token_id": 126}
         ),
         "qwen4_exp_text": Hint(
             "its defaults have no sizes of an indexer, and kinds of layers that need them",
@@ -71,4 +70,4 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
         ),
     }
 )
-"""By model type, sorted."""
+"""By model type, sorted; for a sub-configuration of this type too."""

@@ -192,6 +192,9 @@ def _with_text(
         inputs["input_ids"] = torch.cat([rows[:, :_BEFORE_MEDIA], media, rows[:, _BEFORE_MEDIA:]], dim=1)
         if "attention_mask" in accepted:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "bbox" in accepted:  # where on a page each token stands
+            corners = torch.tensor([1, 1, 9, 9], device=inputs["input_ids"].device)
+            inputs["bbox"] = corners.repeat(*inputs["input_ids"].shape, 1)
         for name in accepted:  # of another tokenizer's text, such as what an image is asked about
             if name.startswith("qformer_"):
                 inputs[name] = torch.ones_like(rows) if name.endswith("mask") else rows

@@ -66,6 +66,7 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     beside: Form = {
         "image_sizes": whole,
         "image_attention_mask": torch.ones(batch, grid * grid, dtype=torch.int64),
+        "image_merge_sizes": torch.ones(batch, dtype=torch.int64),
         "aspect_ratio_ids": torch.ones(batch, 1, dtype=torch.int64),
         "aspect_ratio_mask": torch.ones(batch, 1, 1, dtype=torch.int64),
     }
@@ -79,8 +80,9 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     for name in ("image_grid_thw", "grid_thw", "image_grid_hws", "image_grid_hw"):
         if name in accepted:
             sizes = thw if name.endswith("thw") else thw[:, 1:]
+            merging = {part: value for part, value in beside.items() if part == "image_merge_sizes"}
             for values in (flat * frames, flat):
-                yield {"pixel_values": pixels(batch * grid * grid, values), name: sizes}
+                yield merging | {"pixel_values": pixels(batch * grid * grid, values), name: sizes}
             yield {"pixel_values": pixels(batch * grid * grid, channels, patch, patch), name: sizes}
     for name in ("image_position_ids", "pixel_position_ids", "pixel_values_position_ids"):
         if name in accepted:
@@ -120,7 +122,8 @@ def audio_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     mels = _number(audio, *_MEL_BINS, default=128)
     frames = 2 * _number(audio, "max_source_positions", default=32)
     if features:
-        for shape in ((batch, mels, frames), (batch, frames, mels), (batch, 1, mels, frames)):
+        shapes: tuple[tuple[int, ...], ...] = ((batch, mels, frames), (batch, frames, mels), (batch, 1, mels, frames))
+        for shape in shapes:
             values = torch.randn(*shape, generator=generator)
             mask = torch.ones(batch, frames, dtype=torch.int64)
             if masks:

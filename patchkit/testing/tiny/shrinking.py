@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from patchkit.testing.tiny.layers import is_layer_indices, kept_layers, per_layer, renumbered
 from patchkit.testing.tiny.sizes import (
@@ -23,6 +23,7 @@ from patchkit.testing.tiny.tokens import SpecialTokens, names_tokens
 
 _TWO_SIDES = frozenset({"image_size", "patch_size", "img_size", "max_image_size", "window_size", "patch_sizes"})
 _LARGE = 10**9
+_COUNTED_LAYERS = ("feature_layer", "feature_layers")  # of another tower, from the end where negative
 _NEEDED_TOKENS = frozenset({"image_token_id", "image_token_index"})  # processors set them where configurations do not
 _SECTIONS = (2, 3, 3)
 _ROTARY = ("rope_parameters", "rope_scaling")
@@ -68,6 +69,13 @@ def sub_configs(config: Any) -> Iterator[tuple[str, Any]]:
     for name, value in list(vars(config).items()):
         if is_config(value):
             yield name, value
+
+
+def all_sub_configs(config: Any) -> Iterator[Any]:
+    """The configurations within a configuration, and those within them."""
+    for _, inner in sub_configs(config):
+        yield inner
+        yield from all_sub_configs(inner)
 
 
 def tower_of(name: str, config: Any, around: Tower) -> Tower:
@@ -136,6 +144,8 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
             new[name] = min(value, len(kept))
         elif count and is_layer_indices(bare, value, count):
             new[name] = type(value)(renumbered(value, kept))
+        elif bare.endswith(_COUNTED_LAYERS) and isinstance(value, (list, tuple)) and all(map(_is_number, value)):
+            new[name] = type(value)(min(max(entry, -LAYERS), LAYERS) for entry in value)
         elif _is_number(value):
             new[name] = _small(bare, value, tower)
         elif bare in _TWO_SIDES and isinstance(value, (list, tuple)) and all(map(_is_number, value)):
@@ -184,7 +194,7 @@ def _overrides(
     }
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -249,8 +259,8 @@ def _rotated(values: Mapping[str, Any]) -> _Rotated:
     if _is_number(values.get("head_dim")):
         return _Rotated(int(values["head_dim"]), part)
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    head = hidden // heads if _is_number(hidden) and _is_number(heads) and hidden and heads else 0
-    return _Rotated(part or int(head), part)
+    head = int(hidden) // int(heads) if hidden and heads and _is_number(hidden) and _is_number(heads) else 0
+    return _Rotated(part or head, part)
 
 
 def _rotary(parameters: Mapping[str, Any], old: _Rotated, new: _Rotated, variant: Variant) -> dict[str, Any]:
