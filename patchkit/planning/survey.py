@@ -19,6 +19,9 @@ from patchkit.binding.patch import patch_of
 from patchkit.derivation.known import described
 from patchkit.module_tree import children_of, named_modules, state_of
 
+NOT_CALLED: Reason = (
+    "torch.nn.MultiheadAttention reads its weight and does not call it: the adapter changes nothing, in PEFT neither"
+)
 _CONTAINERS = {nn.ModuleList, nn.ModuleDict, nn.Sequential}
 
 
@@ -32,7 +35,8 @@ class Candidate(NamedTuple):
         block: the entry of the architecture file; None for a layer.
         architecture: the architecture of that file; None for a layer.
         fed: whether its input will require a gradient in training, as far as can be told without one.
-        owner: for a module of another library's class in the place of a block, the reason to leave it alone.
+        owner: the reason to leave a module alone from the start: of another library's class in the place of a block,
+            or a layer that is never called.
         derived: whether its description was derived from its source, and no architecture file names its class.
         place: of a linear layer, where it stands, as the report calls it.
     """
@@ -189,7 +193,9 @@ def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
         elif id(module) in heads and _is_adapted(module):
             yield Candidate(name, module, ("head",))
         elif outermost:
-            yield Candidate(name, module, ("linear",), place=_place_in_words(name, named))
+            uncalled = isinstance(named.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+            place, owner = _place_in_words(name, named), NOT_CALLED if uncalled else None
+            yield Candidate(name, module, ("linear",), place=place, owner=owner)
 
 
 def _place_in_words(name: str, modules: Mapping[str, nn.Module]) -> str:

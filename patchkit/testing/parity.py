@@ -253,7 +253,7 @@ def _leaf(value: Any, watched: dict[str, Tensor], key: str) -> Any:
 
 @contextmanager
 def _watch_embeddings(model: nn.Module, watched: dict[str, Tensor]) -> Iterator[None]:
-    """Keep the gradient of what the token embedding gives.
+    """Keep the gradient of what the token embedding gives, if the model has one.
 
     Handing in ``inputs_embeds`` instead would not do: multimodal models find image positions by token.
     """
@@ -265,7 +265,13 @@ def _watch_embeddings(model: nn.Module, watched: dict[str, Tensor]) -> Iterator[
             watched[EMBEDS_GRADIENT] = output
         return output
 
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    try:
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # a vision model says so in one of these ways
+        embeddings = None
+    if not isinstance(embeddings, nn.Module):
+        yield
+        return
     handle = embeddings.register_forward_hook(keep)
     try:
         yield

@@ -5,7 +5,9 @@ block is never called with guessed ones. The transformers model right around it 
 configuration with small sizes, and called as everybody calls it: with token ids. Whatever the block is given then is
 what its own model gives it.
 
-Where that does not work (a vision tower wants images), the recipes of ``patchkit.testing.tiny_model`` are tried.
+Where that does not work (a vision tower wants images, an encoder-decoder both of its inputs), the whole model is made
+small by ``patchkit.testing.tiny_model_from``, with the inputs that it takes; and then the recipes of
+``patchkit.testing.tiny_model`` are tried.
 """
 
 from __future__ import annotations
@@ -24,12 +26,22 @@ from transformers import PreTrainedModel
 from patchkit.arch.discovery import Found
 from patchkit.arch.spec import Architecture
 from patchkit.module_tree import named_modules
-from patchkit.testing import Inputs, add_lora, tiny_inputs, tiny_model, tiny_models_of
+from patchkit.testing import (
+    Inputs,
+    add_lora,
+    tiny_inputs,
+    tiny_inputs_for,
+    tiny_model,
+    tiny_model_from,
+    tiny_models_of,
+)
+from patchkit.testing.tiny.outcome import first_tensor
 from patchkit.testing.tiny_models import VOCAB_SIZE, initialise
 
 _HEAD_DIM = 16
 _LAYERS = 2
 _BATCH, _LENGTH = 2, 10
+_FEWEST_LOGITS = 256
 
 
 class TinyInstance(NamedTuple):
@@ -56,7 +68,7 @@ def tiny_instances(model: nn.Module, found: Found, cls: type[nn.Module]) -> Iter
         found: a block of it.
         cls: the block's unpatched class.
     """
-    ways: list[Callable[[], TinyInstance]] = [partial(_shrunk_host, model, found)]
+    ways: list[Callable[[], TinyInstance]] = [partial(_shrunk_host, model, found), partial(_small_model, model, found)]
     ways += [partial(_recipe, name, found.architecture) for name in tiny_models_of(found.architecture.name)]
     for way in ways:
         try:
@@ -81,17 +93,39 @@ def _shrunk_host(model: nn.Module, found: Found) -> TinyInstance:
     return TinyInstance(_adapted(HiddenStates(tiny), found.architecture), _token_inputs())
 
 
+def _small_model(model: nn.Module, found: Found) -> TinyInstance:
+    """The outermost transformers model around a block, made small, with whatever inputs it takes."""
+    hosts = _hosts(model, found.name)
+    if not hosts:
+        raise CannotBuildError("no transformers model is around it")
+    tiny = tiny_model_from(hosts[0].config, head=type(hosts[0]))
+    inputs = tiny_inputs_for(tiny)
+    with torch.no_grad():
+        output = first_tensor(tiny(**inputs))
+    whole: nn.Module = tiny
+    if "labels" not in inputs or output is None or output.numel() < _FEWEST_LOGITS:
+        # A few logits, those of a classifier, say nothing of a rounding error: the hidden states below them do.
+        whole, inputs = FirstOutput(tiny.base_model), {key: inputs[key] for key in inputs if key != "labels"}
+    return TinyInstance(_adapted(whole, found.architecture), inputs)
+
+
 def _recipe(name: str, architecture: Architecture) -> TinyInstance:
     model = _adapted(tiny_model(name), architecture)
     return TinyInstance(model, tiny_inputs(name, model))
 
 
 def _host(model: nn.Module, name: str) -> PreTrainedModel | None:
-    host = None
-    for prefix, module in named_modules(model):
-        if isinstance(module, PreTrainedModel) and (not prefix or name.startswith(f"{prefix}.")):
-            host = module  # named_modules goes from the outside in
-    return host
+    hosts = _hosts(model, name)
+    return hosts[-1] if hosts else None
+
+
+def _hosts(model: nn.Module, name: str) -> list[PreTrainedModel]:
+    """The transformers models around a module, from the outside in."""
+    return [
+        module
+        for prefix, module in named_modules(model)
+        if isinstance(module, PreTrainedModel) and (not prefix or name.startswith(f"{prefix}."))
+    ]
 
 
 def _adapted(model: Any, architecture: Architecture) -> nn.Module:
@@ -173,12 +207,8 @@ def _token_inputs() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-class HiddenStates(nn.Module):
-    """A model without head, with what the harness compares: its hidden states as logits, and a loss.
-
-    The loss is the cross-entropy of the hidden states, taken as logits. A weighted sum would do for gradients, but
-    it is near zero, and a relative error of what is near zero says nothing.
-    """
+class _Around(nn.Module):
+    """A model with something done to its outputs; its own attributes are found on it."""
 
     def __init__(self, host: PreTrainedModel) -> None:
         super().__init__()
@@ -192,6 +222,28 @@ class HiddenStates(nn.Module):
             if host is None:
                 raise
             return getattr(host, name)
+
+
+class FirstOutput(_Around):
+    """A model that takes no labels: its first output as logits, and the cross-entropy with arbitrary classes."""
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """The inputs of the model; ``logits`` have the shape of its first tensor."""
+        output = first_tensor(self.host(**inputs))
+        if output is None:
+            raise CannotBuildError(f"{type(self.host).__name__} gives no tensor")
+        logits = output.flatten(0, -2)
+        exact = logits if logits.dtype is torch.float64 else logits.float()
+        classes = torch.arange(len(exact), device=exact.device) % exact.shape[-1]
+        return SimpleNamespace(logits=output, loss=F.cross_entropy(exact, classes))
+
+
+class HiddenStates(_Around):
+    """A model without head, with what the harness compares: its hidden states as logits, and a loss.
+
+    The loss is the cross-entropy of the hidden states, taken as logits. A weighted sum would do for gradients, but
+    it is near zero, and a relative error of what is near zero says nothing.
+    """
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **kwargs: Any
