@@ -72,6 +72,10 @@ class ProposalError(PatchkitError, ValueError):
     """What another run found is not what patchkit would have written, so none of it is taken."""
 
 
+class UnknownModelTypeError(PatchkitError, ValueError):
+    """The release has no model type of this name."""
+
+
 class TinyModelError(PatchkitError, ValueError):
     """No tiny model can be made of a configuration, or no inputs for a model.
 

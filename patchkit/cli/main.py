@@ -22,6 +22,7 @@ from patchkit.cli.console import error_console, own_output
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
+from patchkit.cli.scan import scan
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
 from patchkit.escaping import indented
@@ -80,6 +81,7 @@ app.command()(env)
 app.command()(archs)
 app.command()(bench)
 app.command()(check)
+app.command()(scan)
 app.command()(matrix)
 app.command()(watch)
 app.command()(adopt)

@@ -81,7 +81,7 @@ class Environment:
             ReleaseEnvironmentError: another release runs there than this environment is of.
         """
         with empty_folder() as folder:
-            kind = self._kind(folder, "patchkit.check.numeric.worker:answer", seconds)
+            kind = self.kind(folder, "patchkit.check.numeric.worker:answer", seconds)
             worker, plan = _plan(kind, architectures)
             waiting = {name: len(models) for name, models in plan.items() if isinstance(models, list)}
             for name, lost in plan.items():
@@ -96,7 +96,8 @@ class Environment:
                 if len(outcomes[name]) == waiting[name]:
                     yield joined(outcomes[name])
 
-    def _kind(self, folder: Path, function: str, seconds: float) -> WorkerKind:
+    def kind(self, folder: Path, function: str, seconds: float) -> WorkerKind:
+        """Workers that run a function of patchkit, from bytes to bytes, in this environment."""
         return WorkerKind(
             self.python, function, variables_for_release(folder), folder, seconds, like_this=self.path is None
         )

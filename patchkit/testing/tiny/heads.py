@@ -28,6 +28,16 @@ HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """What a model ends in, and the mappings of transformers that have such models, by configuration class."""
 
 
+def types_with(head: str) -> list[str]:
+    """The model types of the transformers that is imported that have a model with this head, sorted.
+
+    Args:
+        head: a key of :data:`HEADS`.
+    """
+    names = (getattr(modeling_auto, f"{mapping}_NAMES", {}) for mapping in HEADS[head])
+    return sorted({name for found in names for name in found})
+
+
 class Source(NamedTuple):
     """Where a tiny model starts.
 

@@ -1,0 +1,95 @@
+"""Every model type of a release through :mod:`patchkit.check.numeric.model_types`, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from patchkit.check.numeric.environments import Environment
+from patchkit.check.numeric.model_types import TypeOutcome
+from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
+from patchkit.processes.interpreters import empty_folder
+from patchkit.processes.workers import Worker, WorkerKind, ask_all
+
+DEFAULT_HEADS = ("causal", "image-text", "seq2seq", "encoder")
+
+_ANSWER = "patchkit.check.numeric.model_types:answer"
+_MOST_TYPES = 5000
+
+
+def scan_types(
+    environment: Environment,
+    heads: Sequence[str],
+    patterns: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    seconds: float,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Iterator[TypeOutcome]:
+    """The outcome of each model type, as soon as it is there.
+
+    Args:
+        environment: with the release.
+        heads: keys of :data:`patchkit.testing.tiny.heads.HEADS`.
+        patterns: names of model types, or globs; all if there are none.
+        jobs: processes.
+        seconds: for one type.
+        progress: is told how many of how many types are done.
+
+    Raises:
+        UnknownModelTypeError: the release has no type that a pattern names.
+        ReleaseEnvironmentError: no process can say which types the release has.
+    """
+    with empty_folder() as folder:
+        kind = environment.kind(folder, _ANSWER, seconds)
+        worker, found = _types(kind, heads)
+        wanted = _chosen(found, patterns)
+        requests = [json.dumps({"model_type": name, "head": head}).encode() for name, head in wanted]
+        progress(0, len(wanted))
+        for done, (index, said) in enumerate(ask_all(kind, requests, jobs, worker), start=1):
+            yield _outcome(*wanted[index], said)
+            progress(done, len(wanted))
+
+
+def _types(kind: WorkerKind, heads: Sequence[str]) -> tuple[Worker, dict[str, list[str]]]:
+    worker = Worker(kind)
+    try:
+        said = json.loads(worker.ask(json.dumps({"heads": list(heads)}).encode()))
+        if not isinstance(said, dict) or list(said) != list(dict.fromkeys(heads)):
+            raise ValueError("it does not say which model types there are")
+        found = {str(head): [str(name) for name in names][:_MOST_TYPES] for head, names in said.items()}
+    except (WorkerLostError, ValueError, TypeError) as error:
+        worker.stop()
+        raise ReleaseEnvironmentError(f"no process says which model types the release has: {error}") from error
+    except BaseException:
+        worker.stop()
+        raise
+    return worker, found
+
+
+def _chosen(found: dict[str, list[str]], patterns: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of type and head. A type that is asked for by name is examined under its first head only."""
+    pairs = [(name, head) for head, names in found.items() for name in names]
+    if not patterns:
+        return pairs
+    chosen: dict[str, str] = {}
+    for pattern in patterns:
+        matches = [pair for pair in pairs if fnmatchcase(pair[0], pattern)]
+        if not matches:
+            raise UnknownModelTypeError(f"no model type matches {pattern!r} under {', '.join(found)}")
+        for name, head in matches:
+            chosen.setdefault(name, head)
+    return sorted(chosen.items())
+
+
+def _outcome(name: str, head: str, said: bytes | WorkerLostError) -> TypeOutcome:
+    if isinstance(said, WorkerLostError):
+        return TypeOutcome(name, head, "not run", f"its process was lost: {said}")
+    try:
+        outcome = TypeOutcome.from_json(json.loads(said))
+        if (outcome.model_type, outcome.head) != (name, head):
+            raise ValueError(f"it is of {outcome.model_type}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return TypeOutcome(name, head, "not run", f"its process sent what is no outcome: {error}")
+    return outcome

@@ -1,0 +1,130 @@
+"""``patchkit scan``: what becomes of every model type of a transformers release."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchkit.cli.check import TimeLimit, progress_of
+from patchkit.cli.console import output_console
+from patchkit.escaping import json_text, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from patchkit.check.numeric.model_types import State, TypeOutcome
+    from patchkit.cli.console import SafeConsole
+
+_STYLES: dict[State, str] = {
+    "verified": "green",
+    "different": "bold red",
+    "upstream": "yellow",
+    "nothing to patch": "dim",
+    "not run": "yellow",
+    "not built": "yellow",
+}
+_FILE_WIDTH = 180
+_SECONDS = 120.0
+
+
+def scan(
+    model_type: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL_TYPE]...", help="Model types or globs. Default: all.")
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            metavar="HEAD",
+            help="What the models end in: causal, image-text, seq2seq, encoder, speech-seq2seq, ctc, vision, multimodal, "
+            "base; repeatable. Default: the first four.",
+        ),
+    ] = None,
+    transformers: Annotated[
+        str, typer.Option("--transformers", "-t", metavar="RELEASE", help="A release or a path, as check takes it.")
+    ] = "installed",
+    every: Annotated[
+        bool, typer.Option("--all-rows", help="Show the types that are verified too, one line each.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = os.cpu_count() or 1,
+    time_limit: TimeLimit = _SECONDS,
+) -> None:
+    """Build a tiny model of each model type, put adapters on its linear layers, patch it, and compare it with itself.
+
+    Outputs, loss and every gradient are compared in float32, and in float64 where rounding alone exceeds the tolerance.
+    Another release runs in an environment of its own, as for check. Exit code 0: no model differs; 1: one does.
+    """
+    from patchkit.check.numeric.environments import environment_for, running_environment
+    from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
+    from patchkit.upstream.releases import resolve
+
+    if transformers == "installed":
+        environment = running_environment()
+    else:
+        (release,) = resolve([transformers])
+        environment = environment_for(release.location if release.origin != "index" else release.version)
+    heads = head or list(DEFAULT_HEADS)
+    with progress_of("running tiny models") as advance:
+        outcomes = list(
+            scan_types(environment, heads, model_type or (), jobs=jobs, seconds=time_limit, progress=advance)
+        )
+    outcomes.sort(key=lambda one: (heads.index(one.head), one.model_type))
+    console = output_console()
+    if as_json:
+        versions = dict(environment.versions)
+        console.print(json_text({"versions": versions, "types": [one.to_json() for one in outcomes]}))
+    else:
+        print_outcomes(console, outcomes, every=every or bool(model_type))
+    if any(one.state == "different" for one in outcomes):
+        raise typer.Exit(1)
+
+
+def print_outcomes(console: SafeConsole, outcomes: Sequence[TypeOutcome], *, every: bool) -> None:
+    """A line for each head, then one for each type that is not verified (or for every type)."""
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    shown = [one for one in outcomes if every or one.state != "verified" or one.left]
+    if shown:
+        console.print(_types(shown))
+    console.print(_heads(outcomes))
+
+
+def _types(outcomes: Sequence[TypeOutcome]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model type", "head", "state", "in blocks", "alone", "upstream", "worst", "blocks, or why not"):
+        right = heading in {"in blocks", "alone", "upstream", "worst"}
+        table.add_column(heading, overflow="fold", justify="right" if right else "left")
+    for one in outcomes:
+        counts = [str(count) if one.layers else "" for count in (one.whole, one.alone, one.left)]
+        worst = f"{one.error:.1e} ({one.judged_in})" if one.judged_in else ""
+        why = one_line(one.reason or ", ".join(one.blocks))
+        table.add_row(one_line(one.model_type), one.head, f"{one.state}", *counts, worst, why, style=_STYLES[one.state])
+    return table
+
+
+def _heads(outcomes: Sequence[TypeOutcome]) -> Table:
+    from rich.table import Table
+
+    from patchkit.check.numeric.model_types import STATES
+
+    found = Counter(one.state for one in outcomes)
+    states = [state for state in STATES if found[state]]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("head", "types", *states, "adapted layers", "in blocks", "alone", "upstream"):
+        table.add_column(heading, justify="left" if heading == "head" else "right")
+    for head in [*dict.fromkeys(one.head for one in outcomes), "all"]:
+        own = [one for one in outcomes if head in (one.head, "all")]
+        layers = sum(one.layers for one in own)
+        shares = [sum(counted) for counted in zip(*((one.whole, one.alone, one.left) for one in own), strict=True)]
+        told = [f"{count} ({100 * count / layers:.0f} %)" if layers else "" for count in shares]
+        by_state = Counter(one.state for one in own)
+        table.add_row(head, str(len(own)), *(str(by_state[state]) for state in states), str(layers), *told)
+    return table
