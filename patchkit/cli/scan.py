@@ -41,8 +41,8 @@ def scan(
         typer.Option(
             "--head",
             metavar="HEAD",
-            help="What the models end in: causal, image-text, seq2seq, encoder, speech-seq2seq, ctc, vision, multimodal, "
-            "base; repeatable. Default: the first four.",
+            help="What the models end in: causal, image-text, seq2seq, encoder, speech-seq2seq, ctc, vision, "
+            "multimodal, base; repeatable. Default: the first four.",
         ),
     ] = None,
     transformers: Annotated[
