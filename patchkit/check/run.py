@@ -184,7 +184,7 @@ def check_numeric(
         if not names:
             continue
         progress(len(found), total, text=f"environment for {release.package} {release.version}")
-        environment = _environment(release, numbers.seconds)
+        environment = environment_of(release, numbers.seconds)
         text = f"numbers of {release.package} {release.version}"
         progress(len(found), total, text=text)
         evidence = Evidence.of(release, report)
@@ -233,7 +233,17 @@ def _enter(ledger: Path, proofs: Iterable[Proof], *, required: bool) -> None:
         warnings.warn(f"what was proven is not remembered: {error}", PatchkitWarning, stacklevel=2)
 
 
-def _environment(release: Release, seconds: float) -> Environment:
+def environment_of(release: Release, seconds: float = TIME_LIMIT) -> Environment:
+    """The environment in which a release runs.
+
+    Args:
+        release: the installed one, one from an index, or a wheel or checkout.
+        seconds: for pip, where there is no such environment yet.
+
+    Raises:
+        ReleaseEnvironmentError: there can be none.
+        CacheError: the cache cannot be written.
+    """
     if release.is_installed:
         return running_environment()
     if release.origin == WHEEL:

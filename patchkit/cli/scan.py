@@ -60,15 +60,12 @@ def scan(
     Outputs, loss and every gradient are compared in float32, and in float64 where rounding alone exceeds the tolerance.
     Another release runs in an environment of its own, as for check. Exit code 0: no model differs; 1: one does.
     """
-    from patchkit.check.numeric.environments import environment_for, running_environment
     from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
+    from patchkit.check.run import environment_of
     from patchkit.upstream.releases import resolve
 
-    if transformers == "installed":
-        environment = running_environment()
-    else:
-        (release,) = resolve([transformers])
-        environment = environment_for(release.location if release.origin != "index" else release.version)
+    (release,) = resolve([transformers])
+    environment = environment_of(release)
     heads = head or list(DEFAULT_HEADS)
     with progress_of("running tiny models") as advance:
         outcomes = list(

@@ -176,7 +176,7 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": "it has no linear layer that PEFT adapts"}
     blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part != "linear"})
-    told: dict[str, Any] = {**counts, "blocks": blocks, "judged_in": "float32"}
+    told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "judged_in": "float32"}
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)
     state = "verified" if counts["whole"] + counts["alone"] else "upstream"
     found = _run(model, inputs)

@@ -1,0 +1,137 @@
+"""Every type that is asked for has an outcome, whatever its process does."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from patchkit.check.numeric import scanning
+from patchkit.check.numeric.model_types import TypeOutcome
+from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
+from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
+from patchkit.testing.tiny.heads import HEADS
+
+TYPES = {"causal": ["bert", "llama", "llama4"], "encoder": ["bert", "roberta"]}
+
+
+class Environment:
+    """An environment whose processes answer what a test says."""
+
+    def kind(self, folder, function, seconds):
+        return {"function": function, "seconds": seconds}
+
+
+class Worker:
+    said: bytes | Exception = b""
+    stopped = 0
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def ask(self, request):
+        if isinstance(type(self).said, Exception):
+            raise type(self).said
+        return type(self).said
+
+    def stop(self):
+        type(self).stopped += 1
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """What the first process says of the types, and the others of each request."""
+    answers = {}
+
+    def ask_all(kind, requests, jobs, first):
+        for index in reversed(range(len(requests))):
+            asked = json.loads(requests[index])
+            good = TypeOutcome(asked["model_type"], asked["head"], "verified").to_json()
+            yield index, answers.get((asked["model_type"], asked["head"]), json.dumps(good).encode())
+
+    @contextmanager
+    def folder():
+        yield "a folder"
+
+    monkeypatch.setattr(Worker, "said", json.dumps(TYPES).encode())
+    monkeypatch.setattr(Worker, "stopped", 0)
+    monkeypatch.setattr(scanning, "Worker", Worker)
+    monkeypatch.setattr(scanning, "ask_all", ask_all)
+    monkeypatch.setattr(scanning, "empty_folder", folder)
+    return answers
+
+
+def scanned(*patterns, **options):
+    return sorted(
+        (one.model_type, one.head) for one in scan_types(Environment(), list(TYPES), patterns, seconds=1.0, **options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (
+            (),
+            [
+                ("bert", "causal"),
+                ("bert", "encoder"),
+                ("llama", "causal"),
+                ("llama4", "causal"),
+                ("roberta", "encoder"),
+            ],
+        ),
+        (("llama",), [("llama", "causal")]),
+        (("llama*",), [("llama", "causal"), ("llama4", "causal")]),
+        (("bert",), [("bert", "causal")]),
+        (("*bert*",), [("bert", "causal"), ("roberta", "encoder")]),
+        (("roberta", "llama", "llama"), [("llama", "causal"), ("roberta", "encoder")]),
+    ],
+)
+def test_what_is_asked_for_is_examined_once(processes, patterns, expected):
+    assert scanned(*patterns) == expected
+
+
+def test_progress_is_told(processes):
+    told = []
+    scanned("llama*", progress=lambda done, of: told.append((done, of)))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("patterns", [("lama",), ("llama", "nothing*")])
+def test_an_unknown_type_is_an_error(processes, patterns):
+    with pytest.raises(UnknownModelTypeError, match=r"no model type matches .* under causal, encoder"):
+        scanned(*patterns)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (WorkerLostError("it was killed"), "its process was lost: it was killed"),
+        (b"{", "its process sent what is no outcome"),
+        (b"[]", "its process sent what is no outcome: it has other fields"),
+        (json.dumps(TypeOutcome("bert", "causal", "verified").to_json()).encode(), "it is of bert"),
+        (json.dumps(TypeOutcome("llama", "encoder", "verified").to_json()).encode(), "it is of llama"),
+    ],
+)
+def test_a_process_that_says_nothing_is_no_pass(processes, said, reason):
+    processes["llama", "causal"] = said
+    outcomes = {one.model_type: one for one in scan_types(Environment(), list(TYPES), ["llama*"], seconds=1.0)}
+    assert outcomes["llama4"].state == "verified"
+    assert outcomes["llama"].state == "not run"
+    assert reason in outcomes["llama"].reason
+    assert outcomes["llama"].head == "causal"
+
+
+@pytest.mark.parametrize(
+    "said", [WorkerLostError("gone"), b"{", b"[]", b'{"causal": []}', b'{"causal": 1, "encoder": 2}'], ids=str
+)
+def test_without_types_there_is_nothing_to_scan(processes, said, monkeypatch):
+    monkeypatch.setattr(Worker, "said", said)
+    with pytest.raises(ReleaseEnvironmentError, match="no process says which model types"):
+        scanned()
+    assert Worker.stopped == 1
+
+
+def test_the_default_heads_exist():
+    assert set(DEFAULT_HEADS) < set(HEADS)
