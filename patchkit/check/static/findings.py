@@ -68,7 +68,7 @@ def key_of_finding(finding: Finding, rewrite: int = REWRITE_VERSION) -> Key:
     architecture = architectures().get(finding.architecture)  # records may be of a plugin that is gone
     named = [block for block in architecture.blocks if block.class_name == finding.block] if architecture else []
     description = foreign_description(architecture, named[0]) if architecture and named else ""
-    return Key(finding.owner, finding.source, rewrite, description)
+    return Key(finding.owner, finding.source, rewrite, description=description)
 
 
 def findings_of(release: Release, architecture: Architecture) -> list[Finding]:
