@@ -160,7 +160,7 @@ def joined(of_models: Sequence[ArchitectureOutcome]) -> ArchitectureOutcome:
 
 
 def _block(data: Any) -> BlockOutcome:
-    checks = {_text(name): _check(one) for name, one in data["checks"].items()}
+    checks = {name: _check(one) for name, one in _object(data["checks"]).items()}
     block = BlockOutcome(
         _text(data["class_name"]),
         _text(data["source"]),
@@ -214,10 +214,14 @@ def _text(value: Any) -> str:
     return value
 
 
-def _texts(value: Any) -> dict[str, str]:
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{value!r} is no object")
-    return {_text(name): _text(text) for name, text in value.items()}
+    return value
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {name: _text(text) for name, text in _object(value).items()}
 
 
 def _list(value: Any) -> list[Any]:
