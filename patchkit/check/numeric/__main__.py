@@ -24,7 +24,7 @@ from patchkit.trust.ledger import SHIPPED_LEDGER, add_proofs
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m patchkit.check.numeric", description=__doc__.partition("\n")[0])
-    parser.add_argument("--arch", action="append", default=[], help="architecture or glob; repeatable; default: all")
+    parser.add_argument("--arch", action="append", help="architecture or glob; repeatable; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument(
