@@ -20,5 +20,5 @@ assert rewrite(source, GatedMLP("Block")).sites
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
