@@ -241,15 +241,12 @@ def add_proofs(path: Path, proofs: Iterable[Proof], *, limit: int | None = None)
 
 
 def _better(first: Proof | None, second: Proof) -> Proof:
-    if first is None:
-        return second
-    if _strength(first) == _strength(second):
-        return min(first, second, key=lambda proof: (proof.date, sorted(proof.versions.items())))
-    return max(first, second, key=_strength)
+    return second if first is None else min(first, second, key=_rank)
 
 
-def _strength(proof: Proof) -> tuple[bool, int]:
-    return proof.stage == "numeric", len(proof.checks)
+def _rank(proof: Proof) -> tuple[bool, int, str, list[tuple[str, str]]]:
+    """Lowest for the best: the numeric stage, more checks, the older one."""
+    return proof.stage != "numeric", -len(proof.checks), proof.date, sorted(proof.versions.items())
 
 
 def _warn(message: str) -> None:
