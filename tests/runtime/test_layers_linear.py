@@ -17,6 +17,7 @@ from torch import nn
 
 import patchkit
 from patchkit.binding.patch import patch_of
+from patchkit.derivation import known
 from patchkit.errors import NotPatchedError
 from patchkit.testing import CHECKS, add_lora, compare_runs, fused_calls, randomise_adapter, run
 from patchkit.testing.parity import compare_types
@@ -91,6 +92,13 @@ class Own(nn.Module):
         logits = self.score(self.proj(torch.tanh(self.proj(x))))
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten() % 5) + self.score(x[0, 0]).square().mean()
         return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=logits)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_derived(monkeypatch):
+    """These are tests of layers that no block holds, so no source is looked at."""
+    monkeypatch.setattr(known, "derive", lambda cls: "nobody looked")
+    monkeypatch.setattr(known, "_derived", {})
 
 
 def build(kind, **config):
@@ -257,6 +265,34 @@ def test_contract(check):
 def test_contract_of_other_kinds_of_layers(kind, check):
     result = CHECKS[check](build(kind), longer_inputs())
     assert result.passed, str(result)
+
+
+def test_a_layer_that_is_never_called_is_said():
+    """``torch.nn.MultiheadAttention`` reads the weight of its output projection: PEFT's adapter on it does nothing."""
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+            self.proj = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.proj(self.attention(x, x, x)[0])
+
+    torch.manual_seed(0)
+    model = add_lora(Attends(), target_modules=["out_proj", "proj"], task_type=None)
+    x = torch.randn(2, 3, 16)
+    before = model(x)
+    report = patchkit.apply(model)
+    rows = {row.module_class: (row.level, "does not call it" in row.reason) for row in report.rows}
+    assert rows == {"MultiheadAttention.out_proj": ("upstream", True), "Attends.proj": ("fused", False)}
+    torch.testing.assert_close(model(x), before)
+    output = next(module for name, module in model.named_modules() if name.endswith("out_proj"))
+    assert patch_of(output) is None
+    with torch.no_grad():  # the fact that the report tells
+        for parameter in output.lora_B.parameters():
+            parameter.add_(1.0)
+    torch.testing.assert_close(model(x), before)
 
 
 def test_switched_off():
