@@ -21,8 +21,14 @@ class Hint(NamedTuple):
 
 _NO_WORDS = "image tokens are found by their words, which are a tokenizer's"
 
+_UNSAID_TOKEN = "its forward reads a token that its configuration lacks"
+
 HINTS: Mapping[str, Hint] = MappingProxyType(
     {
+        "aria": Hint(
+            "a table says how many states are made of so many patches",
+            {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
+        ),
         "blt": Hint(
             "its global model is as wide as several states of the local ones together",
             {
@@ -49,9 +55,8 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
         "lfm2_moe": Hint(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
         ),
-        "qwen3_omni_moe_thinker": Hint(
-            "its forward reads a token that its configuration lacks", {"vision_start_token_id": 126}
-        ),
+        "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
+        "qwen3_omni_moe_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen4_exp_text": Hint(
             "its defaults have no sizes of an indexer, and kinds of layers that need them",
             {

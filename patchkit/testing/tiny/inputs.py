@@ -131,7 +131,7 @@ def _settled(model: Any, form: Form, batch: int, length: int, seed: int) -> dict
 
 
 def _is_of(kind: str, form: Form) -> bool:
-    words = {"image": ("pixel",), "audio": ("input_features", "input_values", "audio_")}[kind]
+    words = {"image": ("pixel", "flattened_patches"), "audio": ("input_features", "input_values", "audio_")}[kind]
     return any(name.startswith(words) for name in form)
 
 
@@ -192,6 +192,9 @@ def _with_text(
         inputs["input_ids"] = torch.cat([rows[:, :_BEFORE_MEDIA], media, rows[:, _BEFORE_MEDIA:]], dim=1)
         if "attention_mask" in accepted:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "image_attention_mask" in form:  # which images each token attends to
+            images = form["pixel_values"].shape[1]
+            inputs["image_attention_mask"] = torch.ones(*inputs["input_ids"].shape, images, dtype=torch.int64)
         if "bbox" in accepted:  # where on a page each token stands
             corners = torch.tensor([1, 1, 9, 9], device=inputs["input_ids"].device)
             inputs["bbox"] = corners.repeat(*inputs["input_ids"].shape, 1)
@@ -240,7 +243,9 @@ _MARKERS = {
 
 def _media_token(config: Any, kind: str) -> int | None:
     names = [f"{kind}_token_id", f"{kind}_token_index", f"{kind}_patch_id", f"{kind}_pad_token_id"]
-    if kind == "audio":
+    if kind == "image":
+        names += ["video_token_index"]
+    else:
         names += ["audio_placeholder_token_id", "speech_token_id"]
     for name in names:
         value = getattr(config, name, None)

@@ -53,7 +53,7 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
         batch: rows, with one image each.
         generator: pixels are drawn from it, with entries of order 1.
     """
-    if "pixel_values" not in accepted:
+    if not {"pixel_values", "flattened_patches"} & set(accepted):
         return
     vision = tower_config(config, "vision") or config
     channels = _number(vision, "num_channels", "in_channels", "in_chans", default=3)
@@ -76,6 +76,11 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
         return torch.randn(*shape, generator=generator)
 
     flat = channels * patch * patch
+    if "flattened_patches" in accepted:  # each after its row and its column, from 1 on
+        places = torch.cartesian_prod(torch.arange(1, grid + 1), torch.arange(1, grid + 1)).expand(batch, -1, -1)
+        yield {"flattened_patches": torch.cat([places, pixels(batch, grid * grid, flat)], dim=-1)}
+    if "pixel_values" not in accepted:
+        return
     thw = torch.tensor([[1, grid, grid]] * batch)
     for name in ("image_grid_thw", "grid_thw", "image_grid_hws", "image_grid_hw"):
         if name in accepted:

@@ -15,7 +15,7 @@ _PATTERNS = (
     r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)",
     r"normalized_shape=\[(\d+)\].*?, (\d+)\]",
 )
-_MOST_NUMBERS = 6
+_MOST_NUMBERS = 4
 
 LARGE = 200
 """A size that is not tiny."""
@@ -47,9 +47,10 @@ def _pairs(message: str) -> list[tuple[int, int]]:
         for found in re.finditer(pattern, message):
             one, other = int(found[1]), int(found[2])
             pairs += [(one, other), (other, one)]
-    numbers = list(dict.fromkeys(int(number) for number in re.findall(r"\d+", message)))[:_MOST_NUMBERS]
-    pairs = pairs or [(one, other) for one in numbers for other in numbers]
-    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and min(pair) > 1]
+    numbers = list(dict.fromkeys(int(number) for number in re.findall(r"\d+", message)))
+    if not pairs and len(numbers) <= _MOST_NUMBERS:  # more of them are a story, not a mismatch
+        pairs = [(one, other) for one in numbers for other in numbers]
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and min(pair) > 1 and pair[1] <= LARGE]
 
 
 def _fields(config: Any, value: int, parts: bool) -> Iterator[tuple[str, ...]]:

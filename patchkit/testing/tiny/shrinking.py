@@ -24,7 +24,9 @@ from patchkit.testing.tiny.tokens import SpecialTokens, names_tokens
 _TWO_SIDES = frozenset({"image_size", "patch_size", "img_size", "max_image_size", "window_size", "patch_sizes"})
 _LARGE = 10**9
 _COUNTED_LAYERS = ("feature_layer", "feature_layers")  # of another tower, from the end where negative
-_NEEDED_TOKENS = frozenset({"image_token_id", "image_token_index"})  # processors set them where configurations do not
+_NEEDED_TOKENS = frozenset(
+    {"image_token_id", "image_token_index", "video_token_index"}
+)  # processors set them where configurations do not
 _SECTIONS = (2, 3, 3)
 _ROTARY = ("rope_parameters", "rope_scaling")
 
@@ -139,7 +141,8 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
         elif names_tokens(bare):
             new[name] = tokens.shortened(bare, value)
         elif name in lists:
-            new[name] = type(value)(value[index] for index in kept)
+            entries = [value[index] for index in kept]
+            new[name] = type(value)(_small(bare, entry, tower) if _is_number(entry) else entry for entry in entries)
         elif bare in LAYER_FIELDS and _is_number(value):
             new[name] = min(value, len(kept))
         elif count and is_layer_indices(bare, value, count):
@@ -218,6 +221,8 @@ def _small_sequence(name: str, value: Sequence[int]) -> list[int]:
     """Widths or depths of stages, at most."""
     if "depth" in name or name.startswith(("num_blocks", "layers")):
         return [min(entry, 1) for entry in value]
+    if name.endswith("multiplier"):
+        return [1] * len(value)
     smallest = min(value)
     if smallest >= 32 and max(value) >= 256:  # widths keep their ratios
         unit = 8 if "dim" in name or "size" in name or "channel" in name else smallest

@@ -147,6 +147,7 @@ FIELDS: Mapping[str, str | int] = MappingProxyType(
     | _each("pooling_kernel_size", 2)
     | _each("mm_tokens_per_image", 4)
     | _each("hidden_size_per_layer_input", 12)
+    | _each("encoder_hidden_size", SIZES["vision"].hidden)  # what a resampler or a decoder attends to
     # Audio.
     | _each("feature_size input_feat_size n_mel_bins num_mel_bins", 16)
     | _each("max_source_positions", 32)
