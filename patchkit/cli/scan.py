@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,6 +52,9 @@ def scan(
     every: Annotated[
         bool, typer.Option("--all-rows", help="Show the types that are verified too, one line each.")
     ] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write all of it as Markdown, such as coverage.md.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = os.cpu_count() or 1,
     time_limit: TimeLimit = _SECONDS,
@@ -72,6 +76,11 @@ def scan(
             scan_types(environment, heads, model_type or (), jobs=jobs, seconds=time_limit, progress=advance)
         )
     outcomes.sort(key=lambda one: (heads.index(one.head), one.model_type))
+    if write:
+        from patchkit.cache.storage import write_whole
+        from patchkit.check.results.coverage import coverage_text
+
+        write_whole(write, coverage_text(outcomes, environment.versions))
     console = output_console()
     if as_json:
         versions = dict(environment.versions)

@@ -162,7 +162,8 @@ def _adapted(model: Any, inputs: Inputs) -> tuple[nn.Module, Inputs]:
 def _run(model: nn.Module, inputs: Inputs) -> Run:
     from patchkit.testing import run
 
-    return run(model, inputs, input_gradients=False)
+    # Of a copy: some keep what a forward has computed, and cannot be copied any more then.
+    return run(copy.deepcopy(model), inputs, input_gradients=False)
 
 
 def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, Any]:

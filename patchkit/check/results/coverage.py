@@ -1,0 +1,98 @@
+"""``coverage.md``: every model type of a release with what the scan found of it, sorted, so that two can be compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from patchkit.check.numeric.model_types import STATES, State, TypeOutcome
+from patchkit.escaping import markdown
+
+_MEANING: dict[State, str] = {
+    "verified": "outputs, loss and every gradient of a tiny model are equal, patched and not, with adapters on every "
+    "linear layer; some of these run fused",
+    "different": "they are not",
+    "upstream": "equal, and nothing runs fused",
+    "nothing to patch": "no layer that PEFT adapts",
+    "not run": "plain PEFT fails on the tiny model, or its process was lost",
+    "not built": "there is no tiny model of it",
+}
+
+
+def coverage_text(outcomes: Iterable[TypeOutcome], versions: Mapping[str, str]) -> str:
+    """The text of ``coverage.md``.
+
+    Args:
+        outcomes: of model types, in any order.
+        versions: of what they were found with.
+    """
+    found = sorted(outcomes, key=lambda one: (one.head, one.model_type))
+    return "\n".join(_lines(found, versions)) + "\n"
+
+
+def _lines(outcomes: Sequence[TypeOutcome], versions: Mapping[str, str]) -> Iterator[str]:
+    release = versions.get("transformers", "?")
+    yield f"# Model types of transformers {markdown(release)}"
+    yield ""
+    yield (
+        "What `patchkit scan --write coverage.md` found with "
+        + ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in sorted(versions.items()))
+        + ", on a CPU."
+    )
+    yield ""
+    heads = list(dict.fromkeys(one.head for one in outcomes))
+    states = [state for state in STATES if any(one.state == state for one in outcomes)]
+    yield from (f"* **{state}**: {_MEANING[state]}." for state in states)
+    yield ""
+    yield f"| | types | {' | '.join(states)} | adapted layers | in blocks | alone | upstream |"
+    yield "|---" + "|--:" * (len(states) + 5) + "|"
+    for head in [*heads, "all"]:
+        yield _sums(head, [one for one in outcomes if head in (one.head, "all")], states)
+    for head in heads:
+        own = [one for one in outcomes if one.head == head]
+        yield from _section(f"{head}: not verified", [one for one in own if one.state != "verified"], _REASONS)
+        yield from _section(f"{head}: verified", [one for one in own if one.state == "verified"], _VERIFIED)
+
+
+def _sums(head: str, outcomes: Sequence[TypeOutcome], states: Sequence[State]) -> str:
+    counts = Counter(one.state for one in outcomes)
+    layers = sum(one.layers for one in outcomes)
+    shares = [sum(getattr(one, name) for one in outcomes) for name in ("whole", "alone", "left")]
+    told = [f"{count} ({100 * count / layers:.1f} %)" if layers else "0" for count in shares]
+    return f"| {' | '.join([head, str(len(outcomes)), *(str(counts[one]) for one in states), str(layers), *told])} |"
+
+
+def _section(title: str, outcomes: Sequence[TypeOutcome], table: _Table) -> Iterator[str]:
+    if outcomes:
+        yield from ("", f"## {title}", "", *table.heading, *map(table.row, outcomes))
+
+
+def _reason_row(one: TypeOutcome) -> str:
+    return f"| {markdown(one.model_type)} | {one.state} | {markdown(one.reason)} |"
+
+
+def _verified_row(one: TypeOutcome) -> str:
+    error = f"{one.error:.0e}" + (f" in {one.judged_in}" if one.judged_in != "float32" else "")
+    blocks = markdown(", ".join(one.blocks))
+    return (
+        f"| {markdown(one.model_type)} | {one.whole} | {one.alone} | {one.left} | {error} | {blocks} "
+        f"| {markdown(one.reason)} |"
+    )
+
+
+class _Table(NamedTuple):
+    """Two lines of a heading, and what makes each row."""
+
+    heading: tuple[str, str]
+    row: Callable[[TypeOutcome], str]
+
+
+_REASONS = _Table(("| model type | state | why |", "|---|---|---|"), _reason_row)
+_VERIFIED = _Table(
+    (
+        "| model type | in blocks | alone | upstream | largest error | blocks | why some run upstream |",
+        "|---|--:|--:|--:|--:|---|---|",
+    ),
+    _verified_row,
+)
