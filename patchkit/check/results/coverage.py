@@ -1,4 +1,4 @@
-"""``coverage.md``: every model type of a release with what the scan found of it, sorted, so that two can be compared."""
+"""``coverage.md``: what the scan found of every model type of a release, sorted, so that two can be compared."""
 
 from __future__ import annotations
 
