@@ -142,11 +142,20 @@ def definition_of(function: FunctionType) -> ast.FunctionDef | ast.AsyncFunction
     if module is None or not any(found == code for found in inner_codes(module.code)):
         return None
     try:
-        tree = parsed(source)
+        found = [node for node in _definitions(source) if _is_of(code, node)]
     except RewriteError:
         return None
-    found = [node for node in ast.walk(tree) if _is_definition(node) and _is_of(code, node)]
     return found[0] if len(found) == 1 else None
+
+
+@lru_cache(maxsize=8)
+def _definitions(source: str) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, ...]:
+    """Every function in a text, nested ones too. Many functions of one file are asked for, one after the other.
+
+    Raises:
+        RewriteError: the text does not parse.
+    """
+    return tuple(filter(_is_definition, ast.walk(parsed(source))))
 
 
 def inner_codes(code: CodeType) -> Iterator[CodeType]:
