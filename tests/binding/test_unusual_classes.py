@@ -238,7 +238,7 @@ def test_it_is_left_upstream_with_the_reason(name, load):
     seen = list(getattr(loaded, "SEEN", ()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = patchkit.apply(module, trust="always")
+        report = patchkit.apply(module, trust="always", linear=False)
     assert {row.level for row in report.rows} == {"upstream"}, str(report)
     assert all(reason in row.reason and row.reason for row in report.rows), str(report)
     assert type(module) is loaded.Block

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN, FastGELUActivation, QuickGELUActivation, ReLUSquaredActivation
 
+from patchkit.adapters.peft import FORMULA
 from patchkit.runtime.activations import read_activation, unfit_activation
 from patchkit.testing import Result, RoundingErrors
 from patchkit_kernels.ops.activations import GATED, PLAIN
@@ -183,9 +184,11 @@ def test_a_function_that_was_replaced(held, owner, attribute, monkeypatch):
     original = getattr(owner, attribute)
     monkeypatch.setattr(owner, attribute, lambda *args, **kwargs: original(*args, **kwargs))
     given = make()
+    FORMULA.replaced()  # asked first at every call of a block; it compares for the formulas that others hold
     assert read_activation(given) is None
     assert "was replaced by" in unfit_activation(given)
     monkeypatch.undo()
+    FORMULA.replaced()
     assert read_activation(make()) == name
 
 

@@ -61,7 +61,7 @@ def test_a_folder_with_the_name_of_an_origin_is_built_from_there(name, tmp_path,
     monkeypatch.chdir(tmp_path)
     asked = []
     monkeypatch.setattr(run, "environment_for", lambda *arguments, **options: asked.append((arguments, options)))
-    run._environment(release_at(Path(name)), 1.0)
+    run.environment_of(release_at(Path(name)), 1.0)
     assert asked == [((Path(name),), {"expected": "9.9.9", "seconds": 1.0})]
 
 

@@ -77,7 +77,7 @@ def tiny_instances(model: nn.Module, found: Found, cls: type[nn.Module]) -> Iter
         except CannotBuildError as error:
             yield str(error)
         except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
-            yield f"{type(error).__name__}: {error}"
+            yield f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
             yield instance
 

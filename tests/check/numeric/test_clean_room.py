@@ -265,7 +265,7 @@ class TestGenerators:
         before = generators()
         with pytest.warns(PatchkitWarning) if fails else contextlib.nullcontext():
             counts = patchkit.apply(model).counts
-        assert set(counts) == ({"fused", "upstream"} if fails else {"fused"})
+        assert set(counts) == ({"fused", "alone"} if fails else {"fused"})
         assert generators() == before
 
 
