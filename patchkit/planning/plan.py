@@ -118,7 +118,8 @@ def _together(survey: Survey, blocks: Sequence[Planned], layers: Sequence[Planne
         shown.append(replace(layer, rows=()))
 
     def told(row: Row) -> Row:
-        return replace(row, level="alone") if (row.name, row.part) in alone else row
+        lifted = row.level == "upstream" and (row.name, row.part) in alone
+        return replace(row, level="alone") if lifted else row
 
     return [*(replace(block, rows=tuple(map(told, block.rows))) for block in blocks), *shown]
 

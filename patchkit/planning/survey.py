@@ -193,9 +193,10 @@ def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
         elif id(module) in heads and _is_adapted(module):
             yield Candidate(name, module, ("head",))
         elif outermost:
-            uncalled = isinstance(named.get(name.rpartition(".")[0]), nn.MultiheadAttention)
-            place, owner = _place_in_words(name, named), NOT_CALLED if uncalled else None
-            yield Candidate(name, module, ("linear",), place=place, owner=owner)
+            holder = type(named.get(name.rpartition(".")[0]))
+            reads = issubclass(holder, nn.MultiheadAttention) and holder.forward is nn.MultiheadAttention.forward
+            owner = NOT_CALLED if reads else None
+            yield Candidate(name, module, ("linear",), place=_place_in_words(name, named), owner=owner)
 
 
 def _place_in_words(name: str, modules: Mapping[str, nn.Module]) -> str:

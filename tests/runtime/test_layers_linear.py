@@ -270,14 +270,19 @@ def test_contract_of_other_kinds_of_layers(kind, check):
 def test_a_layer_that_is_never_called_is_said():
     """``torch.nn.MultiheadAttention`` reads the weight of its output projection: PEFT's adapter on it does nothing."""
 
+    class Calls(nn.MultiheadAttention):
+        def forward(self, x):
+            return self.out_proj(x)
+
     class Attends(nn.Module):
         def __init__(self):
             super().__init__()
             self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+            self.calls = Calls(16, 4)
             self.proj = nn.Linear(16, 16)
 
         def forward(self, x):
-            return self.proj(self.attention(x, x, x)[0])
+            return self.calls(self.proj(self.attention(x, x, x)[0]))
 
     torch.manual_seed(0)
     model = add_lora(Attends(), target_modules=["out_proj", "proj"], task_type=None)
@@ -285,9 +290,13 @@ def test_a_layer_that_is_never_called_is_said():
     before = model(x)
     report = patchkit.apply(model)
     rows = {row.module_class: (row.level, "does not call it" in row.reason) for row in report.rows}
-    assert rows == {"MultiheadAttention.out_proj": ("upstream", True), "Attends.proj": ("fused", False)}
+    assert rows == {
+        "MultiheadAttention.out_proj": ("upstream", True),
+        "Attends.proj": ("fused", False),
+        "Calls.out_proj": ("fused", False),
+    }
     torch.testing.assert_close(model(x), before)
-    output = next(module for name, module in model.named_modules() if name.endswith("out_proj"))
+    output = next(module for name, module in model.named_modules() if name.endswith("attention.out_proj"))
     assert patch_of(output) is None
     with torch.no_grad():  # the fact that the report tells
         for parameter in output.lora_B.parameters():
