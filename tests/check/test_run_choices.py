@@ -168,7 +168,7 @@ ENVIRONMENTS = {
 def test_the_environment_of_a_release(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "running_environment", lambda: ("running",))
     monkeypatch.setattr(run, "environment_for", lambda release, **options: (release, options))
-    assert run._environment(Release("5.90.0", Path("archive"), origin), 7.0) == ENVIRONMENTS[origin]
+    assert run.environment_of(Release("5.90.0", Path("archive"), origin), 7.0) == ENVIRONMENTS[origin]
 
 
 # ---- what is to be proven
@@ -273,7 +273,7 @@ def test_every_architecture_has_an_outcome(
     silent: tuple[str, ...], both: CheckReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes = {release.version: Fake(both, silent) for release in both.releases}
-    monkeypatch.setattr(run, "_environment", lambda release, seconds: fakes[release.version])
+    monkeypatch.setattr(run, "environment_of", lambda release, seconds: fakes[release.version])
     told: list[tuple[int, int, str | None]] = []
     numbers = Numbers(seconds=7.0)
     report = check_numeric(both, [LLAMA, GEMMA], numbers, lambda done, of, text=None: told.append((done, of, text)))
@@ -298,7 +298,7 @@ def test_every_architecture_has_an_outcome(
 def test_what_is_proven_is_left_out_and_keeps_its_proof(both: CheckReport, monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of which nothing is to be checked needs no environment."""
     entries = tuple(replace(one, proof=proof_of(key_of_finding(one.finding))) for one in both.entries)
-    monkeypatch.setattr(run, "_environment", lambda *_: pytest.fail("nothing is to be run"))
+    monkeypatch.setattr(run, "environment_of", lambda *_: pytest.fail("nothing is to be run"))
     report = check_numeric(replace(both, entries=entries), [LLAMA, GEMMA], Numbers(unproven=True))
     assert (report.numeric, report.entries) == ((), entries)
 
