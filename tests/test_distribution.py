@@ -65,6 +65,6 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
             "PKG-INFO",
             ".gitignore",
         ),
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "compat_matrix.md"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "compat_matrix.md", "coverage.md"),
     }
     assert not [path for path in paths if "__pycache__" in path.parts or path.suffix == ".pyc"]

@@ -364,7 +364,7 @@ def test_model_classes_stay_and_revert_restores_the_layers():
     before = {name: type(module) for name, module in model.named_modules()}
     patchkit.apply(model)
     changed = {type(module).__name__ for name, module in model.named_modules() if type(module) is not before[name]}
-    assert changed == {"Embedding", "Linear", "Gemma3Attention", "Gemma3MLP"}
+    assert changed == {"Embedding", "Linear", "Gemma3Attention", "Gemma3MLP", "SiglipAttention"}
     assert isinstance(model.get_input_embeddings(), LoraEmbedding)
     patchkit.revert(model)
     assert {name: type(module) for name, module in model.named_modules()} == before
