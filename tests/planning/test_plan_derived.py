@@ -188,16 +188,25 @@ OWN = """
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Remote code: its module has a name that no table can hold."""
-    path = tmp_path / "modeling_own.py"
-    path.write_text(textwrap.dedent(OWN), encoding="utf-8")
-    name = "transformers_modules.f00ba4.modeling_own"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
+def load(tmp_path, monkeypatch):
+    """Loads remote code: its module has a name that no table can hold."""
+
+    def _load(text):
+        path = tmp_path / "modeling_own.py"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        name = "transformers_modules.f00ba4.modeling_own"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return _load
+
+
+@pytest.fixture
+def own(load):
+    return load(OWN)
 
 
 def adapted(module):
@@ -216,6 +225,68 @@ def test_a_class_of_a_users_own(own):
     report = patchkit.apply(model, trust="always")
     assert levels(report) == {("Mixer", "qkv"): "fused", ("Mixer", "o"): "fused"}
     torch.testing.assert_close(model(x), reference(x))
+
+
+FUNCTIONS = """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class Gated(nn.Module):
+        def __init__(self, size=16, inner=20):
+            super().__init__()
+            self.w1, self.w3 = nn.Linear(size, inner), nn.Linear(size, inner)
+            self.w2 = nn.Linear(inner, size)
+
+        def forward(self, x):
+            return self.w2(F.{gated}(self.w1(x)) * self.w3(x))
+
+    class Plain(nn.Module):
+        def __init__(self, size=16, inner=20):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(size, inner), nn.Linear(inner, size)
+
+        def forward(self, x):
+            return self.fc2({plain}(self.fc1(x)))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gated, self.plain = Gated(), Plain()
+
+        def forward(self, x):
+            return self.plain(self.gated(x))
+    """
+
+
+@pytest.mark.parametrize(
+    ("gated", "plain", "levels_of_both"),
+    [
+        ("silu", "F.gelu", ("fused", "fused")),
+        ("gelu", "torch.relu", ("fused", "fused")),
+        ("mish", "F.elu", ("alone", "alone")),
+    ],
+)
+def test_activations_that_are_functions(load, gated, plain, levels_of_both):
+    """Outputs and every gradient, with adapters that contribute; one that is not fused is called between the layers."""
+    module = load(FUNCTIONS.format(gated=gated, plain=plain))
+    torch.manual_seed(0)
+    targets = ["w1", "w2", "w3", "fc1", "fc2"]
+    reference = add_lora(module.Own(), target_modules=targets, task_type=None, r=2).train()
+    model = copy.deepcopy(reference)
+    report = patchkit.apply(model, trust="always")
+    assert levels(report) == dict(zip([("Gated", "mlp"), ("Plain", "mlp")], levels_of_both, strict=True))
+    outcomes, x = [], torch.randn(3, 5, 16)
+    for each in (reference, model):
+        own = x.clone().requires_grad_()
+        with fused_calls() as calls:
+            y = each(own)
+        y.square().sum().backward()
+        outcomes.append([y, own.grad, *(p.grad for p in each.parameters() if p.requires_grad)])
+    assert sorted(set(calls)) == (["lora_gated_mlp", "lora_mlp"] if "fused" in levels_of_both else ["lora_linear"])
+    for expected, found in zip(*outcomes, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 def test_a_class_that_cannot_be_looked_at_has_layers_all_the_same(own, monkeypatch):
