@@ -25,6 +25,7 @@ from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.layers import LAYER_KINDS, make_layer_forward
 from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
+from patchkit.upstream.known_wrappers import is_checkpointing_wrapper, puts_checkpointing_around
 from patchkit.upstream.live import LiveMethod, compiled, find_code, read_method, with_code
 from patchkit.upstream.text import split_lines
 
@@ -63,18 +64,21 @@ def _build(
     forward = _why_not_derivable(cls, methods) or _compile(rewritten, method)
     if isinstance(forward, str):
         return Refusal.of(parts, forward)
+    descriptor = PatchedForward(forward, cls, method.attribute, looked_up(block))
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
-        "forward": PatchedForward(forward, cls, method.attribute, looked_up(block)),
+        "forward": descriptor.as_function() if is_checkpointing_wrapper(method.attribute) else descriptor,
         **methods,
         **copying(cls),
         PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
     }
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
         namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
-    return type(cls.__name__, (cls,), namespace)
+    made = type(cls.__name__, (cls,), namespace)
+    descriptor.__set_name__(made, "forward")
+    return made
 
 
 def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision = "peft") -> type[nn.Module] | Refusal:
@@ -112,17 +116,14 @@ _QUIET = frozenset({"builtins", "abc", "typing", "typing_extensions", "torch"})
 
 def _why_not_derivable(cls: type[nn.Module], methods: Iterable[str]) -> str | None:
     """Why a subclass with these methods cannot be made without running a user's code, or None if it can."""
-    for watcher, what in ((type(cls), "metaclass"), (_owner_of(cls, "__init_subclass__"), "__init_subclass__")):
+    hooks = [base for base in cls.__mro__ if "__init_subclass__" in vars(base)]
+    watchers = [base for base in hooks if not puts_checkpointing_around(vars(base)["__init_subclass__"])]
+    for watcher, what in ((type(cls), "metaclass"), *[(base, "__init_subclass__") for base in watchers]):
         if watcher.__module__.partition(".")[0] not in _QUIET:
             name = f"{watcher.__module__}.{watcher.__qualname__}"
             return f"a subclass of it cannot be made unseen: the {what} of {name} would run"
     taken = sorted(name for name in methods if any(name in vars(base) for base in cls.__mro__))
     return f"it already has an attribute {taken[0]}" if taken else None
-
-
-def _owner_of(cls: type, name: str) -> type:
-    """The class in an MRO that defines a name; the last of all defines what every class has."""
-    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def _named(block: Block, method: LiveMethod) -> Block:

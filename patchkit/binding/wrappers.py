@@ -8,6 +8,8 @@ that is certain to do the same:
 * each holds the next one in a single variable of its closure, and does nothing with it but call it and read its name.
 
 Every other variable of a closure is shared with upstream's chain, so counts go on where they were.
+
+What ``GradientCheckpointingLayer`` puts around all of that is not copied: it does so again for the patched class.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from patchkit.upstream.classes import definition
+from patchkit.upstream.known_wrappers import is_checkpointing_wrapper
 from patchkit.upstream.live import LiveMethod, alike, definition_of, inner_codes
 from patchkit.upstream.text import parsed
 
@@ -65,6 +68,8 @@ def _chain(method: LiveMethod) -> list[Wrapper] | str:
     """What stands around a method's function, the outermost first."""
     chain: list[Wrapper] = []
     outer = method.attribute
+    while is_checkpointing_wrapper(outer):
+        outer = outer.__wrapped__
     while outer is not method.function:
         if not isinstance(outer, FunctionType):
             return f"it is wrapped by a {type(outer).__module__}.{type(outer).__qualname__}, which is no function"

@@ -32,11 +32,11 @@ def described(cls: type) -> tuple[Architecture, Block] | None:
     key = (cls, inspect.getattr_static(cls, "forward", None))
     if key not in _derived:
         block = derive(cls)
-        _derived[key] = None if isinstance(block, str) else (_architecture_of(cls, block), block)
+        _derived[key] = None if isinstance(block, str) else (architecture_of(cls, block), block)
     return _derived[key]
 
 
-def _architecture_of(cls: type, block: Block) -> Architecture:
+def architecture_of(cls: type, block: Block) -> Architecture:
     """An architecture of this block alone, named as the file that the class is from."""
     name = cls.__module__.rpartition(".")[2].removeprefix("modeling_")
     return Architecture(name, (), cls.__module__, (block,))

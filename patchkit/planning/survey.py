@@ -16,7 +16,7 @@ from patchkit.arch.registry import architectures
 from patchkit.arch.spec import Architecture, Block, Part
 from patchkit.binding.ownership import with_hint
 from patchkit.binding.patch import patch_of
-from patchkit.derivation.known import described
+from patchkit.derivation.known import architecture_of, described
 from patchkit.module_tree import children_of, named_modules, state_of
 
 NOT_CALLED: Reason = (
@@ -121,6 +121,9 @@ def _derived(
             entry = described(type(module))
         except Exception:  # a class may answer anything to being looked at; its layers are patched without it
             continue
+        patch = patch_of(module)
+        if entry is None and patch is not None and patch.block is not None:  # its class got another forward since
+            entry = architecture_of(patch.original, patch.block), patch.block
         if entry is not None and children_of(module).keys() >= set(entry[1].projections()):
             yield Found(name, module, *entry)
 

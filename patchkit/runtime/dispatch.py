@@ -7,6 +7,7 @@ attribute with a projection's name or another way to look attributes up, is hear
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,19 @@ class PatchedForward:
         above: Any = super(self._owner, owner if instance is None else instance)
         found: Callable[..., Any] = above.forward
         return found
+
+    def as_function(self) -> Callable[..., Any]:
+        """A function that decides in the same way at each call.
+
+        transformers' ``GradientCheckpointingLayer`` puts a function around what a new class has as ``forward``, looks
+        itself up on the class, and is compiled only if what it finds there is itself and no descriptor.
+        """
+
+        @functools.wraps(self.function)
+        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self.__get__(module, type(module))(*args, **kwargs)
+
+        return forward
 
     def displaced(self, cls: type[nn.Module]) -> Reason | None:
         """Why modules of this class, the patched one or a subclass, run upstream's forward; None if they do not."""

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
-_MAKERS = (
-    ("transformers.modeling_layers", "GradientCheckpointingLayer.__init_subclass__"),
-    ("transformers.integrations.moe", "use_experts_implementation"),
-)
+_CHECKPOINTING = ("transformers.modeling_layers", "GradientCheckpointingLayer.__init_subclass__")
+_MAKERS = (_CHECKPOINTING, ("transformers.integrations.moe", "use_experts_implementation"))
 """The functions that define the wrappers. Where their module is not loaded, they have wrapped nothing."""
 
 
@@ -23,17 +21,39 @@ def is_known_wrapper(function: object) -> bool:
 
     Its code must be what one of transformers' own functions defines now; a name is not enough.
     """
-    return isinstance(function, FunctionType) and any(function.__code__ is code for code in _codes())
+    return any(_is_defined_by(function, *place) for place in _MAKERS)
 
 
-def _codes() -> Iterator[CodeType]:
-    for module, path in _MAKERS:
-        found: object = sys.modules.get(module)
-        for name in path.split("."):
-            found = inspect.getattr_static(found, name, None)
-        maker = getattr(found, "__func__", found)
-        if isinstance(maker, FunctionType) and maker.__module__ == module:
-            yield from _inner(maker.__code__)
+def is_checkpointing_wrapper(function: object) -> bool:
+    """Whether a function is what ``GradientCheckpointingLayer`` puts around the ``forward`` of each class below it.
+
+    It checkpoints if it is the ``forward`` of the object's class, and only passes on what it is given if it is not.
+    """
+    return _is_defined_by(function, *_CHECKPOINTING)
+
+
+def puts_checkpointing_around(hook: object) -> bool:
+    """Whether an ``__init_subclass__`` is the one that does so, and nothing else."""
+    maker = _function_at(*_CHECKPOINTING)
+    return maker is not None and getattr(hook, "__func__", hook) is maker
+
+
+def _function_at(module: str, path: str) -> FunctionType | None:
+    found: object = sys.modules.get(module)
+    for name in path.split("."):
+        found = inspect.getattr_static(found, name, None)
+    function = getattr(found, "__func__", found)
+    return function if isinstance(function, FunctionType) and function.__module__ == module else None
+
+
+def _is_defined_by(function: object, module: str, path: str) -> bool:
+    """Whether a function's code is, and does not only equal, that of one which another function defines."""
+    maker = _function_at(module, path)
+    return (
+        maker is not None
+        and isinstance(function, FunctionType)
+        and any(function.__code__ is code for code in _inner(maker.__code__))
+    )
 
 
 def _inner(code: CodeType) -> Iterator[CodeType]:
