@@ -58,7 +58,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """A class that computes ``down(activation(gate(x)) * up(x))``.
+    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``, mostly without dropout.
 
     Attributes:
         class_name: the class in the architecture's ``module``.
@@ -68,6 +68,10 @@ class GatedMLP:
         activation: attribute name of the activation module. Which function it is, is read from the module.
         activation_function: the activation as ``forward`` calls it, where that is a global function: ``F.silu``. If
             given, ``activation`` is not looked for.
+        dropout: attribute name of the dropout module that the down projection's input goes through; None if there is
+            none.
+        dropout_function: that dropout as ``forward`` calls it, where it is a global function:
+            ``nn.functional.dropout``.
         tower: see :data:`Tower`.
     """
 
@@ -78,6 +82,8 @@ class GatedMLP:
     gate_up: str | None = None
     activation: str = "act_fn"
     activation_function: str | None = None
+    dropout: str | None = None
+    dropout_function: str | None = None
     tower: Tower = "text"
 
     @property
@@ -102,13 +108,13 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class MLP:
-    """A class that computes ``down(activation(up(x)))``.
+    """A class that computes ``down(dropout(activation(up(x))))``, mostly without dropout.
 
     Attributes:
         class_name: the class in the architecture's ``module``.
         up: attribute name of the first projection; likewise ``down`` of the second.
         activation: attribute name of the activation module. Which function it is, is read from the module.
-        activation_function: see :class:`GatedMLP`.
+        activation_function: see :class:`GatedMLP`; likewise ``dropout`` and ``dropout_function``.
         tower: see :data:`Tower`.
     """
 
@@ -117,6 +123,8 @@ class MLP:
     down: str = "fc2"
     activation: str = "activation_fn"
     activation_function: str | None = None
+    dropout: str | None = None
+    dropout_function: str | None = None
     tower: Tower = "text"
 
     @property

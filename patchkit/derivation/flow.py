@@ -60,6 +60,19 @@ class Applied(Value):
 
 
 @dataclass(eq=False)
+class Dropped(Value):
+    """What a global function of dropout gives.
+
+    Attributes:
+        function: its name with dots, as it is written.
+        argument: what it drops elements of.
+    """
+
+    function: str = ""
+    argument: Value = field(default_factory=Value)
+
+
+@dataclass(eq=False)
 class Product(Value):
     """A product of two factors, in the order in which they are written."""
 
@@ -294,6 +307,8 @@ class _Follower:
             return self.calls[-1]
         if (whole := _split_in_two(node, owner, given)) is not None:
             return Halves(node, origins, whole)
+        if is_global and function[-1] == "dropout" and given and not isinstance(node.args[0], ast.Starred):
+            return Dropped(node, origins, ".".join(function), given[0])
         return Applied(node, origins, ".".join(function), alone) if is_global and alone else Value(node, origins)
 
 

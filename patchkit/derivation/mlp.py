@@ -1,4 +1,7 @@
-"""An MLP, recognised by its structure: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``, whatever the names."""
+"""An MLP, recognised by its structure: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``, whatever the names.
+
+What down is given may go through dropout.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import NamedTuple, TypeGuard
 
 from patchkit.arch.spec import MLP, GatedMLP
 from patchkit.derivation.attributes import Attributes
-from patchkit.derivation.flow import Applied, Called, Half, Product, Value
+from patchkit.derivation.flow import Applied, Called, Dropped, Half, Product, Value
 
 _NO_ACTIVATION = re.compile(r"norm|drop|softmax|checkpoint|conv|linear|pool")
 """Parts of the names of functions that are no activation."""
@@ -44,7 +47,8 @@ def mlp_of(class_name: str, calls: Sequence[Called], attributes: Attributes) -> 
     for call in projections:
         if call.argument is None or call.nested or not _projections_in(call.argument, projections):
             continue
-        form = _gated(call, call.argument, attributes) or _ungated(call, call.argument, attributes)
+        hidden, words = _before_dropout(call.argument)
+        form = _gated(call, hidden, attributes) or _ungated(call, hidden, attributes)
         if form is None:
             whys.append(f"`{call.name}` is given {_quoted(call.argument)}: neither act(gate(x)) * up(x) nor act(up(x))")
         elif isinstance(form, str):
@@ -52,13 +56,23 @@ def mlp_of(class_name: str, calls: Sequence[Called], attributes: Attributes) -> 
         elif any(other.suite != call.suite for other in form.calls):
             whys.append(f"{_names(form.calls)} are called in different branches")
         else:
-            found.append(form)
+            block = replace(form.block, **words)  # type: ignore[arg-type]
+            found.append(form._replace(block=block))
     for form in sorted(found, key=lambda form: not isinstance(form.block, GatedMLP)):
         why = _why_elsewhere(form, found, projections)
         if why is None:
             return replace(form.block, class_name=class_name)
         whys.insert(0, why)
     return whys[0] if whys else "no projection is given what is computed from another one"
+
+
+def _before_dropout(value: Value) -> tuple[Value, dict[str, str]]:
+    """What dropout is given, if a value is what dropout gives, and the words of the description that name it."""
+    if isinstance(value, Called) and "drop" in value.name.lower() and value.argument is not None and not value.nested:
+        return value.argument, {"dropout": value.name}
+    if isinstance(value, Dropped):
+        return value.argument, {"dropout_function": value.function}
+    return value, {}
 
 
 def _projections_in(value: Value, projections: Iterable[Called]) -> bool:

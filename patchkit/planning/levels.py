@@ -21,6 +21,7 @@ from patchkit.planning.survey import Candidate
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced
+from patchkit.runtime.hidden_dropout import read_dropout
 from patchkit.runtime.layers import LAYER_KINDS
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 
@@ -110,8 +111,15 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch,
         if isinstance(block, Attention):
             return choose_shared(modules, input_of(x, patch.precision))
         activation = _activation_of(module, block, patch)
-        gated = isinstance(block, GatedMLP)
-        return choose_mlp(modules[:-1], modules[-1], activation, x, input_of(x, patch.precision), gated=gated)
+        return choose_mlp(
+            modules[:-1],
+            modules[-1],
+            activation,
+            x,
+            input_of(x, patch.precision),
+            gated=isinstance(block, GatedMLP),
+            dropout=read_dropout(getattr(module, block.dropout, None) if block.dropout else None, {}),
+        )
 
 
 def _activation_of(module: nn.Module, block: GatedMLP | MLP, patch: Patch) -> object:

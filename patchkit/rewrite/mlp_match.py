@@ -16,6 +16,7 @@ import libcst as cst
 from patchkit.arch.spec import MLP, GatedMLP, Part
 from patchkit.rewrite.dataflow import Temporaries, Value
 from patchkit.rewrite.edits import Edits, in_parentheses_of
+from patchkit.rewrite.global_calls import dropout_of, is_global
 from patchkit.rewrite.parsed_method import ParsedMethod, ProjectionCall, end_of, one_positional
 from patchkit.rewrite.passed_over import passed_over
 from patchkit.rewrite.sites import RuleName, Site
@@ -30,7 +31,7 @@ from patchkit.rewrite.straight_line import (
 )
 
 METHOD = "apply_mlp"
-"""What the new code calls, whichever form the MLP has: with its input, and with an activation that is a function."""
+"""What the new code calls, whichever form the MLP has: with its input, and perhaps an activation and dropout."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Match:
         calls: the calls of its projections and of its activation, in upstream's order.
         drop: positions of the assignments to temporaries, which are no longer needed.
         gate_first: see :class:`patchkit.rewrite.sites.Site`; likewise ``passed_over``.
+        dropout: what the new call is given by name, to find dropout as upstream does.
     """
 
     input: str | None
@@ -49,6 +51,7 @@ class Match:
     drop: frozenset[int]
     gate_first: bool
     passed_over: tuple[str, ...]
+    dropout: tuple[cst.Arg, ...] = ()
 
     @property
     def order(self) -> tuple[tuple[str, ...], bool]:
@@ -122,17 +125,16 @@ def _replace(
 
 def _as_mlp(method: ParsedMethod, match: Match, function: str | None, node: cst.Call) -> cst.BaseExpression:
     given = cst.parse_expression(match.input) if match.input else _innermost_argument(node, match)
-    arguments = [cst.Arg(given)]
-    if function:
-        arguments[0] = cst.Arg(given, comma=cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")))
-        arguments.append(cst.Arg(cst.parse_expression(function)))
-    return in_parentheses_of(cst.Call(method.attribute_of_self(METHOD), arguments), node)
+    arguments = [cst.Arg(given), *([cst.Arg(cst.parse_expression(function))] if function else []), *match.dropout]
+    comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+    listed = [*(one.with_changes(comma=comma) for one in arguments[:-1]), arguments[-1]]
+    return in_parentheses_of(cst.Call(method.attribute_of_self(METHOD), listed), node)
 
 
 def _innermost_argument(node: cst.Call, match: Match) -> cst.BaseExpression:
     """What the first of calls that stand in one another is given, in which inner calls were replaced already."""
     given: cst.BaseExpression = node
-    for _ in match.calls:
+    for _ in (*match.calls, *match.dropout[:1]):
         given = cst.ensure_type(given, cst.Call).args[0].value
     return given
 
@@ -148,9 +150,11 @@ class Matcher:
         """The calls that read the input."""
         self.activations: list[ProjectionCall] = []
         """The call of the activation."""
+        self.dropout: tuple[cst.Arg, ...] = ()
+        """See :class:`Match`."""
 
     def given_to_down(self) -> Value:
-        """What the down projection is given.
+        """What the down projection is given, before dropout.
 
         Raises:
             NoMatchError: its call cannot be rewritten.
@@ -158,7 +162,12 @@ class Matcher:
         if why := self.method.why_not_rewritable(self.down):
             raise NoMatchError(Obstacle(why, self.method.line(self.down.node)))
         assert self.down.argument is not None
-        return self.temporaries.follow(self.down.argument, self.place.index if self.place else 0)
+        value = self.temporaries.follow(self.down.argument, self.place.index if self.place else 0)
+        found = None if value.part is not None else dropout_of(self.method, self.block, value.expression)
+        if found is None:
+            return value
+        self.dropout, before = found
+        return self.temporaries.follow(before, value.index)
 
     def is_activated(self, value: Value) -> bool:
         """Whether a value is what the activation returns."""
@@ -168,7 +177,7 @@ class Matcher:
         function = self.block.activation_function
         if function is None:
             return self.method.self_attribute(node.func) == self.block.activation
-        return _dotted(node.func) == function and function.partition(".")[0] not in self.method.local_names
+        return is_global(self.method, node.func, function)
 
     def follow_activation(self, value: Value) -> Value:
         """What the activation is given, of a value that it returns.
@@ -235,7 +244,8 @@ class Matcher:
         calls = [self.down, *self.activations, *self.sources]
         in_order = tuple(sorted(calls, key=lambda call: end_of(self.method.range(call.node))))
         given = self.sources[0].argument
-        return Match(given.value if isinstance(given, cst.Name) else None, in_order, drop, gate_first, over)
+        name = given.value if isinstance(given, cst.Name) else None
+        return Match(name, in_order, drop, gate_first, over, self.dropout)
 
     def _kept(self, place: Place, drop: frozenset[int]) -> list[Statement]:
         """The statements from the first temporary to the down projection, without the temporaries."""
@@ -278,12 +288,3 @@ class Matcher:
         if isinstance(value.expression, cst.Name):
             raise NoMatchError(self.temporaries.why_unfollowed(value.expression, value.index))
         raise NoMatchError(self.obstacle(value.expression, "stands in between"))
-
-
-def _dotted(expression: cst.BaseExpression) -> str:
-    """A name with dots as it is written, but for white space; empty for anything else."""
-    names: list[str] = []
-    while isinstance(expression, cst.Attribute):
-        names.insert(0, expression.attr.value)
-        expression = expression.value
-    return ".".join([expression.value, *names]) if isinstance(expression, cst.Name) else ""

@@ -27,6 +27,7 @@ class Choice(NamedTuple):
         precision: of the fused function, if ``level`` is fused.
         reason: why the block is not fused, where that is not the reason of a projection.
         activation: of an MLP, if it is one that is fused.
+        dropout: of an MLP: the probability with which an element of what its down projection is given is zeroed.
     """
 
     level: Level
@@ -34,6 +35,7 @@ class Choice(NamedTuple):
     precision: Precision | None = None
     reason: Reason | None = None
     activation: Activation | None = None
+    dropout: float = 0.0
 
 
 def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice:
@@ -42,13 +44,13 @@ def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice
         return Choice("upstream", (given,) * len(modules))
     readings, precision, with_adapter = _examine_all(modules, given)
     if not with_adapter:
-        return quick(Choice, ("upstream", readings, None, NO_ADAPTER, None))
+        return quick(Choice, ("upstream", readings, None, NO_ADAPTER, None, 0.0))
     if precision is None:
         found = common_precision(readings)
         if isinstance(found, str):
             return Choice("alone", readings, reason=found)
         precision = found
-    return quick(Choice, ("fused", readings, precision, None, None))
+    return quick(Choice, ("fused", readings, precision, None, None, 0.0))
 
 
 def choose_mlp(
@@ -59,8 +61,12 @@ def choose_mlp(
     given: Input | Reason,
     *,
     gated: bool = True,
+    dropout: float | Reason = 0.0,
 ) -> Choice:
-    """The level of an MLP; if it has no gate, ``inputs`` is its up projection alone."""
+    """The level of an MLP; if it has no gate, ``inputs`` is its up projection alone.
+
+    ``dropout`` is the probability of what stands before the down projection, or why that must be called.
+    """
     if isinstance(given, str):
         return Choice("upstream", (given,) * (len(inputs) + 1))
     readings, precision, with_adapter = _examine_all(inputs, given)
@@ -87,9 +93,11 @@ def choose_mlp(
     if name is None:
         why = unfit_activation(activation)
         return Choice(level, readings, reason=f"activation {type(activation).__qualname__}: {why}")
+    if isinstance(dropout, str):
+        return Choice(level, readings, reason=f"dropout before the down projection: {dropout}")
     if not with_adapter and not _wants_gradient(x, readings):
         return Choice("upstream", readings, reason=NO_GRADIENT)
-    return quick(Choice, ("fused", readings, found, None, name))
+    return quick(Choice, ("fused", readings, found, None, name, dropout))
 
 
 def _in_features(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from patchkit.adapters.protocol import Reason
 from patchkit.runtime import fused
 from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.choice import Choice, choose_mlp, choose_shared
+from patchkit.runtime.hidden_dropout import read_dropout
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import Watched, merge_choices, merge_readings, replay
@@ -114,7 +115,9 @@ def make_apply_mlp(
     *,
     gate_first: bool,
 ) -> Callable[[Any, Tensor], Tensor]:
-    """The method ``apply_mlp(x)`` of a class that computes ``down(activation(gate(x)) * up(x))``.
+    """The method ``apply_mlp(x)`` of a class that computes ``down(dropout(activation(gate(x)) * up(x)))``.
+
+    What stands for dropout, and what it is given by name besides, are keyword arguments of each call.
 
     Args:
         inputs: attribute names of the gate and up projections, or of the one that yields both.
@@ -129,19 +132,22 @@ def make_apply_mlp(
     before = sum(name in inputs for name in order[: order.index(activation)])
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
-    def apply_mlp(self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def apply_mlp(
+        self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None, *, dropout: Any = None, **how: Any
+    ) -> Tensor:
         modules = tuple([submodule(self, name) for name in inputs])
         activation_module = submodule(self, activation) if function is None else function
         down_module = submodule(self, down)
-        choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision))
-        all_modules = (*modules, down_module, activation_module)
+        drops = 0.0 if dropout is None else read_dropout(dropout, how)
+        choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision), dropout=drops)
+        all_modules = (*modules, down_module, activation_module, _with(dropout, how))
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
             return as_in_forward(self, choice, again, merge_choices)
         return run(x, all_modules, choice)
 
     def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:
-        *modules, down_module, activation_module = all_modules
+        *modules, down_module, activation_module, drop = all_modules
         if choice.precision is not None and choice.activation is not None:
             projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return fused.lora_gated_mlp(
@@ -151,6 +157,7 @@ def make_apply_mlp(
                 choice.activation,
                 choice.precision,
                 gate_first=called_gate_first,
+                dropout=choice.dropout,
             )
         outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls[:before]}
         if len(inputs) == 1:
@@ -160,9 +167,15 @@ def make_apply_mlp(
         activated = activation_module(gate)
         outputs |= {i: _call(modules[i], x, choice.readings[i]) for i in calls[before:]}
         hidden = activated * outputs[1]
+        hidden = hidden if drop is None else drop(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp
+
+
+def _with(dropout: Any, how: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """A dropout as it is called between an activation and the down projection; None if there is none."""
+    return None if dropout is None else partial(dropout, **how)
 
 
 def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
@@ -174,7 +187,7 @@ def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
 def make_apply_ungated_mlp(
     up: str, down: str, activation: str, precision: AdapterPrecision
 ) -> Callable[[Any, Tensor], Tensor]:
-    """The method ``apply_mlp(x)`` of a class that computes ``down(activation(up(x)))``.
+    """The method ``apply_mlp(x)`` of a class that computes ``down(dropout(activation(up(x))))``.
 
     Args:
         up: attribute name of the up projection.
@@ -183,22 +196,28 @@ def make_apply_ungated_mlp(
         precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
     """
 
-    def apply_mlp(self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def apply_mlp(
+        self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None, *, dropout: Any = None, **how: Any
+    ) -> Tensor:
         activation_module = submodule(self, activation) if function is None else function
         up_module, down_module = submodule(self, up), submodule(self, down)
-        all_modules: tuple[Any, ...] = (up_module, down_module, activation_module)
-        choice = choose_mlp((up_module,), down_module, activation_module, x, input_of(x, precision), gated=False)
+        drops = 0.0 if dropout is None else read_dropout(dropout, how)
+        all_modules: tuple[Any, ...] = (up_module, down_module, activation_module, _with(dropout, how))
+        choice = choose_mlp(
+            (up_module,), down_module, activation_module, x, input_of(x, precision), gated=False, dropout=drops
+        )
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
             return as_in_forward(self, choice, again, merge_choices)
         return run(x, all_modules, choice)
 
     def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
-        up_module, down_module, activation_module = all_modules
+        up_module, down_module, activation_module, drop = all_modules
         if choice.precision is not None and choice.activation is not None:
             first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
-            return fused.lora_mlp(x, first, last, choice.activation, choice.precision)
+            return fused.lora_mlp(x, first, last, choice.activation, choice.precision, dropout=choice.dropout)
         hidden = activation_module(_call(up_module, x, choice.readings[0]))
+        hidden = hidden if drop is None else drop(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp

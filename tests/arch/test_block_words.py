@@ -39,6 +39,12 @@ CASES: list[tuple[Block, dict[str, tuple[str, ...]], tuple[str, ...], str]] = [
         "GatedMLP(activation_function='F.silu')",
     ),
     (
+        GatedMLP("A", dropout="dropout"),
+        {"mlp": ("gate_proj", "up_proj", "down_proj")},
+        ("gate_proj", "up_proj", "down_proj", "act_fn"),
+        "GatedMLP(dropout='dropout')",
+    ),
+    (
         GatedMLP("A", gate_up="w12", down="w3"),
         {"mlp": ("w12", "w3")},
         ("w12", "w3", "act_fn"),
@@ -51,6 +57,12 @@ CASES: list[tuple[Block, dict[str, tuple[str, ...]], tuple[str, ...], str]] = [
         {"mlp": ("fc1", "fc2")},
         ("fc1", "fc2"),
         "MLP(activation_function='F.gelu')",
+    ),
+    (
+        MLP("A", dropout_function="F.dropout"),
+        {"mlp": ("fc1", "fc2")},
+        ("fc1", "fc2", "activation_fn"),
+        "MLP(dropout_function='F.dropout')",
     ),
 ]
 

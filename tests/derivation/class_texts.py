@@ -7,7 +7,7 @@ import textwrap
 
 LAYERS = {
     "drop": "nn.Dropout(0.1)", "norm": "nn.LayerNorm(8)", "act": "ACT2FN[config.hidden_act]", "act_fn": "nn.SiLU()",
-    "activation": "make_activation(config)",
+    "activation": "make_activation(config)", "dropout": "torch.nn.Dropout(0.1)",
 }  # fmt: skip
 """What ``__init__`` makes of attributes of these names; every other that is called is a linear layer."""
 

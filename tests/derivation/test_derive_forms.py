@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from class_texts import class_of
 
@@ -175,6 +177,38 @@ def test_ungated_mlp(names: tuple[str, str], activation: str, form: str, init: b
     assert derive_from_text(source, "Block") == expected
     if init:
         assert_whole(source, expected)
+
+
+DROPOUT = {
+    "self.drop({})": {"dropout": "drop"},
+    "self.dropout({})": {"dropout": "dropout"},
+    "F.dropout({})": {"dropout_function": "F.dropout"},
+    "nn.functional.dropout({}, p=self.p, training=self.training)": {"dropout_function": "nn.functional.dropout"},
+}
+HIDDEN = {
+    "gated": ("self.act_fn(self.gate_proj(x)) * self.up_proj(x)", GatedMLP("Block")),
+    "ungated": ("self.act_fn(self.gate_proj(x))", MLP("Block", "gate_proj", "down_proj", "act_fn")),
+}
+
+
+@pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("call", DROPOUT)
+@pytest.mark.parametrize("hidden", ["gated", "ungated"])
+def test_dropout_before_down(hidden: str, call: str, steps: bool) -> None:
+    code, block = HIDDEN[hidden]
+    body = f"h = {code}\nh = {call.format('h')}\nreturn self.down_proj(h)"
+    if not steps:
+        body = f"return self.down_proj({call.format(code)})"
+    expected = replace(block, **DROPOUT[call])
+    assert derive_from_text(class_of(body), "Block") == expected
+    assert_whole(class_of(body), expected)
+
+
+@pytest.mark.parametrize("call", ["F.dropout(*{})", "self.drop({}, 0.5)", "F.alpha_dropout({})", "self.norm({})"])
+@pytest.mark.parametrize("hidden", ["gated", "ungated"])
+def test_what_is_no_dropout_before_down(hidden: str, call: str) -> None:
+    body = f"return self.down_proj({call.format(HIDDEN[hidden][0])})"
+    assert isinstance(derive_from_text(class_of(body), "Block"), str)
 
 
 LINEAR = [

@@ -128,17 +128,17 @@ def plain(x, p):
     return result.to(dtype)
 
 
-def plain_mlp(x, inputs, down, activation, gate_first=True):
+def plain_mlp(x, inputs, down, activation, gate_first=True, dropout=0.0):
     """The gated MLP in words of torch."""
     parts = [plain(x, p) for p in inputs]
     first, second = parts if len(parts) == 2 else parts[0].chunk(2, -1)
     gate, up = (first, second) if gate_first else (second, first)
-    return plain(ACTS[activation](gate) * up, down)
+    return plain(F.dropout(ACTS[activation](gate) * up, dropout), down)
 
 
-def plain_ungated_mlp(x, up, down, activation):
+def plain_ungated_mlp(x, up, down, activation, dropout=0.0):
     """The MLP without a gate in words of torch."""
-    return plain(ACTS[activation](plain(x, up)), down)
+    return plain(F.dropout(ACTS[activation](plain(x, up)), dropout), down)
 
 
 def assert_same(expected, actual, variables, tolerance=1e-10):

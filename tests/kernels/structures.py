@@ -60,7 +60,11 @@ def projections(*extras: tuple[Extra, ...], dtype: torch.dtype = torch.float64) 
 
 
 def mlp(
-    *extras: tuple[Extra, ...], activation: Any = "silu", gate_first: bool = True, dtype: torch.dtype = torch.float64
+    *extras: tuple[Extra, ...],
+    activation: Any = "silu",
+    gate_first: bool = True,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
 ) -> Structure:
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
     sizes = [(5, 12), (6, 5)] if len(extras) == 2 else [(5, 6), (5, 6), (6, 5)]
@@ -68,26 +72,31 @@ def mlp(
         make(*size, 2, bias=True, extras=extra, dtype=dtype, seed=i)
         for i, (size, extra) in enumerate(zip(sizes, extras, strict=True))
     ]
-    options = {"gate_first": gate_first}
+    options = {"gate_first": gate_first, "dropout": dropout}
     names = ["gate_up", "down"] if len(extras) == 2 else ["gate", "up", "down"]
     return Structure(
         {"x": x, **named_tensors(made, names)},
         seeded(lambda x=x: (lora_gated_mlp(x, inputs, down, activation, Precision(*[dtype] * 4), **options),)),
-        seeded(lambda x=x: (plain_mlp(x, inputs, down, activation, gate_first),)),
+        seeded(lambda x=x: (plain_mlp(x, inputs, down, activation, **options),)),
         any(extra.dropout for part in extras for extra in part),
     )
 
 
 def ungated_mlp(
-    first: tuple[Extra, ...], last: tuple[Extra, ...], *, activation: Any, dtype: torch.dtype = torch.float64
+    first: tuple[Extra, ...],
+    last: tuple[Extra, ...],
+    *,
+    activation: Any,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
 ) -> Structure:
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
     options = {"bias": True, "dtype": dtype}
     up, down = make(5, 6, 2, extras=first, seed=1, **options), make(6, 5, 2, extras=last, seed=2, **options)
     return Structure(
         {"x": x, **named_tensors([up, down], ["up", "down"])},
-        seeded(lambda x=x: (lora_mlp(x, up, down, activation, Precision(*[dtype] * 4)),)),
-        seeded(lambda x=x: (plain_ungated_mlp(x, up, down, activation),)),
+        seeded(lambda x=x: (lora_mlp(x, up, down, activation, Precision(*[dtype] * 4), dropout=dropout),)),
+        seeded(lambda x=x: (plain_ungated_mlp(x, up, down, activation, dropout),)),
         any(extra.dropout for extra in (*first, *last)),
     )
 
@@ -128,9 +137,13 @@ STRUCTURES: dict[str, Callable[..., Structure]] = {
     "mlp mixed": lambda **o: mlp((DORA,), (DROPPED,), (ALL,), activation="gelu_tanh", **o),
     "mlp joint": lambda **o: mlp((LORA,), (DORA,), gate_first=False, **o),
     "mlp down alone": lambda **o: mlp((), (), (LORA,), **o),
+    "mlp dropout": lambda **o: mlp((LORA,), (BIASED,), (LORA,), dropout=0.4, **o),
+    "mlp joint dropout": lambda **o: mlp((DROPPED,), (DORA,), activation="relu", gate_first=False, dropout=0.3, **o),
     "ungated mlp": lambda **o: ungated_mlp((LORA,), (LORA,), activation="gelu_tanh", **o),
     "ungated mlp mixed": lambda **o: ungated_mlp((DROPPED, DORA), (ALL,), activation="relu2", **o),
     "ungated mlp down alone": lambda **o: ungated_mlp((), (BIASED,), activation="relu", **o),
+    "ungated mlp dropout": lambda **o: ungated_mlp((LORA,), (DROPPED,), activation="gelu_erf", dropout=0.4, **o),
+    "ungated mlp down alone, dropout": lambda **o: ungated_mlp((), (LORA,), activation="relu", dropout=0.4, **o),
     "embedding": lambda **o: embedding(**o),
     "embedding padded": lambda **o: embedding(padding_idx=3, scaled=True, **o),
     "embedding two": lambda **o: embedding((1, 3), **o),

@@ -83,8 +83,8 @@ class Random:
         self.log.append(who)
         return pow(7, len(self.log) + 5, PRIME)
 
-    def dropout(self, x: Tensor) -> Tensor:
-        number = self.draw("dropout")
+    def dropout(self, x: Tensor, p: object = None, training: object = None) -> Tensor:
+        number = self.draw("dropout" if p is training is None else f"dropout {getattr(p, 'values', p)} {training}")
         return x.new(lambda value: value * number)
 
     def silu(self, x: Tensor) -> Tensor:
@@ -99,6 +99,7 @@ class Block:
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "other_proj", "fc1", "fc2",
     )  # fmt: skip
     scale = 5
+    activation_dropout, training = 0.3, True
     fc1: Callable[[Tensor], Tensor]
     fc2: Callable[[Tensor], Tensor]
 
@@ -142,10 +143,15 @@ class Block:
     def apply_linear(self, projection: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return projection(x)
 
-    def apply_mlp(self, x: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def apply_mlp(
+        self, x: Tensor, function: Callable[[Tensor], Tensor] | None = None, *, dropout: Any = None, **how: object
+    ) -> Tensor:
+        def drop(hidden: Tensor) -> Tensor:
+            return hidden if dropout is None else dropout(hidden, **how)
+
         site = self._site("gated-mlp", "ungated-mlp")
         if site.rule == "ungated-mlp":
-            return self.fc2((function or self.activation_fn)(self.fc1(x)))
+            return self.fc2(drop((function or self.activation_fn)(self.fc1(x))))
         results: dict[str, Tensor] = {}
         for name in site.calls:
             if name == "gate_up_proj":
@@ -154,7 +160,7 @@ class Block:
             elif name in ("act_fn", "F.silu"):
                 results["act_fn"] = (function or self.act_fn)(results["gate_proj"])
             elif name == "down_proj":
-                results[name] = getattr(self, name)(results["act_fn"] * results["up_proj"])
+                results[name] = getattr(self, name)(drop(results["act_fn"] * results["up_proj"]))
             else:
                 results[name] = getattr(self, name)(x)
         return results["down_proj"]

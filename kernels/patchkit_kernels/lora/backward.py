@@ -156,7 +156,7 @@ def _d_input(
                 part = present(reduced) @ adapter.lora_a.to(precision.lora)
                 if term.dropped_product is not None:
                     part.addmm_(term.dropped_product.to(precision.lora), weight.to(precision.lora))
-                masked_(part, present(kept.mask), dropout_scale(adapter))
+                masked_(part, present(kept.mask), dropout_scale(adapter.dropout))
                 total.add_(part)
     return total
 

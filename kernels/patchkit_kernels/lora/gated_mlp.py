@@ -19,19 +19,21 @@ def lora_gated_mlp(
     precision: Precision,
     *,
     gate_first: bool = True,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """``down(act(gate(x)) * up(x))`` with adapters.
+    """``down(dropout(act(gate(x)) * up(x)))`` with adapters.
 
     Args:
         x: ``[..., hidden]``; any leading shape, empty included.
         inputs: the gate and the up projection in the order in which upstream calls them, or one that yields both, side
-            by side in its last dimension. Dropout is drawn in their order, then for down.
+            by side in its last dimension. Dropout is drawn in their order, then for what down is given, then for down.
         down: the down projection.
         activation: name of the activation of the gate.
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
         gate_first: whether the first of ``inputs``, or the first half of the joint one, is the gate.
+        dropout: see :func:`~patchkit_kernels.lora.mlp.lora_mlp`.
 
     Returns:
         ``[..., hidden]`` in ``precision.output``.
     """
-    return apply_lora_mlp(x, inputs, down, activation, precision, gate_first)
+    return apply_lora_mlp(x, inputs, down, activation, precision, gate_first, dropout)

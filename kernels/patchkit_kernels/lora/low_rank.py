@@ -67,7 +67,7 @@ def stack_a(adapters: Sequence[Adapter], precision: Precision) -> Tensor:
 
 def drop(flat: Tensor, mask: Tensor, adapter: Adapter, *, differentiable: bool = False) -> Tensor:
     """``d(x)``: flat ``[tokens, in]`` with the dropped elements zero and the others scaled."""
-    return (masked_reference if differentiable else masked)(flat, mask, dropout_scale(adapter))
+    return (masked_reference if differentiable else masked)(flat, mask, dropout_scale(adapter.dropout))
 
 
 def d_reduced(d_low_rank: Tensor, adapter: Adapter, precision: Precision) -> Tensor:

@@ -1,17 +1,18 @@
 """An MLP with LoRA adapters as one autograd function, with a gate or without.
 
     gate, up = projections of x                      [tokens, intermediate] each
-    y = down(act(gate) * up)                         [tokens, hidden]
-    y = down(act(up))                                without a gate
+    y = down(dropout(act(gate) * up))                [tokens, hidden]
+    y = down(dropout(act(up)))                       without a gate
 
-For backward it keeps x, gate and up; the activation is computed again (as in Liger-Kernel's gated MLPs). What is not
-read is not kept: see :mod:`patchkit_kernels.lora.saving`. What stands between the projections:
-:mod:`patchkit_kernels.lora.hidden_state`.
+For backward it keeps x, gate and up; the activation is computed again (as in Liger-Kernel's gated MLPs). Of dropout it
+keeps one bit per element. What is not read is not kept: see :mod:`patchkit_kernels.lora.saving`. What stands between
+the projections: :mod:`patchkit_kernels.lora.hidden_state`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,12 @@ from patchkit_kernels.lora.differentiable import differentiable_backward, wants_
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
 from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
-from patchkit_kernels.lora.projection import Precision, Projection
+from patchkit_kernels.lora.projection import Precision, Projection, dropout_scale
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.ops.activations import Activation
+from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
 from patchkit_kernels.ops.elementwise import ElementwiseOps
 
 
@@ -51,6 +53,7 @@ class LoraMLP(torch.autograd.Function):
         unread: Tensor | None,
         activation: Activation,
         gate_first: bool | None,
+        dropout: float,
         structure: Structure,
         precision: tuple[torch.dtype, ...],
         *tensors: Any,
@@ -60,17 +63,18 @@ class LoraMLP(torch.autograd.Function):
         In between it saves what the projections of x yield, or down's input if nothing flows back through them.
         """
         ctx.activation, ctx.gate_first, ctx.structure, ctx.precision = activation, gate_first, structure, precision
-        ctx.unread = unread
+        ctx.dropout, ctx.unread = dropout, unread
         ctx.set_materialize_grads(False)
         x_needed, needed = _of_arguments(ctx.needs_input_grad)
         into, down = _calls(tensors, needed, structure, Precision(*precision))
         flows_back = x_needed or any(needs.any for needs in into.needs)
         projected, made = project(x, into, remakes=x_needed and unread is None)
         hidden = functions_of(activation, gate_first).forward(*inputs_of(projected, gate_first))
+        mask = _drop(hidden, dropout)
         (y,), made_down = project(hidden, down, remakes=flows_back)
         between = projected if flows_back else [hidden] if _reads_hidden(down.needs[0], remakes=False) else []
         read = read_by_backward(into, x_needed=x_needed) + read_by_backward(down, x_needed=flows_back)
-        to_save = between, keep(ctx, tensors, read), flatten_kept(made + made_down)
+        to_save = between, keep(ctx, tensors, read), flatten_kept(made + made_down), [mask if flows_back else None]
         ctx.counts = [len(part) for part in to_save]
         ctx.save_for_backward(x if unread is None else None, *[tensor for part in to_save for tensor in part])
         return with_leading(y, x)
@@ -80,7 +84,7 @@ class LoraMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
-        between, read, to_keep = _split(saved, ctx.counts)
+        between, read, to_keep, (mask,) = _split(saved, ctx.counts)
         structure, precision = ctx.structure, Precision(*ctx.precision)
         tensors, (*made, made_down) = kept(ctx, read), unflatten_kept(to_keep, structure)
         if grad is None:
@@ -99,6 +103,7 @@ class LoraMLP(torch.autograd.Function):
                 if flows_back or not between:
                     functions = functions_of(ctx.activation, ctx.gate_first)
                     hidden = functions.reference(*inputs_of(projected, ctx.gate_first))
+                    hidden = hidden if mask is None else masked(hidden, mask, dropout_scale(ctx.dropout))
                 else:
                     hidden = between[0]
                 return [with_leading(project_again(hidden, [down], precision, [made_down])[0], x)]
@@ -110,7 +115,9 @@ class LoraMLP(torch.autograd.Function):
         hidden, grads = between[0] if between and not flows_back else None, None
         if flow.x is not None:
             functions, inputs = functions_of(ctx.activation, ctx.gate_first), inputs_of(between, ctx.gate_first)
-            hidden, grads = _through_activation(functions, flow.x, inputs, down.needs[0])
+            drop = partial(_drop_again, mask=mask, probability=ctx.dropout)
+            hidden, grads = _through_activation(functions, drop(flow.x), inputs, down.needs[0])
+            hidden = drop(hidden)
         found = parameter_backward(flow, hidden)
         if grads is None:
             return _to_arguments(None, flatten_grads([None] * len(made) + found, structure))
@@ -123,15 +130,29 @@ class LoraMLP(torch.autograd.Function):
         return _to_arguments(d_x, flatten_grads(found, structure))
 
 
+def _drop(hidden: Tensor, probability: float) -> Tensor | None:
+    """Draw dropout for the hidden state, a buffer of ours, and apply it there. The packed mask, if there is one."""
+    if probability == 0.0:
+        return None
+    mask = pack_mask(draw_mask(hidden, probability))
+    masked_(hidden, mask, dropout_scale(probability))
+    return mask
+
+
+def _drop_again(buffer: Tensor | None, *, mask: Tensor | None, probability: float) -> Any:
+    """What was drawn in forward applied to the hidden state made again, or to its gradient, in place."""
+    return buffer if buffer is None or mask is None else masked_(buffer, mask, dropout_scale(probability))
+
+
 def _of_arguments(needed: Sequence[bool]) -> tuple[bool, Sequence[bool]]:
     """Of what is said of each argument of the function, what is said of x and of the projections' tensors."""
-    x, _unread, _activation, _gate_first, _structure, _precision, *tensors = needed
+    x, _unread, _activation, _gate_first, _dropout, _structure, _precision, *tensors = needed
     return x, tensors
 
 
 def _to_arguments(d_x: Tensor | None, d_tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """A gradient for each argument: x, unread, activation, gate_first, structure, precision, and the tensors."""
-    return d_x, None, None, None, None, None, *d_tensors
+    """A gradient for each argument: those before the tensors have none, but for x."""
+    return d_x, None, None, None, None, None, None, *d_tensors
 
 
 def _calls(
@@ -174,6 +195,7 @@ def apply_lora_mlp(
     activation: Activation,
     precision: Precision,
     gate_first: bool | None,
+    dropout: float,
 ) -> Tensor:
     """:class:`LoraMLP` of its projections.
 
@@ -184,6 +206,7 @@ def apply_lora_mlp(
         activation: its name.
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
         gate_first: see :mod:`patchkit_kernels.lora.hidden_state`.
+        dropout: the probability with which an element of the hidden state is zeroed.
     """
     projections = with_factors((*inputs, down), precision)
     y: Tensor = LoraMLP.apply(  # type: ignore[no-untyped-call]
@@ -191,6 +214,7 @@ def apply_lora_mlp(
         unread_input(x, projections[:-1]),
         activation,
         gate_first,
+        dropout,
         structure_of(projections),
         tuple(precision),
         *flatten(projections),

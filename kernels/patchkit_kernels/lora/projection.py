@@ -115,9 +115,9 @@ def dense_weight(projection: Projection) -> Tensor:
     return weight if isinstance(weight, Tensor) else weight.dense()
 
 
-def dropout_scale(adapter: Adapter) -> float:
+def dropout_scale(probability: float) -> float:
     """What the elements that stay are multiplied with, ``1 / (1 - p)``; 0 if none stays."""
-    return 0.0 if adapter.dropout == 1.0 else 1.0 / (1.0 - adapter.dropout)
+    return 0.0 if probability == 1.0 else 1.0 / (1.0 - probability)
 
 
 def sum_dtype(projection: Projection, precision: Precision) -> torch.dtype:

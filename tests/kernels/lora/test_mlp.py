@@ -15,6 +15,7 @@ from projection_cases import (
     all_tensors,
     assert_same,
     make,
+    plain_mlp,
     plain_ungated_mlp,
     precise,
     seeded,
@@ -25,6 +26,7 @@ from structures import ALL, BIASED, DORA, DORA_DROPPED, DROPPED, LORA
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchkit.testing import Result, RoundingErrors
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.mlp import lora_mlp
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.ops.activations import Activation
@@ -107,12 +109,12 @@ def test_any_shape_and_stride(leading, sizes, ranks, strided, activation):
     assert_same(expected, found, [x, *tensors([up, down])])
 
 
-def shapes_kept(x, up, down, activation="gelu_erf"):
+def shapes_kept(x, up, down, activation="gelu_erf", **options):
     """The shapes of what autograd saves, parameters and stand-ins for x (of one element) left out."""
     kept: list[torch.Tensor] = []
     parameters = {t.data_ptr() for t in all_tensors([up, down])}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        lora_mlp(x, up, down, activation, SINGLE)
+        lora_mlp(x, up, down, activation, SINGLE, **options)
     return sorted(tuple(t.shape) for t in kept if t.data_ptr() not in parameters)
 
 
@@ -124,6 +126,41 @@ def test_what_is_kept_for_backward(activation):
     masks = [(16 * 5 // 8,), (16 * 6 // 8,)]
     found = shapes_kept(x, *pair((DROPPED,), (DROPPED,), dtype=torch.float32), activation)
     assert found == sorted([(16, 5), (16, 6), *masks])
+    found = shapes_kept(x, *pair((LORA,), (DROPPED,), dtype=torch.float32), activation, dropout=0.4)
+    assert found == sorted([(16, 5), (16, 6), (16 * 6 // 8,), (16 * 6 // 8,)])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_no_mask_is_kept_where_nothing_flows_back_through_it(dropout):
+    x = torch.randn(16, 5)
+    assert shapes_kept(x, *pair((), (LORA,), dtype=torch.float32), dropout=dropout) == [(16, 2), (16, 6)]
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("last", ["none", "lora", "dropout", "dora dropout"])
+@pytest.mark.parametrize("first", ["none", "lora", "dropout"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_dropout_of_what_down_is_given(gated, first, last, probability):
+    """Drawn after the masks of the projections before it and before those of down, and as often as upstream draws."""
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    up, down = pair(ADAPTERS[first], ADAPTERS[last], bias=True, base_grad=first == last)
+    inputs = [make(5, 6, 2, extras=ADAPTERS[first], seed=3), up] if gated else [up]
+
+    def upstream():
+        if gated:
+            return plain_mlp(x, inputs, down, "silu", dropout=probability)
+        return plain_ungated_mlp(x, up, down, "silu", probability)
+
+    def ours():
+        if gated:
+            return lora_gated_mlp(x, inputs, down, "silu", FP64, dropout=probability)
+        return lora_mlp(x, up, down, "silu", FP64, dropout=probability)
+
+    expected = seeded(upstream)()
+    after = torch.rand(3)
+    found = seeded(ours)()
+    assert torch.equal(after, torch.rand(3))
+    assert_same(expected, found, [x, *tensors([*inputs, down])])
 
 
 def only(trained, projections):
