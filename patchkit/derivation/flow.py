@@ -164,6 +164,9 @@ class _Follower:
 
     def _compound(self, node: ast.AST, variables: _Variables) -> None:
         """A statement that holds others, or one that binds nothing."""
+        if isinstance(node, ast.If) and _only_casts(node):
+            self.value_of(node.test, variables)
+            return
         loops = isinstance(node, (ast.For, ast.AsyncFor, ast.While))
         if loops:
             self._forget(_bound_in(node), [variables], variables)
@@ -317,6 +320,17 @@ class _Listed(Value):
     """Values that are listed in a tuple."""
 
     parts: list[Value] = field(default_factory=list)
+
+
+def _only_casts(node: ast.If) -> bool:
+    """Whether all that stands under a condition is ``h = h.to(...)``."""
+    if node.orelse or len(node.body) != 1:
+        return False
+    (statement,) = node.body
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
+        return False
+    names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    return len(statement.targets) == 1 and [*names, "to"] == _dotted(statement.value.func)
 
 
 def _origins_of(values: Iterable[Value]) -> frozenset[str]:

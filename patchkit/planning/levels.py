@@ -19,9 +19,9 @@ from patchkit.binding.patch import Patch, Refusal, replaced_since
 from patchkit.planning.row import Row
 from patchkit.planning.survey import Candidate
 from patchkit.rewrite.rules.registry import rule_named
+from patchkit.runtime.before_down import read_dropout
 from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced
-from patchkit.runtime.hidden_dropout import read_dropout
 from patchkit.runtime.layers import LAYER_KINDS
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 
@@ -118,6 +118,7 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch,
             x,
             input_of(x, patch.precision),
             gated=isinstance(block, GatedMLP),
+            casts=any(site.casts for site in patch.sites),
             dropout=read_dropout(getattr(module, block.dropout, None) if block.dropout else None, {}),
         )
 

@@ -75,6 +75,18 @@ class Temporaries:
                 expression = expression.elements[part].value
         return Value(expression, index)
 
+    def pass_over(self, read: cst.Name, index: int) -> None:
+        """Take a statement for one that leaves the value of a variable as it is, and that goes with it.
+
+        Args:
+            read: where the value is read, below the statement.
+            index: position of the statement, which reads the variable itself and binds nothing else.
+        """
+        inside = set(self.method.walk(self.statements()[index]))
+        self.followed.update(node for node in self.method.occurrences(read.value) if node in inside)
+        self.followed.add(read)
+        self.definitions[index] = {read.value: True}
+
     def last_binding(self, name: str, index: int) -> int | None:
         """The last statement above ``index`` that may bind a name; None if none in the list does."""
         for i in range(index - 1, -1, -1):

@@ -13,7 +13,7 @@ _PARAMETERS = ("input", "p", "training")
 
 def is_global(method: ParsedMethod, expression: cst.BaseExpression, name: str) -> bool:
     """Whether an expression is this name with dots, which starts with no local variable."""
-    return _dotted(expression) == name and name.partition(".")[0] not in method.local_names
+    return dotted(expression) == name and name.partition(".")[0] not in method.local_names
 
 
 def dropout_of(
@@ -28,7 +28,7 @@ def dropout_of(
         return None
     if block.dropout is not None and method.self_attribute(expression.func) == block.dropout:
         before = one_positional(expression)
-        return None if before is None else ((_named("dropout", expression.func),), before)
+        return None if before is None else ((named("dropout", expression.func),), before)
     function = block.dropout_function
     if function is None or not is_global(method, expression.func, function):
         return None
@@ -40,23 +40,24 @@ def dropout_of(
     before = found.pop("input").value
     if any(one.star for one in expression.args) or not all(_may_wait(method, one.value) for one in found.values()):
         return None
-    return (_named("dropout", expression.func), *(_named(name, one.value) for name, one in found.items())), before
+    return (named("dropout", expression.func), *(named(name, one.value) for name, one in found.items())), before
 
 
 def _may_wait(method: ParsedMethod, expression: cst.BaseExpression) -> bool:
     if method.self_attribute(expression) is not None:
         return True
-    return isinstance(expression, (cst.Integer, cst.Float)) or _dotted(expression) in {"True", "False"}
+    return isinstance(expression, (cst.Integer, cst.Float)) or dotted(expression) in {"True", "False"}
 
 
-def _named(name: str, value: cst.BaseExpression) -> cst.Arg:
+def named(name: str, value: cst.BaseExpression) -> cst.Arg:
+    """An argument by name, as it is written in new code."""
     return cst.Arg(value, keyword=cst.Name(name), equal=_EQUAL)
 
 
 _EQUAL = cst.AssignEqual(whitespace_before=cst.SimpleWhitespace(""), whitespace_after=cst.SimpleWhitespace(""))
 
 
-def _dotted(expression: cst.BaseExpression) -> str:
+def dotted(expression: cst.BaseExpression) -> str:
     """A name with dots as it is written, but for white space; empty for anything else."""
     names: list[str] = []
     while isinstance(expression, cst.Attribute):

@@ -14,9 +14,10 @@ from typing import NoReturn
 import libcst as cst
 
 from patchkit.arch.spec import MLP, GatedMLP, Part
+from patchkit.rewrite.conditional_cast import exceptions_of_cast
 from patchkit.rewrite.dataflow import Temporaries, Value
 from patchkit.rewrite.edits import Edits, in_parentheses_of
-from patchkit.rewrite.global_calls import dropout_of, is_global
+from patchkit.rewrite.global_calls import dropout_of, is_global, named
 from patchkit.rewrite.parsed_method import ParsedMethod, ProjectionCall, end_of, one_positional
 from patchkit.rewrite.passed_over import passed_over
 from patchkit.rewrite.sites import RuleName, Site
@@ -43,7 +44,9 @@ class Match:
         calls: the calls of its projections and of its activation, in upstream's order.
         drop: positions of the assignments to temporaries, which are no longer needed.
         gate_first: see :class:`patchkit.rewrite.sites.Site`; likewise ``passed_over``.
-        dropout: what the new call is given by name, to find dropout as upstream does.
+        given: what the new call is given by name, to find what stands before down as upstream does.
+        depth: how many calls stand in one another where all of it is one expression.
+        casts: see :class:`patchkit.rewrite.sites.Site`.
     """
 
     input: str | None
@@ -51,7 +54,9 @@ class Match:
     drop: frozenset[int]
     gate_first: bool
     passed_over: tuple[str, ...]
-    dropout: tuple[cst.Arg, ...] = ()
+    given: tuple[cst.Arg, ...] = ()
+    depth: int = 0
+    casts: bool = False
 
     @property
     def order(self) -> tuple[tuple[str, ...], bool]:
@@ -120,12 +125,12 @@ def _replace(
         edits.drop.update(lines[index] for index in match.drop)
     order, gate_first = match.order
     line = method.line(match.calls[0].node)
-    edits.take(match.calls, Site(part, rule, line, order, gate_first, match.passed_over))
+    edits.take(match.calls, Site(part, rule, line, order, gate_first, match.passed_over, match.casts))
 
 
 def _as_mlp(method: ParsedMethod, match: Match, function: str | None, node: cst.Call) -> cst.BaseExpression:
     given = cst.parse_expression(match.input) if match.input else _innermost_argument(node, match)
-    arguments = [cst.Arg(given), *([cst.Arg(cst.parse_expression(function))] if function else []), *match.dropout]
+    arguments = [cst.Arg(given), *([cst.Arg(cst.parse_expression(function))] if function else []), *match.given]
     comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
     listed = [*(one.with_changes(comma=comma) for one in arguments[:-1]), arguments[-1]]
     return in_parentheses_of(cst.Call(method.attribute_of_self(METHOD), listed), node)
@@ -134,7 +139,7 @@ def _as_mlp(method: ParsedMethod, match: Match, function: str | None, node: cst.
 def _innermost_argument(node: cst.Call, match: Match) -> cst.BaseExpression:
     """What the first of calls that stand in one another is given, in which inner calls were replaced already."""
     given: cst.BaseExpression = node
-    for _ in (*match.calls, *match.dropout[:1]):
+    for _ in range(match.depth):
         given = cst.ensure_type(given, cst.Call).args[0].value
     return given
 
@@ -150,11 +155,12 @@ class Matcher:
         """The calls that read the input."""
         self.activations: list[ProjectionCall] = []
         """The call of the activation."""
-        self.dropout: tuple[cst.Arg, ...] = ()
+        self.given: tuple[cst.Arg, ...] = ()
         """See :class:`Match`."""
+        self.drops = self.casts = False
 
     def given_to_down(self) -> Value:
-        """What the down projection is given, before dropout.
+        """What the down projection is given, before dropout and a cast.
 
         Raises:
             NoMatchError: its call cannot be rewritten.
@@ -162,12 +168,31 @@ class Matcher:
         if why := self.method.why_not_rewritable(self.down):
             raise NoMatchError(Obstacle(why, self.method.line(self.down.node)))
         assert self.down.argument is not None
-        value = self.temporaries.follow(self.down.argument, self.place.index if self.place else 0)
+        index = self.place.index if self.place else 0
+        value = self.temporaries.follow(self.down.argument, self._past_cast(self.down.argument, index))
         found = None if value.part is not None else dropout_of(self.method, self.block, value.expression)
         if found is None:
             return value
-        self.dropout, before = found
+        dropout, before = found
+        self.given, self.drops = (*dropout, *self.given), True
         return self.temporaries.follow(before, value.index)
+
+    def _past_cast(self, read: cst.BaseExpression, index: int) -> int:
+        """Where to go on in following a variable, if a conditional cast of it stands right above."""
+        if not isinstance(read, cst.Name) or self.place is None:
+            return index
+        bound = self.temporaries.last_binding(read.value, index)
+        if bound is None:
+            return index
+        statement = self.temporaries.statements()[bound]
+        exceptions = exceptions_of_cast(self.method, statement, read.value, self.block.down)
+        if exceptions is None:
+            return index
+        self.casts = True
+        self.temporaries.pass_over(read, bound)
+        listed = "".join(f"{one}, " for one in exceptions)
+        self.given = (named("cast_unless", cst.parse_expression(f"({listed.rstrip()})")),)
+        return bound
 
     def is_activated(self, value: Value) -> bool:
         """Whether a value is what the activation returns."""
@@ -245,7 +270,7 @@ class Matcher:
         in_order = tuple(sorted(calls, key=lambda call: end_of(self.method.range(call.node))))
         given = self.sources[0].argument
         name = given.value if isinstance(given, cst.Name) else None
-        return Match(name, in_order, drop, gate_first, over, self.dropout)
+        return Match(name, in_order, drop, gate_first, over, self.given, len(calls) + self.drops, self.casts)
 
     def _kept(self, place: Place, drop: frozenset[int]) -> list[Statement]:
         """The statements from the first temporary to the down projection, without the temporaries."""

@@ -22,6 +22,7 @@ class Site:
         calls: attribute names of the modules it replaced, in the order in which upstream calls them (the order of
             random draws, and of hooks): projections, and for ``gated-mlp`` the activation among them.
         gate_first: for ``gated-mlp`` with a ``gate_up`` projection: whether the first half of its output is the gate.
+        casts: for an MLP: whether what its last projection is given is cast to the dtype of that one's weight.
         passed_over: what calls were moved past, see :func:`patchkit.rewrite.passed_over.passed_over`.
     """
 
@@ -31,6 +32,7 @@ class Site:
     calls: tuple[str, ...]
     gate_first: bool = True
     passed_over: tuple[str, ...] = ()
+    casts: bool = False
 
 
 @dataclass(frozen=True)

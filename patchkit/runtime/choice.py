@@ -62,10 +62,12 @@ def choose_mlp(
     *,
     gated: bool = True,
     dropout: float | Reason = 0.0,
+    casts: bool = False,
 ) -> Choice:
     """The level of an MLP; if it has no gate, ``inputs`` is its up projection alone.
 
-    ``dropout`` is the probability of what stands before the down projection, or why that must be called.
+    ``dropout`` is the probability of what stands before the down projection, or why that must be called; ``casts``
+    whether its input is cast to the dtype of its weight.
     """
     if isinstance(given, str):
         return Choice("upstream", (given,) * (len(inputs) + 1))
@@ -93,6 +95,8 @@ def choose_mlp(
     if name is None:
         why = unfit_activation(activation)
         return Choice(level, readings, reason=f"activation {type(activation).__qualname__}: {why}")
+    if casts and getattr(getattr(down, "weight", None), "dtype", None) != dtype:
+        return Choice(level, readings, reason="the down projection's weight is of another dtype than its input")
     if isinstance(dropout, str):
         return Choice(level, readings, reason=f"dropout before the down projection: {dropout}")
     if not with_adapter and not _wants_gradient(x, readings):

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from patchkit.adapters.protocol import Reason
 from patchkit.runtime import fused
+from patchkit.runtime.before_down import Between, read_dropout
 from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.choice import Choice, choose_mlp, choose_shared
-from patchkit.runtime.hidden_dropout import read_dropout
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import Watched, merge_choices, merge_readings, replay
@@ -117,7 +118,8 @@ def make_apply_mlp(
 ) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_mlp(x)`` of a class that computes ``down(dropout(activation(gate(x)) * up(x)))``.
 
-    What stands for dropout, and what it is given by name besides, are keyword arguments of each call.
+    What stands before down is said by keyword arguments of each call: dropout, what it is given besides, and for which
+    dtypes of its weight the hidden state is not cast to that dtype.
 
     Args:
         inputs: attribute names of the gate and up projections, or of the one that yields both.
@@ -133,21 +135,36 @@ def make_apply_mlp(
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
     def apply_mlp(
-        self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None, *, dropout: Any = None, **how: Any
+        self: Any,
+        x: Tensor,
+        function: Callable[[Tensor], Tensor] | None = None,
+        *,
+        dropout: Any = None,
+        cast_unless: Sequence[torch.dtype] | None = None,
+        **how: Any,
     ) -> Tensor:
         modules = tuple([submodule(self, name) for name in inputs])
         activation_module = submodule(self, activation) if function is None else function
         down_module = submodule(self, down)
         drops = 0.0 if dropout is None else read_dropout(dropout, how)
-        choice = choose_mlp(modules, down_module, activation_module, x, input_of(x, precision), dropout=drops)
-        all_modules = (*modules, down_module, activation_module, _with(dropout, how))
+        choice = choose_mlp(
+            modules,
+            down_module,
+            activation_module,
+            x,
+            input_of(x, precision),
+            dropout=drops,
+            casts=cast_unless is not None,
+        )
+        between = None if dropout is cast_unless is None else Between(down_module, dropout, how, cast_unless)
+        all_modules = (*modules, down_module, activation_module, between)
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
             return as_in_forward(self, choice, again, merge_choices)
         return run(x, all_modules, choice)
 
     def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:
-        *modules, down_module, activation_module, drop = all_modules
+        *modules, down_module, activation_module, between = all_modules
         if choice.precision is not None and choice.activation is not None:
             projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return fused.lora_gated_mlp(
@@ -167,15 +184,10 @@ def make_apply_mlp(
         activated = activation_module(gate)
         outputs |= {i: _call(modules[i], x, choice.readings[i]) for i in calls[before:]}
         hidden = activated * outputs[1]
-        hidden = hidden if drop is None else drop(hidden)
+        hidden = hidden if between is None else between(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp
-
-
-def _with(dropout: Any, how: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """A dropout as it is called between an activation and the down projection; None if there is none."""
-    return None if dropout is None else partial(dropout, **how)
 
 
 def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
@@ -197,14 +209,28 @@ def make_apply_ungated_mlp(
     """
 
     def apply_mlp(
-        self: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None = None, *, dropout: Any = None, **how: Any
+        self: Any,
+        x: Tensor,
+        function: Callable[[Tensor], Tensor] | None = None,
+        *,
+        dropout: Any = None,
+        cast_unless: Sequence[torch.dtype] | None = None,
+        **how: Any,
     ) -> Tensor:
         activation_module = submodule(self, activation) if function is None else function
         up_module, down_module = submodule(self, up), submodule(self, down)
         drops = 0.0 if dropout is None else read_dropout(dropout, how)
-        all_modules: tuple[Any, ...] = (up_module, down_module, activation_module, _with(dropout, how))
+        between = None if dropout is cast_unless is None else Between(down_module, dropout, how, cast_unless)
+        all_modules: tuple[Any, ...] = (up_module, down_module, activation_module, between)
         choice = choose_mlp(
-            (up_module,), down_module, activation_module, x, input_of(x, precision), gated=False, dropout=drops
+            (up_module,),
+            down_module,
+            activation_module,
+            x,
+            input_of(x, precision),
+            gated=False,
+            dropout=drops,
+            casts=cast_unless is not None,
         )
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
@@ -212,12 +238,12 @@ def make_apply_ungated_mlp(
         return run(x, all_modules, choice)
 
     def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
-        up_module, down_module, activation_module, drop = all_modules
+        up_module, down_module, activation_module, between = all_modules
         if choice.precision is not None and choice.activation is not None:
             first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return fused.lora_mlp(x, first, last, choice.activation, choice.precision, dropout=choice.dropout)
         hidden = activation_module(_call(up_module, x, choice.readings[0]))
-        hidden = hidden if drop is None else drop(hidden)
+        hidden = hidden if between is None else between(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp

@@ -1,4 +1,4 @@
-"""Dropout between the activation of an MLP and its down projection: fused, or called, with the same draws."""
+"""What stands between an activation and the down projection: fused, or called, with the same draws and dtypes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from patchkit.runtime.hidden_dropout import read_dropout
+from patchkit.runtime.before_down import Between, read_dropout
 from patchkit.runtime.methods import make_apply_mlp, make_apply_ungated_mlp
 from patchkit.testing import randomise_adapter
 from patchkit.testing.fused_calls import fused_calls
@@ -229,6 +229,102 @@ def test_compiled_without_a_graph_break(kind):
     with fused_calls() as calls:
         assert_equal(reference, module, lambda one, x: compiled[id(one)](x))
     assert set(calls) == {KINDS[kind][2]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_where_it_is_called(kind):
+    torch.compiler.reset()
+    reference, module = pair(kind)
+    for one in (reference, module):
+        one.act = nn.Mish()
+    compiled = {id(one): torch.compile(one, fullgraph=True, backend="aot_eager") for one in (reference, module)}
+    with fused_calls() as calls:
+        assert_equal(reference, module, lambda one, x: compiled[id(one)](x))
+    assert set(calls) == {"lora_linear"}
+
+
+class Cast(MLP):
+    """As in T5."""
+
+    def forward(self, x):
+        h = self.dropout(self.act(self.gate(x)))
+        if (
+            isinstance(self.down.weight, torch.Tensor)
+            and h.dtype != self.down.weight.dtype
+            and self.down.weight.dtype != torch.int8
+        ):
+            h = h.to(self.down.weight.dtype)
+        return self.down(h)
+
+
+class FusedCast(FusedMLP):
+    def forward(self, x):
+        return self.apply_mlp(x, dropout=self.dropout, cast_unless=(torch.int8,))
+
+
+class CastGated(MLP):
+    def forward(self, x):
+        h = self.act(self.gate(x)) * self.up(x)
+        if isinstance(self.down.weight, torch.Tensor) and h.dtype != self.down.weight.dtype:
+            h = h.to(self.down.weight.dtype)
+        return self.down(h)
+
+
+class FusedCastGated(FusedGated):
+    def forward(self, x):
+        return self.apply_mlp(x, cast_unless=())
+
+
+CASTS = {"cast": (Cast, FusedCast, "lora_mlp"), "gated cast": (CastGated, FusedCastGated, "lora_gated_mlp")}
+KEPT = {  # dtypes of the base weights, before and of down: whether it is fused
+    (torch.float32, torch.float32): True,
+    (torch.float64, torch.float64): True,
+    (torch.float32, torch.float64): False,
+    (torch.float64, torch.float32): False,
+    (torch.bfloat16, torch.bfloat16): True,
+    (torch.bfloat16, torch.float32): False,
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtypes", KEPT, ids=str)
+@pytest.mark.parametrize("kind", CASTS)
+def test_the_cast_to_the_dtype_of_downs_weight(kind, dtypes, autocast, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.KINDS", {**KINDS, **CASTS})
+    reference, module = pair(kind)
+    first, last = dtypes
+    for one in (reference, module):
+        for name, base in (("gate", first), ("up", first), ("down", last)):
+            getattr(one, name).base_layer.to(base)
+            getattr(one, name).lora_A.to(base)
+            getattr(one, name).lora_B.to(base)
+
+    def call(one, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return one(x.to(first))
+
+    with fused_calls() as calls:
+        found = [trained(call, one) for one in (reference, module)]
+    for expected, actual in zip(*found, strict=True):
+        assert (expected is None) == (actual is None)
+        if expected is not None:
+            assert expected.dtype == actual.dtype
+            low = autocast or torch.bfloat16 in dtypes
+            assert (expected - actual).norm() <= (3e-2 if low else 1e-5) * expected.norm()
+    whole = KEPT[dtypes] and (not autocast or first == torch.bfloat16)
+    assert (CASTS[kind][2] in calls) == whole
+
+
+@pytest.mark.parametrize("exceptions", [(), (torch.float64,), (torch.int8, torch.float64)])
+def test_no_cast_to_a_dtype_that_is_excepted(exceptions):
+    down = nn.Linear(3, 3).double()
+    hidden = torch.randn(2, 3)
+    found = Between(down, None, {}, exceptions)(hidden)
+    assert found.dtype == (torch.float32 if torch.float64 in exceptions else torch.float64)
+    assert Between(down, None, {}, None)(hidden) is hidden
+    del down.weight
+    down.weight = "no tensor"
+    assert Between(down, None, {}, exceptions)(hidden) is hidden
 
 
 @pytest.mark.parametrize(
