@@ -16,12 +16,13 @@ import signal
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import get_args
 
-from patchkit.arch.spec import Architecture, Attention, GatedMLP, Tower
+from patchkit.arch.spec import BLOCKS, Architecture, Tower
 from patchkit.errors import PatchkitWarning
 
 ENTRY_POINT_GROUP = "patchkit.architectures"
@@ -34,8 +35,11 @@ LIMIT_SECONDS = 120.0
 
 _MOST = 1000  # architectures of one plugin: an endless sequence is none
 
+_EXPECTED = "expected of it: a patchkit.arch.spec.Architecture, or a sequence of them, as in CONTRIBUTING.md"
+
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NAME = re.compile(r"[\w.-]+")
+_MODEL = re.compile(rf"({_MODULE.pattern}:)?[^\W\d]\w*")
 
 logger = logging.getLogger("patchkit")
 
@@ -44,10 +48,14 @@ class _TookTooLong(BaseException):  # no Exception: those a plugin may catch
     """A plugin did not come to an end."""
 
 
-def plugin_architectures() -> Iterator[Architecture]:
-    """The architectures of every plugin that works; a :class:`PatchkitWarning` names each that does not."""
+def plugin_architectures() -> Iterator[tuple[str, Architecture]]:
+    """The architectures of every plugin that works, each with what to call its plugin.
+
+    A :class:`PatchkitWarning` names each plugin that does not work.
+    """
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        name = f"architecture plugin {entry_point.name!r} ({entry_point.value!r})"
+        plugin = f"plugin {entry_point.name!r} ({entry_point.value!r})"
+        name = f"architecture {plugin}"
         try:
             with _watched(name), contextlib.redirect_stdout(sys.stderr):
                 loaded = _load(entry_point)
@@ -55,9 +63,10 @@ def plugin_architectures() -> Iterator[Architecture]:
             logger.warning("interrupted while %s was loading", name)
             raise
         except BaseException as error:  # SystemExit too: a plugin does not end the program
-            warnings.warn(f"{name} is broken and was left out: {_said(error)}", PatchkitWarning, stacklevel=3)
+            message = f"{name} is broken and was left out: {_said(error)}; {_EXPECTED}"
+            warnings.warn(message, PatchkitWarning, stacklevel=3)
         else:
-            yield from loaded
+            yield from ((plugin, architecture) for architecture in loaded)
 
 
 def _load(entry_point: EntryPoint) -> tuple[Architecture, ...]:
@@ -79,30 +88,41 @@ def _examine(architecture: object) -> None:
     """
     if type(architecture) is not Architecture:
         raise TypeError(f"expected patchkit.arch.spec.Architecture, found {type(architecture).__name__}")
-    words = (architecture.name, *_tuple(architecture.model_types), *_tuple(architecture.text_models))
-    for word in words:
+    lists = {one: _tuple(getattr(architecture, one), one) for one in ("model_types", "text_models", "blocks")}
+    for word in (architecture.name, *lists["model_types"], *lists["text_models"]):
         if not isinstance(word, str) or not _NAME.fullmatch(word):
             raise ValueError(f"{word!r} is no name of an architecture or model type")
     if not isinstance(architecture.module, str) or not _MODULE.fullmatch(architecture.module):
-        raise ValueError(f"{architecture.module!r} is no module")
-    for block in _tuple(architecture.blocks):
-        if not isinstance(block, (Attention, GatedMLP)) or type(block) not in (Attention, GatedMLP):
-            raise TypeError(f"expected Attention or GatedMLP, found {type(block).__name__}")
-        for one in fields(block):
-            value = getattr(block, one.name)
-            if one.name == "tower":
-                right = value in get_args(Tower)
-            elif one.name == "class_name":
-                right = isinstance(value, str) and _MODULE.fullmatch(value) is not None
-            else:
-                right = value == one.default or (isinstance(value, str) and value.isidentifier())
-            if not right:
-                raise ValueError(f"{value!r} is no {one.name} of {type(block).__name__}")
+        raise ValueError(f"{architecture.module!r} is no module; expected package.module")
+    model = architecture.model
+    if model is not None and not (isinstance(model, str) and _MODEL.fullmatch(model)):
+        raise ValueError(f"{model!r} is no model; expected the name of a class, or package.module:Class")
+    for block in lists["blocks"]:
+        _examine_block(block)
+    names = [block.class_name for block in architecture.blocks]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"more than one block describes class {twice[0]}")
 
 
-def _tuple(value: object) -> tuple[object, ...]:
+def _examine_block(block: object) -> None:
+    if not isinstance(block, BLOCKS) or type(block) not in BLOCKS:
+        raise TypeError(f"expected {' or '.join(kind.__name__ for kind in BLOCKS)}, found {type(block).__name__}")
+    for one in fields(block):
+        value = getattr(block, one.name)
+        if one.name == "tower":
+            right = value in get_args(Tower)
+        elif value is None:
+            right = "None" in str(one.type)
+        else:
+            dotted = one.name in ("class_name", "activation_function")
+            right = isinstance(value, str) and bool(_MODULE.fullmatch(value) if dotted else value.isidentifier())
+        if not right:
+            raise ValueError(f"{value!r} is no {one.name} of {type(block).__name__}")
+
+
+def _tuple(value: object, name: str) -> tuple[object, ...]:
     if not isinstance(value, tuple):
-        raise TypeError(f"expected a tuple, found {type(value).__name__}")
+        raise TypeError(f"expected a tuple of {name}, found {type(value).__name__}")
     return value
 
 

@@ -28,15 +28,23 @@ def _built_in() -> dict[str, Architecture]:
     return {architecture.name: architecture for architecture in found}
 
 
+def is_built_in(name: str) -> bool:
+    """Whether an architecture is one of patchkit's own, and no plugin's."""
+    return name in _built_in()
+
+
 @lru_cache(maxsize=1)
 def architectures() -> dict[str, Architecture]:
     """Every registered architecture by name, sorted. A plugin may not replace a built-in one."""
     found = dict(_built_in())
-    for architecture in plugin_architectures():
-        if architecture.name in found:
-            _left_out(f"architecture {architecture.name!r} of a plugin was left out: the name is taken")
-        else:
+    owners: dict[str, str] = {}
+    for plugin, architecture in plugin_architectures():
+        if architecture.name not in found:
             found[architecture.name] = architecture
+            owners[architecture.name] = plugin
+        elif architecture != found[architecture.name]:
+            owner = owners.get(architecture.name, "patchkit itself")
+            _left_out(f"architecture {architecture.name!r} of {plugin} was left out: {owner} has one of this name")
     return dict(sorted(found.items()))
 
 

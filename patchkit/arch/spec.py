@@ -172,6 +172,9 @@ class Architecture:
         text_models: for a multimodal architecture without blocks of its own: architectures that its ``text_config``
             commonly names, the default first. Blocks are found by class wherever they sit, so this is for people and
             for tests, not a limit.
+        model: the class of a whole model, of which a tiny one is made to prove the blocks, where transformers builds no
+            model of these model types: one of ``module``, or of another module as ``package.module:Class``. It is a
+            ``PreTrainedModel`` with a ``config_class``.
     """
 
     name: str
@@ -179,3 +182,4 @@ class Architecture:
     module: str
     blocks: tuple[Block, ...] = ()
     text_models: tuple[str, ...] = ()
+    model: str | None = None

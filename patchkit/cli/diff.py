@@ -89,21 +89,21 @@ def read_source(module: str) -> InstalledSource:
         SourceNotFoundError: if its package is not installed, or the installed release has no such file.
         RewriteError: if the file is not UTF-8.
     """
-    package, *parts = module.split(".")
+    package = module.partition(".")[0]
     spec = importlib.util.find_spec(package)  # of a top-level package: locates it and runs none of it
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or not (spec.submodule_search_locations or spec.has_location):
         raise SourceNotFoundError(f"{package} is not installed, so there is no source to compare with")
     try:
         distribution = f"{package}-{importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by a package manager
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed under this name
         distribution = package
-    relative = Path(*parts).with_suffix(".py")
-    path = Path(package, relative).as_posix()
-    for location in spec.submodule_search_locations:
-        if (file := Path(location, relative)).is_file():
+    path = f"{module.replace('.', '/')}.py"
+    for location in spec.submodule_search_locations or [spec.origin or ""]:  # what has no folder is one file
+        if (file := Path(location).parent / path).is_file():
             with failures_of(path, "the source cannot be read"):
                 return InstalledSource(distribution, path, file.read_text("utf-8"))
-    raise SourceNotFoundError(f"{distribution} has no {relative.as_posix()}: this release does not have that model")
+    inner = path.removeprefix(f"{package}/")
+    raise SourceNotFoundError(f"{distribution} has no {inner}: this release does not have that model")
 
 
 def diff_lines(

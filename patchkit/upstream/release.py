@@ -63,14 +63,17 @@ class Release:
         except UnicodeDecodeError as error:
             raise RewriteError(f"{path}:1: the source is not UTF-8: {error.reason} at byte {error.start}") from error
         except (OSError, WheelError, *DAMAGED) as error:
-            raise ReleaseError(f"{PACKAGE} {self.version}: {path} cannot be read: {error}") from error
+            raise ReleaseError(f"{self.package} {self.version}: {path} cannot be read: {error}") from error
 
     def model_files(self) -> list[str]:
-        """Paths of its model files, sorted.
+        """Paths of its model files, sorted; of a plugin's package those of all its files.
 
         Raises:
             ReleaseError: it cannot be read.
         """
+        if self.package != PACKAGE:
+            found = (file.relative_to(self.location) for file in (self.location / self.package).rglob("*.py"))
+            return sorted(file.as_posix() for file in found)
         if self.location.is_dir():
             files = (self.location / PACKAGE / "models").rglob("modeling_*.py")
             names: Iterable[str] = (file.relative_to(self.location).as_posix() for file in files)
@@ -106,14 +109,12 @@ def installed_release(package: str = PACKAGE) -> Release:
         ReleaseError: there is none.
     """
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or not (spec.submodule_search_locations or spec.has_location):
         hint = "; --transformers RELEASE checks one that is not" if package == PACKAGE else ""
         raise ReleaseError(f"{package} is not installed{hint}")
-    folder = Path(spec.submodule_search_locations[0])
-    try:
-        known = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        known = None
+    # What has no folder is one file.
+    folder = Path(spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin or "")
+    known = _distribution_of(package)
     if known is not None and Path(str(known.locate_file(package))).resolve() == folder.resolve():
         version = str(Version(known.version))
     else:  # another is installed than would be imported (PYTHONPATH), or none is; or its files are elsewhere (editable)
@@ -126,16 +127,29 @@ def installed_release(package: str = PACKAGE) -> Release:
     return Release(version, folder.parent, INSTALLED, package=package)
 
 
+def _distribution_of(package: str) -> importlib.metadata.Distribution | None:
+    """What was installed with a package in it, under whatever name; None if it only lies on the path."""
+    try:
+        return importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, [])
+        return importlib.metadata.distribution(names[0]) if len(set(names)) == 1 else None
+
+
 def version_of_checkout(package: Path) -> str:
     """``__version__`` in the text of a package's ``__init__.py``.
+
+    Args:
+        package: its folder, or its file where it is a single one.
 
     Raises:
         ReleaseError: it cannot be read, or there is none.
     """
+    file = package if package.is_file() else package / "__init__.py"
     try:
-        tree = parsed((package / "__init__.py").read_text("utf-8"))
+        tree = parsed(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, RewriteError) as error:
-        raise ReleaseError(f"{package / '__init__.py'} cannot be read: {error}") from error
+        raise ReleaseError(f"{file} cannot be read: {error}") from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
@@ -143,5 +157,5 @@ def version_of_checkout(package: Path) -> str:
                 try:
                     return str(Version(str(node.value.value)))
                 except InvalidVersion as error:
-                    raise ReleaseError(f"{package / '__init__.py'}: {error}") from error
-    raise ReleaseError(f"{package / '__init__.py'} has no __version__")
+                    raise ReleaseError(f"{file}: {error}") from error
+    raise ReleaseError(f"{file} has no __version__")

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from patchkit.arch import plugins, registry
-from patchkit.arch.spec import Architecture, Attention, GatedMLP, description
+from patchkit.arch.spec import MLP, Architecture, Attention, GatedMLP, description
 from patchkit.errors import PatchkitWarning
 
 GOOD = Architecture("acme", ("acme",), "acme.modeling", (Attention("AcmeAttention"), GatedMLP("AcmeMLP", gate="w1")))
@@ -57,6 +57,13 @@ BROKEN = {
     "blocks: list": lambda _: replace(GOOD, blocks=[Attention("AcmeAttention")]),
     "blocks: text": lambda _: replace(GOOD, blocks=("AcmeAttention",)),
     "block: code": lambda _: replace(GOOD, blocks=(Attention("AcmeAttention", q="q; import os"),)),
+    "block: code in a function": lambda _: replace(GOOD, blocks=(MLP("AcmeMLP", activation_function="f(x)"),)),
+    "block: subclass": lambda _: replace(GOOD, blocks=(type("Mine", (MLP,), {})("AcmeMLP"),)),
+    "blocks: one class twice": lambda _: replace(GOOD, blocks=(MLP("AcmeMLP"), GatedMLP("AcmeMLP"))),
+    "model: path": lambda _: replace(GOOD, model="acme/modeling.py:Acme"),
+    "model: two classes": lambda _: replace(GOOD, model="acme:modeling:Acme"),
+    "model: empty": lambda _: replace(GOOD, model=""),
+    "model: a class": lambda _: replace(GOOD, model=Architecture),
     "block: None": lambda _: replace(GOOD, blocks=(Attention("AcmeAttention", q=None),)),
     "block: tower": lambda _: replace(GOOD, blocks=(Attention("AcmeAttention", tower="both"),)),
     "text models: number": lambda _: replace(GOOD, text_models=(1,)),
@@ -82,11 +89,29 @@ def install(monkeypatch):
 @pytest.mark.parametrize("load", BROKEN.values(), ids=BROKEN)
 def test_a_broken_plugin_is_named_and_the_others_work(install, load):
     install(broken=load, good=lambda _: GOOD)
-    with pytest.warns(PatchkitWarning, match=r"architecture plugin 'broken' \('anything'\) is broken and was left out"):
+    said = r"architecture plugin 'broken' \('anything'\) is broken and was left out: .+; expected of it: a patchkit\."
+    with pytest.warns(PatchkitWarning, match=said):
         found = registry.architectures()
     assert found["acme"] is GOOD
     assert "llama" in found
     assert set(found) == {*registry._built_in(), "acme"}
+
+
+WORDS = {
+    "an ungated MLP": replace(GOOD, blocks=(MLP("AcmeMLP", "w1", "w2"),)),
+    "a function as activation": replace(GOOD, blocks=(GatedMLP("AcmeMLP", activation_function="F.silu"),)),
+    "gate and up in one": replace(GOOD, blocks=(GatedMLP("AcmeMLP", gate_up="w13"),)),
+    "no output projection": replace(GOOD, blocks=(Attention("AcmeAttention", o=None),)),
+    "a nested class": replace(GOOD, blocks=(Attention("Outer.Attention"),)),
+    "a model of the module": replace(GOOD, model="AcmeForCausalLM"),
+    "a model of another module": replace(GOOD, model="acme.models.causal:AcmeForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("architecture", WORDS.values(), ids=WORDS)
+def test_every_word_of_the_spec_may_be_said(install, architecture):
+    install(good=lambda _: architecture)
+    assert registry.find("acme") is architecture
 
 
 def test_an_interruption_stays_one_and_names_the_plugin(install, caplog):
@@ -174,6 +199,16 @@ def test_of_two_plugins_the_first_counts(install):
     install(one=lambda _: GOOD, two=lambda _: other)
     with pytest.warns(PatchkitWarning, match="'other' of a plugin says of acme.modeling.AcmeAttention was left out"):
         assert registry.blocks_by_class()["acme.modeling", "AcmeAttention"][0] is GOOD
+
+
+def test_two_plugins_with_one_name(install):
+    """Each is named, and what both say alike is no collision."""
+    other = replace(GOOD, module="elsewhere")
+    install(one=lambda _: GOOD, two=lambda _: other, three=lambda _: replace(GOOD))
+    said = r"^architecture 'acme' of plugin 'two' \('anything'\) was left out: plugin 'one' \('anything'\) has one of this name$"
+    with pytest.warns(PatchkitWarning, match=said) as warned:
+        assert registry.find("acme") is GOOD
+    assert len(warned) == 1
 
 
 def test_foreign_descriptions():

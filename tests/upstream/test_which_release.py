@@ -198,7 +198,7 @@ def plugin(monkeypatch):
 
     mine = type("Mine", (LlamaAttention,), {"__module__": __name__})
     architecture = Architecture("mine", ("mine",), __name__, (Attention("Mine", q="k_proj", k="q_proj"),))
-    monkeypatch.setattr(registry, "plugin_architectures", lambda: [architecture])
+    monkeypatch.setattr(registry, "plugin_architectures", lambda: [("plugin 'acme'", architecture)])
     registry.architectures.cache_clear()
     registry.blocks_by_class.cache_clear()
     yield mine
