@@ -18,7 +18,7 @@ from patchkit.arch.spec import Architecture
 from patchkit.check import TIME_LIMIT
 from patchkit.check.numeric.environments import Environment, environment_for, running_environment
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
-from patchkit.check.results.evidence import Evidence
+from patchkit.check.results.evidence import Evidence, as_text_has_it
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry, entries_of
 from patchkit.check.static.findings import key_of_finding
 from patchkit.check.static.records import Records
@@ -198,7 +198,7 @@ def check_numeric(
         for name in missing:
             problems = {name: "no outcome came of it"}
             found.append(NumericEntry(release, ArchitectureOutcome(name, environment.versions, problems=problems)))
-    proofs = {proof.key: proof for one in found for proof in one.outcome.proofs}
+    proofs = {as_text_has_it(proof.key): proof for one in found for proof in one.outcome.proofs}
     entries = tuple(
         replace(entry, proof=proofs.get(key_of_finding(entry.finding), entry.proof)) for entry in report.entries
     )

@@ -41,9 +41,11 @@ class FakeEnvironment:
             yield ArchitectureOutcome(name, VERSIONS, self.blocks)
 
 
-def block(name: str, source: str, status: Status, description: str = "", module: str = "llama") -> BlockOutcome:
+def block(
+    name: str, source: str, status: Status, description: str = "", module: str = "llama", outside: str = ""
+) -> BlockOutcome:
     path = f"transformers.models.{module}.modeling_{module}.{name}"
-    key = Key(path, source_hash(source), REWRITE_VERSION, description=description)
+    key = Key(path, source_hash(source), REWRITE_VERSION, outside, description)
     proof = Proof(key, "numeric", {"mlp": "fused"}, {"forward_backward": 1.3e-6}, VERSIONS, "2026-01-02")
     reason = "" if status == "passed" else "forward_backward: gradient of x differs by 0.5"
     checks = {"forward_backward": CheckOutcome(status, 1.3e-6 if status == "passed" else 0.5, reason)}
@@ -164,6 +166,16 @@ def test_a_proof_of_what_the_release_does_not_have(use, forged: BlockOutcome) ->
     assert forged.source not in {key.source for key in recorded if key.class_name == forged.class_name} or (
         forged.source == source_hash(ATTENTION) and not any(key.description for key in recorded)
     )
+
+
+def test_what_a_class_calls_elsewhere_is_of_the_live_model_alone(use) -> None:
+    """Norms between the projections, as in qwen3: their hash is in the proof, and no text of the class has it."""
+    environment = use("passed")
+    environment.blocks = (block("LlamaAttention", ATTENTION, "passed", outside="b" * 64), environment.blocks[1])
+    result = check()
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("│ numeric │") == 3
+    assert {Proof.from_line(line).key.outside for line in user_ledger().read_text().splitlines()} == {"", "b" * 64}
 
 
 def test_blocks_of_other_architectures_of_the_release_count(use, tmp_path: Path) -> None:

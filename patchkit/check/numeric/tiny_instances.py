@@ -13,6 +13,7 @@ small by ``patchkit.testing.tiny_model_from``, with the inputs that it takes; an
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -99,14 +100,26 @@ def _small_model(model: nn.Module, found: Found) -> TinyInstance:
     if not hosts:
         raise CannotBuildError("no transformers model is around it")
     tiny = tiny_model_from(hosts[0].config, head=type(hosts[0]))
-    inputs = tiny_inputs_for(tiny)
-    with torch.no_grad():
-        output = first_tensor(tiny(**inputs))
-    whole: nn.Module = tiny
-    if "labels" not in inputs or output is None or output.numel() < _FEWEST_LOGITS:
-        # A few logits, those of a classifier, say nothing of a rounding error: the hidden states below them do.
-        whole, inputs = FirstOutput(tiny.base_model), {key: inputs[key] for key in inputs if key != "labels"}
+    whole, inputs = comparable(tiny, tiny_inputs_for(tiny))
     return TinyInstance(_adapted(whole, found.architecture), inputs)
+
+
+def comparable(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """A model whose runs the harness can compare, with logits that say something and a loss, and its inputs.
+
+    Args:
+        model: without adapters.
+        inputs: keyword arguments of its ``forward``.
+    """
+    with torch.no_grad():
+        output = WithoutCache(model)(**inputs)
+    logits = first_tensor(output)
+    labelled = "labels" in inputs and all(hasattr(output, name) for name in ("logits", "loss"))
+    if labelled and logits is not None and logits.numel() >= _FEWEST_LOGITS:
+        return (model if _knows_caches(model) else WithoutCache(model)), inputs
+    # A few logits, those of a classifier, say nothing of a rounding error: the hidden states below them do.
+    below = getattr(model, "base_model", model)
+    return FirstOutput(below), {key: inputs[key] for key in inputs if key != "labels"}
 
 
 def _recipe(name: str, architecture: Architecture) -> TinyInstance:
@@ -208,9 +221,9 @@ def _token_inputs() -> dict[str, Tensor]:
 
 
 class _Around(nn.Module):
-    """A model with something done to its outputs; its own attributes are found on it."""
+    """A model with something done to its inputs or outputs; its own attributes are found on it."""
 
-    def __init__(self, host: PreTrainedModel) -> None:
+    def __init__(self, host: nn.Module) -> None:
         super().__init__()
         self.host = host
 
@@ -224,12 +237,28 @@ class _Around(nn.Module):
             return getattr(host, name)
 
 
-class FirstOutput(_Around):
+def _knows_caches(model: nn.Module) -> bool:
+    """Whether a model takes the argument with which the harness switches a cache off."""
+    accepted = inspect.signature(model.forward).parameters
+    return "use_cache" in accepted or any(one.kind is one.VAR_KEYWORD for one in accepted.values())
+
+
+class WithoutCache(_Around):
+    """A model that may not know the argument with which the harness switches a cache off."""
+
+    def forward(self, **inputs: Any) -> Any:
+        """The inputs and the outputs of the model."""
+        if not _knows_caches(self.host):
+            inputs.pop("use_cache", None)
+        return self.host(**inputs)
+
+
+class FirstOutput(WithoutCache):
     """A model that takes no labels: its first output as logits, and the cross-entropy with arbitrary classes."""
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """The inputs of the model; ``logits`` have the shape of its first tensor."""
-        output = first_tensor(self.host(**inputs))
+        output = first_tensor(super().forward(**inputs))
         if output is None:
             raise CannotBuildError(f"{type(self.host).__name__} gives no tensor")
         logits = output.flatten(0, -2)

@@ -1,0 +1,100 @@
+"""The tiny models of an architecture: those that patchkit has recipes of, or else models made of what it names."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from patchkit.arch.registry import is_built_in
+from patchkit.arch.spec import Architecture
+from patchkit.errors import TinyModelError
+from patchkit.testing.parity import Inputs
+from patchkit.testing.tiny.factory import tiny_model_from
+from patchkit.testing.tiny.inputs import tiny_inputs_for
+from patchkit.testing.tiny_inputs import tiny_inputs
+from patchkit.testing.tiny_models import tiny_model, tiny_models_of
+
+
+class TinyModel(NamedTuple):
+    """A small model, and what its ``forward`` takes.
+
+    Attributes:
+        model: without adapters, in train mode.
+        inputs: keyword arguments, with ``labels`` where it takes them.
+    """
+
+    model: PreTrainedModel
+    inputs: Inputs
+
+
+def tiny_names(architecture: Architecture) -> tuple[str, ...]:
+    """Names for the tiny models of an architecture: of recipes, of its model class, or its model types."""
+    if is_built_in(architecture.name):
+        return tiny_models_of(architecture.name)
+    return (architecture.model.rpartition(":")[2],) if architecture.model else architecture.model_types
+
+
+def tiny_of(
+    architecture: Architecture, name: str, *, batch: int = 2, length: int = 12, **config_overrides: Any
+) -> TinyModel:
+    """One of the tiny models of an architecture.
+
+    Args:
+        architecture: patchkit's own or a plugin's.
+        name: one of :func:`tiny_names`.
+        batch: rows of the inputs.
+        length: text tokens of a row.
+        config_overrides: values of the configuration, see :func:`tiny_model` and :func:`tiny_model_from`.
+
+    Raises:
+        ValueError: there is no such model in this release of transformers, or none can be made; the message says why.
+    """
+    if is_built_in(architecture.name):
+        if not name:
+            raise TinyModelError("patchkit.testing has no recipe of it")
+        model = tiny_model(name, **config_overrides)
+        return TinyModel(model, tiny_inputs(name, model, batch=batch, length=length))
+    model = tiny_model_from(source_of_tiny(architecture, name), **config_overrides)
+    return TinyModel(model, tiny_inputs_for(model, batch=batch, length=length))
+
+
+def source_of_tiny(architecture: Architecture, name: str) -> str | type[PreTrainedModel]:
+    """What the tiny model of a plugin's architecture is made of: a model type of transformers, or a model class.
+
+    Args:
+        architecture: of a plugin.
+        name: one of :func:`tiny_names`.
+
+    Raises:
+        TinyModelError: there is no such class or model type.
+    """
+    if architecture.model:
+        return _class_of(architecture, architecture.model)
+    if name in CONFIG_MAPPING:
+        return name
+    said = f"transformers has no model type {name!r}" if name else f"architecture {architecture.name!r} has no model"
+    raise TinyModelError(f'{said}; name a class in the architecture: model="CLASS", or "PACKAGE.MODULE:CLASS"')
+
+
+def _class_of(architecture: Architecture, named: str) -> type[PreTrainedModel]:
+    """The model class that an architecture names; its module is imported.
+
+    Raises:
+        TinyModelError: it cannot be imported, or is no model of transformers.
+    """
+    module, _, name = named.rpartition(":")
+    module = module or architecture.module
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module may raise anything while it is imported
+        raise TinyModelError(
+            f"architecture {architecture.name!r} names the model {module}:{name}, "
+            f"which cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        raise TinyModelError(
+            f"architecture {architecture.name!r} names the model {module}:{name}, which is no PreTrainedModel"
+        )
+    return found
