@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import patchkit
@@ -68,7 +68,9 @@ def package_folders() -> list[str]:
     return [entry for entry in dict.fromkeys(sys.path) if os.path.basename(entry) in names and os.path.isdir(entry)]
 
 
-def isolated(python: Path, target: str, *arguments: str, like_this: bool = False) -> list[str]:
+def isolated(
+    python: Path, target: str, *arguments: str, like_this: bool = False, shown: Sequence[str] = ()
+) -> list[str]:
     """The command that runs a module, or serves a function, in an isolated interpreter with this very patchkit.
 
     Args:
@@ -77,6 +79,7 @@ def isolated(python: Path, target: str, *arguments: str, like_this: bool = False
         arguments: of the module.
         like_this: whether it imports from where this process imports from: packages of the user, and the folders that
             ``PYTHONPATH`` names by their whole path. An environment of its own has neither.
+        shown: top-level modules that are there also where the environment hides them.
     """
     import patchkit_kernels
 
@@ -86,6 +89,7 @@ def isolated(python: Path, target: str, *arguments: str, like_this: bool = False
         "packages": packages,
         "first": [entry for entry in dict.fromkeys(named) if os.path.isabs(entry) and entry in sys.path],
         "folders": package_folders() if like_this else [],
+        "shown": list(shown),
     }
     first = str(Path(__file__).with_name("isolated.py"))
     return [str(python), "-I", "-X", "utf8", "-W", "ignore", first, json.dumps(setup), target, *arguments]

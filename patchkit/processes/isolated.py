@@ -56,6 +56,9 @@ def main() -> None:
     for folder in setup["folders"]:
         if folder not in sys.path:
             site.addsitedir(folder)
+    for name in setup["shown"]:
+        if sys.modules.get(name, name) is None:  # hidden by the environment
+            del sys.modules[name]
     if channel is None:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:

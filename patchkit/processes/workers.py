@@ -42,6 +42,7 @@ class WorkerKind:
         folder: where it stands.
         seconds: for one request.
         like_this: see :func:`patchkit.processes.interpreters.isolated`.
+        shown: likewise.
     """
 
     python: Path
@@ -50,6 +51,7 @@ class WorkerKind:
     folder: Path
     seconds: float
     like_this: bool = False
+    shown: tuple[str, ...] = ()
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Worker:
     _stopped: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        command = isolated(self.kind.python, self.kind.function, like_this=self.kind.like_this)
+        command = isolated(self.kind.python, self.kind.function, like_this=self.kind.like_this, shown=self.kind.shown)
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:
             self._process = start(command, self.kind.variables, cwd=self.kind.folder, **pipes)

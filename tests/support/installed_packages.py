@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def install_package(
-    folder: Path, name: str, files: Mapping[str, str], *, version: str = "1.0", architectures: Mapping[str, str] = {}
+    folder: Path,
+    name: str,
+    files: Mapping[str, str],
+    *,
+    version: str = "1.0",
+    architectures: Mapping[str, str] = {},
+    needs: Sequence[str] = (),
 ) -> Path:
     """Write a distribution into a folder.
 
@@ -17,13 +23,15 @@ def install_package(
         files: text by path.
         version: of the distribution.
         architectures: entry points of patchkit's group.
+        needs: names of other distributions.
     """
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     about = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    required = "".join(f"Requires-Dist: {other}\n" for other in needs)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{required}")
     (about / "top_level.txt").write_text("".join(f"{top}\n" for top in sorted({_top(path) for path in files})))
     (about / "RECORD").write_text("".join(f"{path},,\n" for path in files))
     lines = [f"{key} = {value}" for key, value in architectures.items()]

@@ -28,6 +28,7 @@ from patchkit.cache.storage import cache_directory, locked, read_ours
 from patchkit.check import TIME_LIMIT
 from patchkit.check.numeric.installing import install
 from patchkit.check.numeric.outcomes import VERSIONED, ArchitectureOutcome, joined
+from patchkit.check.numeric.probe import plugin_modules
 from patchkit.errors import CacheError, ReleaseEnvironmentError, WorkerLostError
 from patchkit.processes.interpreters import empty_folder, package_folders, variables_for_release
 from patchkit.processes.workers import Worker, WorkerKind, ask_all
@@ -98,9 +99,10 @@ class Environment:
 
     def kind(self, folder: Path, function: str, seconds: float) -> WorkerKind:
         """Workers that run a function of patchkit, from bytes to bytes, in this environment."""
-        return WorkerKind(
-            self.python, function, variables_for_release(folder), folder, seconds, like_this=self.path is None
-        )
+        variables = variables_for_release(folder)
+        if self.path is None:
+            return WorkerKind(self.python, function, variables, folder, seconds, like_this=True)
+        return WorkerKind(self.python, function, variables, folder, seconds, shown=tuple(plugin_modules()))
 
     def _outcome(self, architecture: str, model: str, said: bytes | WorkerLostError) -> ArchitectureOutcome:
         """What a worker said of one model, if it can be; else that it is a problem."""

@@ -7,10 +7,12 @@ import importlib.util
 import json
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, requires
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from patchkit.arch.plugins import ENTRY_POINT_GROUP
 
 
 def folder_of(package: str) -> str:
@@ -41,11 +43,26 @@ def unneeded(request: bytes) -> bytes:
         request: the roots as a JSON list of distributions.
     """
     kept = _needed(json.loads(request))
-    found = packages_distributions()
-    hidden = {
-        top for top, names in found.items() if top.isidentifier() and not kept & set(map(canonicalize_name, names))
-    }
+    hidden = {top for top, names in _top_level().items() if not kept & names}
     return json.dumps(sorted(hidden - {"_distutils_hack", "pkg_resources"})).encode()
+
+
+def plugin_modules() -> list[str]:
+    """Every top-level module of a distribution that has architectures, or that one of these needs.
+
+    An environment hides what was not needed when it was made; plugins come and go.
+    """
+    roots = {point.dist.name for point in entry_points(group=ENTRY_POINT_GROUP) if point.dist is not None}
+    if not roots:
+        return []
+    needed = _needed(roots) - _needed(())  # which is never hidden
+    return sorted(top for top, names in _top_level().items() if needed & names)
+
+
+def _top_level() -> dict[str, set[str]]:
+    """The top-level modules that are installed, each with the canonical names of its distributions."""
+    found = packages_distributions().items()
+    return {top: set(map(canonicalize_name, names)) for top, names in found if top.isidentifier()}
 
 
 def _needed(roots: Iterable[str]) -> set[str]:

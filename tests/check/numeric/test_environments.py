@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from installed_packages import install_package
 from synthetic_releases import make_index, make_wheel
 from trap_folder import set_traps, sprung
 
@@ -77,9 +78,9 @@ def contents():
     return sorted(path.name for path in environments_directory().iterdir() if not path.name.endswith(".lock"))
 
 
-def python_of(environment, code, tmp_path):
+def python_of(environment, code, tmp_path, shown=()):
     (tmp_path / "asks.py").write_text(code)
-    command = isolated(environment.python, "asks")
+    command = isolated(environment.python, "asks", shown=shown)
     setup = json.loads(command[-2])
     command[-2] = json.dumps({**setup, "first": [str(tmp_path)]})
     variables = variables_for_release(tmp_path)
@@ -125,6 +126,31 @@ def test_optional_packages_of_the_release_below_are_hidden(pip, tmp_path):
         "print(subprocess.run([sys.executable, '-c', sub], capture_output=True, text=True).stdout)"
     )
     assert python_of(environment, code, tmp_path) == "None"
+
+
+def test_plugins_and_what_they_need_are_not_hidden(pip, tmp_path, monkeypatch):
+    """Whenever they were installed: the environment may be older."""
+    site = tmp_path / "site-packages"
+    monkeypatch.syspath_prepend(str(site))
+    source = (
+        'import acme_needs\nfrom patchkit.arch.spec import Architecture\nX = Architecture("acme", (), "acme_kit")\n'
+    )
+    install_package(site, "acme-kit", {"acme_kit.py": source}, architectures={"x": "acme_kit:X"}, needs=["needs-acme"])
+    install_package(site, "Needs_Acme", {"acme_needs.py": ""})
+    install_package(site, "other-acme", {"acme_other.py": ""})
+    made = environment_for(VERSION)
+    code = (
+        "import importlib.util, json; from patchkit.arch.registry import architectures;"
+        "found = {name: bool(importlib.util.find_spec(name)) for name in ('acme_kit', 'acme_needs', 'acme_other')};"
+        "print(json.dumps([found, 'acme' in architectures()]))"
+    )
+    nothing = dict.fromkeys(("acme_kit", "acme_needs", "acme_other"), False)
+    assert json.loads(python_of(made, code, tmp_path)) == [nothing, False]
+    shown = made.kind(tmp_path, "module:function", 1.0).shown
+    assert shown == ("acme_kit", "acme_needs")
+    found = {**nothing, "acme_kit": True, "acme_needs": True}
+    assert json.loads(python_of(made, code, tmp_path, shown)) == [found, True]
+    assert running_environment().kind(tmp_path, "module:function", 1.0).shown == ()
 
 
 class TestTheReleaseIsTheOneNamed:
