@@ -33,6 +33,10 @@ class UnknownArchitectureError(PatchkitError, LookupError):
     """No architecture of this name is registered."""
 
 
+class ArchitectureError(PatchkitError, AssertionError):
+    """An architecture is not what the source says, or its patched model is not equal; each fault is a line."""
+
+
 class SourceNotFoundError(PatchkitError, LookupError):
     """The source of an architecture cannot be read: its package, or its file in that release, is not there."""
 

@@ -75,11 +75,11 @@ def _load(entry_point: EntryPoint) -> tuple[Architecture, ...]:
     if len(found) > _MOST:
         raise ValueError(f"it has more than {_MOST} architectures")
     for architecture in found:
-        _examine(architecture)
+        examine(architecture)
     return found
 
 
-def _examine(architecture: object) -> None:
+def examine(architecture: object) -> None:
     """That something is an architecture, and every word in it is one: names go into source text and onto terminals.
 
     Raises:

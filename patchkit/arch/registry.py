@@ -9,14 +9,15 @@ import difflib
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 import patchkit.arch
-from patchkit.arch.plugins import plugin_architectures
+from patchkit.arch.plugins import examine, plugin_architectures
 from patchkit.arch.spec import Architecture, Block, description
-from patchkit.errors import PatchkitWarning, UnknownArchitectureError
+from patchkit.errors import ArchitectureError, PatchkitWarning, UnknownArchitectureError
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +46,48 @@ def architectures() -> dict[str, Architecture]:
         elif architecture != found[architecture.name]:
             owner = owners.get(architecture.name, "patchkit itself")
             _left_out(f"architecture {architecture.name!r} of {plugin} was left out: {owner} has one of this name")
-    return dict(sorted(found.items()))
+    return dict(sorted({**found, **_also}.items()))
+
+
+_also: dict[str, Architecture] = {}
+
+
+@contextmanager
+def registered_also(architecture: Architecture) -> Iterator[None]:
+    """Register an architecture of a package that is not installed, as long as the ``with`` lasts.
+
+    One that is registered already stays as it is. Not for several threads at once.
+
+    Raises:
+        ArchitectureError: it is none, or another one has its name or describes one of its classes.
+    """
+    try:
+        examine(architecture)
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(f"this is no architecture: {error}") from error
+    known = architectures().get(architecture.name)
+    if known == architecture:
+        yield
+        return
+    if known is not None:
+        hint = "take another name" if is_built_in(known.name) else "install its package again, or take another name"
+        raise ArchitectureError(f"the architecture {known.name!r} that is registered says something else; {hint}")
+    for block in architecture.blocks:
+        other, _ = blocks_by_class().get((architecture.module, block.class_name), (None, None))
+        if other is not None:
+            raise ArchitectureError(f"{other.name!r} describes {architecture.module}.{block.class_name} already")
+    _also[architecture.name] = architecture
+    _forget()
+    try:
+        yield
+    finally:
+        del _also[architecture.name]
+        _forget()
+
+
+def _forget() -> None:
+    architectures.cache_clear()
+    blocks_by_class.cache_clear()
 
 
 def _left_out(message: str) -> None:

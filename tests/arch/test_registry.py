@@ -11,7 +11,7 @@ import patchkit.arch
 from patchkit.arch import plugins as plugins_module
 from patchkit.arch import registry
 from patchkit.arch.spec import Architecture, Attention, GatedMLP
-from patchkit.errors import PatchkitWarning, UnknownArchitectureError
+from patchkit.errors import ArchitectureError, PatchkitWarning, UnknownArchitectureError
 
 CARD = {
     "llama",
@@ -89,6 +89,41 @@ def test_a_broken_plugin_is_named_and_isolated(plugins, target):
     plugins(broken=target, olmo=f"{__name__}:OLMO")
     with pytest.warns(PatchkitWarning, match="architecture plugin 'broken'"):
         assert registry.find("olmo") is OLMO
+
+
+def test_an_architecture_of_a_package_that_is_not_installed(plugins):
+    plugins(two=f"{__name__}:OLMO")
+    one = Architecture("olmo_mine", (), "elsewhere", (GatedMLP("OlmoMLP"),))
+    before = set(registry.architectures())
+    with registry.registered_also(one):
+        assert registry.find("olmo_mine") is one
+        assert registry.blocks_by_class()["elsewhere", "OlmoMLP"][0] is one
+        with registry.registered_also(one), registry.registered_also(OLMO):
+            assert registry.find("olmo") is OLMO
+        assert registry.find("olmo_mine") is one
+    assert set(registry.architectures()) == before
+    assert ("elsewhere", "OlmoMLP") not in registry.blocks_by_class()
+
+
+LLAMA = "transformers.models.llama.modeling_llama"
+COLLISIONS = {
+    "a name of patchkit": (Architecture("llama", (), "elsewhere"), "'llama' that is registered .*; take another name"),
+    "a name of a plugin": (Architecture("olmo", (), "elsewhere"), "'olmo' that is registered .*; install its package"),
+    "a class": (
+        Architecture("mine", (), LLAMA, (GatedMLP("LlamaMLP"),)),
+        f"'llama' describes {LLAMA}.LlamaMLP already",
+    ),
+    "no architecture": (WRONG, "expected patchkit.arch.spec.Architecture, found str"),
+    "a word that is none": (Architecture("mine", (), "../x"), "is no module"),
+}
+
+
+@pytest.mark.parametrize(("architecture", "said"), COLLISIONS.values(), ids=COLLISIONS)
+def test_what_cannot_be_registered_for_a_time(plugins, architecture, said):
+    plugins(olmo=f"{__name__}:OLMO")
+    with pytest.raises(ArchitectureError, match=said), registry.registered_also(architecture):
+        pass
+    assert registry.find("olmo") is OLMO
 
 
 @pytest.mark.slow
