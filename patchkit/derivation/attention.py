@@ -21,6 +21,9 @@ _ROLES = {"q": "query|queries", "k": "key|keys", "v": "value|values|val"}
 _WORDS = {role: re.compile(rf"^(w?{role}s?|{role}proj|{words})$") for role, words in _ROLES.items()}
 """A word of a name that says the role: ``q``, ``wq``, ``qs``, ``query``."""
 
+_JOINT = re.compile(r"(^|_)w?qkv(_|$)|query_key_value|^c_attn$")
+"""A name that says that query, key and value are made by one projection."""
+
 
 def attention_of(class_name: str, calls: Sequence[Called], attributes: Attributes) -> Attention | str:
     """Describe a class as an attention, or say why it is none.
@@ -55,11 +58,17 @@ def attention_of(class_name: str, calls: Sequence[Called], attributes: Attribute
     return why
 
 
+ONE_FOR_ALL = "one projection for q, k and v: no rule of qkv"
+"""The reason for an attention of the usual joint form."""
+
+
 def _why_not_together(projections: Iterable[Called], times: Counter[str]) -> str:
     """What speaks against those that would be query, key and value by their names, or against any."""
+    projections = list(projections)
     named = {role: call for call in projections for role in _WORDS if _has_role(call.name, role)}
-    if len(named) < len(_WORDS):
-        return "no three projections read one variable"
+    if len({call.name for call in named.values()}) < len(_WORDS):
+        joint = next((call.name for call in projections if _JOINT.search(call.name.lower())), None)
+        return f"`{joint}` is {ONE_FOR_ALL}" if joint else "no three projections read one variable"
     first = named["q"]
     for call in named.values():
         if times[call.name] > 1:
@@ -73,6 +82,11 @@ def _why_not_together(projections: Iterable[Called], times: Counter[str]) -> str
         if call.argument is not first.argument:
             return f"`{first.name}` and `{call.name}` read different variables, or one that changes in between"
     return "no three projections read one variable"
+
+
+def roles_said(name: str) -> frozenset[str]:
+    """Which of ``q``, ``k`` and ``v`` a name of a projection says that it is; mostly one, or none."""
+    return frozenset(role for role in _WORDS if _has_role(name, role))
 
 
 def _has_role(name: str, role: str) -> bool:

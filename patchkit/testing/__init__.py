@@ -27,6 +27,7 @@ from patchkit.testing.tiny.factory import tiny_model_from
 from patchkit.testing.tiny.inputs import tiny_inputs_for
 from patchkit.testing.tiny_inputs import Padding, tiny_inputs
 from patchkit.testing.tiny_models import MULTIMODAL_MODELS, TEXT_MODELS, TINY_MODELS, tiny_model, tiny_models_of
+from patchkit.testing.verification import verify_architecture
 
 __all__ = [
     "CHECKS",
@@ -72,4 +73,5 @@ __all__ = [
     "tiny_model",
     "tiny_model_from",
     "tiny_models_of",
+    "verify_architecture",
 ]

@@ -53,6 +53,11 @@ ATTENTIONS = {
     ),
     "another object": ("q, k, v = x.q(x), x.k(x), x.v(x)\nreturn self.o(f(q, k, v))", "no three projections read one variable"),
     "in a helper": ("q, k, v = self.helper(x)\nreturn self.o(f(q, k, v))", "no three projections read one variable"),
+    "joint": ("q, k, v = self.qkv_proj(x).chunk(3)\nreturn self.o_proj(f(q, k, v))", "`qkv_proj` is one projection for q, k and v: no rule"),
+    "joint, in one word": ("q, k, v = self.Wqkv(x).chunk(3)\nreturn self.o(f(q, k, v))", "`Wqkv` is one projection for q, k and v"),
+    "joint, in full": ("q, k, v = self.query_key_value(x).chunk(3)\nreturn self.dense(f(q, k, v))", "`query_key_value` is one projection for q, k and v"),
+    "joint, of gpt2": ("q, k, v = self.c_attn(x).chunk(3)\nreturn self.c_proj(f(q, k, v))", "`c_attn` is one projection for q, k and v"),
+    "part of a name": ("q, k, v = self.qkvs_proj(x).chunk(3)\nreturn self.o(f(q, k, v))", "no three projections read one variable"),
 }  # fmt: skip
 
 
