@@ -151,9 +151,11 @@ def _problems(owner: Owner, block: Block, part: Part, outcome: PartOutcome) -> I
     if outcome.whole:
         if reading.swapped and part == "qkv":  # the numbers are equal all the same
             yield from reading.said
-    elif not outcome.rules or _is_whole(owner, reading.derived, part):
+    elif not outcome.rules:
         yield from outcome.reasons
         yield from reading.said
+    elif _is_whole(owner, reading.derived, part):
+        yield from reading.said or ("its structure says the same, and is rewritten whole",)
 
 
 def _is_whole(owner: Owner, block: Block | None, part: Part) -> bool:

@@ -155,12 +155,14 @@ def prove(
         model: unpatched, with adapters that contribute; left as it is.
         inputs: keyword arguments of its ``forward``, with ``labels``.
         subjects: classes of which it has instances.
-        checks: keys of ``patchkit.testing.CHECKS``.
+        checks: keys of ``patchkit.testing.CHECKS``; the first one has to pass.
         patch: patches a whole model, these classes among it; by default these classes and no others.
         revert: undoes it.
     """
     both = (patch, revert) if patch is not None else (patcher(subjects), unpatch)
-    results = run_checks(model, inputs, both[0], revert=both[1], names=checks)
+    order = {name: index for index, name in enumerate(checks)}
+    results = run_checks(model, inputs, both[0], revert=both[1], names=order)
+    results.sort(key=lambda result: order[result.check])
     failed = [result.check for result in results if result.status == "failed"]
     return [
         Trial(subject, levels_of(model, subject), tuple(_seen(model, subject, result) for result in own))

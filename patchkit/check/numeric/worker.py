@@ -96,7 +96,7 @@ def check_tiny(architecture: Architecture, name: str, model: Any, inputs: Inputs
     adapted = _adapted(model, causal=is_built_in(architecture.name))
     if adapted is None:
         classes = ", ".join(block.class_name for block in architecture.blocks) or "registered blocks"
-        problem = f"{type(model).__name__} of its configuration holds none of {classes} with its projections"
+        problem = f"it holds none of {classes} with its projections"
         return ArchitectureOutcome(architecture.name, versions(), problems={name: problem})
     subjects, left = subjects_of(adapted)
     apply = functools.partial(patchkit.apply, trust="always")  # what is to be proven cannot be asked for its proof
