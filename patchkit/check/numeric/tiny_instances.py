@@ -232,7 +232,7 @@ class _Around(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             host = self.__dict__.get("_modules", {}).get("host")
-            if host is None:
+            if host is None or name.startswith("__"):  # how it is copied or pickled is no other object's to say
                 raise
             return getattr(host, name)
 
