@@ -43,7 +43,9 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     library = {name for name in wheel if not name.startswith(f"{information}/")}
     assert library == modules(ROOT, "patchkit") | modules(ROOT / "kernels", "patchkit_kernels") | set(DATA)
     assert f"{information}/licenses/LICENSE" in wheel
-    assert "patchkit = patchkit.cli.main:main" in wheel[f"{information}/entry_points.txt"].decode()
+    points = wheel[f"{information}/entry_points.txt"].decode()
+    assert "patchkit = patchkit.cli.main:main" in points
+    assert "[pytest11]\npatchkit = patchkit.pytest_plugin" in points
 
 
 @pytest.mark.parametrize("name", DATA)
