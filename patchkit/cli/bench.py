@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 from dataclasses import asdict
@@ -13,6 +14,8 @@ import typer
 from patchkit.cli.console import error_console, output_console
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from patchkit.testing.comparison import Comparison
 
 HEADINGS = (
@@ -33,7 +36,8 @@ HEADINGS = (
 
 def bench(
     arch: Annotated[
-        list[str] | None, typer.Option("--arch", "-a", help="Tiny model; repeatable; globs. Default: all.")
+        list[str] | None,
+        typer.Option("--arch", "-a", help="Tiny model, or a plugin's architecture; repeatable; globs. Default: all."),
     ] = None,
     device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, xpu.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
@@ -48,13 +52,14 @@ def bench(
     import torch
     from rich.progress import track
 
+    from patchkit.arch.registry import architectures, is_built_in
     from patchkit.testing import TINY_MODELS
-    from patchkit.testing.comparison import compare_architecture
 
-    names = [name for name in TINY_MODELS if not arch or any(fnmatch.fnmatchcase(name, pattern) for pattern in arch)]
+    known = [*TINY_MODELS, *(name for name in architectures() if not is_built_in(name))]
+    names = [name for name in known if not arch or any(fnmatch.fnmatchcase(name, pattern) for pattern in arch)]
     if not names:
         error_console().print(
-            f"patchkit: error: no tiny model matches {', '.join(arch or ())}. Known: {', '.join(TINY_MODELS)}."
+            f"patchkit: error: no tiny model matches {', '.join(arch or ())}. Known: {', '.join(known)}."
         )
         raise typer.Exit(2)
     torch_dtype = getattr(torch, dtype, None)
@@ -63,7 +68,7 @@ def bench(
         raise typer.Exit(2)
     torch.set_num_threads(1)  # small products are slower on many threads, and the ratios noisier
     progress = track(names, description="comparing", console=error_console(), transient=True)
-    found = [compare_architecture(name, device=device, dtype=torch_dtype, steps=steps) for name in progress]
+    found = [one for name in progress for one in _compared(name, device=device, dtype=torch_dtype, steps=steps)]
     _print(found)
     settings = _settings(device, dtype)
     if json_file:
@@ -72,6 +77,37 @@ def bench(
         )
     if markdown:
         markdown.write_text(_markdown(found, settings))
+
+
+def _compared(name: str, **settings: Any) -> Iterator[Comparison]:
+    """The comparison of a tiny model of patchkit's, or those of a plugin's architecture.
+
+    Raises:
+        TinyModelError: there is no tiny model of that architecture, or it has none of its blocks.
+    """
+    from patchkit.arch.registry import find
+    from patchkit.check.numeric.tiny_instances import comparable
+    from patchkit.check.numeric.worker import with_adapters
+    from patchkit.errors import TinyModelError
+    from patchkit.testing import TINY_MODELS
+    from patchkit.testing.comparison import ALPHA, BATCH, LENGTH, RANK, SMALL, compare_architecture, compare_patched
+    from patchkit.testing.tiny.architectures import tiny_names, tiny_of
+
+    if name in TINY_MODELS:
+        yield compare_architecture(name, **settings)
+        return
+    architecture = find(name)
+    for one in tiny_names(architecture) or ("",):
+        tiny = tiny_of(architecture, one, batch=BATCH, length=LENGTH)
+        sizes = {field: size for field, size in SMALL.items() if hasattr(tiny.model.config, field)}
+        with contextlib.suppress(TinyModelError):  # sizes that do not go together: then smaller ones are compared
+            tiny = tiny_of(architecture, one, batch=BATCH, length=LENGTH, **sizes)
+        model, inputs = comparable(*tiny)
+        adapted = with_adapters(model, r=RANK, lora_alpha=ALPHA)
+        if adapted is None:
+            raise TinyModelError(f"the tiny model {one} has none of the blocks of {name}")
+        shown = name if len(tiny_names(architecture)) == 1 else f"{name} ({one})"
+        yield compare_patched(shown, adapted, inputs, **settings)
 
 
 def _settings(device: str, dtype: str) -> dict[str, Any]:
@@ -121,7 +157,8 @@ def _print(found: list[Comparison]) -> None:
     for heading in (*headings, *(("ms per step", "time") if timed else ())):
         table.add_column(heading, justify="right")
     for one in found:
-        levels = ", ".join(one.levels.values()) if len(set(one.levels.values())) > 1 else one.levels["qkv"]
+        there = [level for level in one.levels.values() if level]
+        levels = ", ".join(there) if len(set(there)) > 1 else "".join(there[:1])
         plain, patched, seconds = one.plain, one.patched, one.seconds
         pairs = (
             (plain.bytes_kept, patched.bytes_kept),

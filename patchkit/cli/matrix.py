@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchkit.cli.check import RequireHashes, Wheels, progress_of
-from patchkit.cli.console import output_console
+from patchkit.cli.console import error_console, output_console
 
 if TYPE_CHECKING:
+    from patchkit.arch.spec import Architecture
     from patchkit.check.static.records import Records
     from patchkit.upstream.release import Release
 
@@ -41,7 +42,7 @@ def matrix(
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
     from patchkit.check.static.records import SHIPPED_RECORDS, Records
-    from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs
+    from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs, user_ledger
     from patchkit.upstream.releases import OLDEST, resolve
 
     if every and records is None:
@@ -52,7 +53,9 @@ def matrix(
     if not wanted:  # a release that was added to the list is renewed with it: architectures and rules may be new
         wanted = [f">={OLDEST}"] if every else [*RELEASES, *map(str, known.releases())]
     known, releases = record(known, wanted, wheels, require_hashes)
-    table = make_matrix(known, read_proofs(SHIPPED_LEDGER))
+    # What a plugin says of a class is in the key of its proofs, and these are the user's own.
+    plugins = {key: proof for key, proof in read_proofs(user_ledger()).items() if key.description}
+    table = make_matrix(known, {**plugins, **read_proofs(SHIPPED_LEDGER)})
     if html:
         from patchkit.check.results.matrix_html import to_html
 
@@ -63,6 +66,11 @@ def matrix(
         write_whole(html, to_html(table, [*releases, *others]))
     known.save(place)
     write_whole(output, to_markdown(table))
+    for architecture in _elsewhere():
+        error_console().print(
+            f"{architecture.name} is no row: {architecture.module} is not part of transformers; "
+            f"`patchkit check --arch {architecture.name}` checks what is installed of it"
+        )
     written = [str(path) for path in (output, html, place) if path]
     output_console().print(f"{len(table.rows)} architectures × {len(table.releases)} releases: {', '.join(written)}")
 
@@ -76,11 +84,19 @@ def record(
     from patchkit.arch.registry import architectures
     from patchkit.check.static.sweep import sweep
     from patchkit.upstream.releases import resolve
-    from patchkit.upstream.wheels import PACKAGE
 
-    upstream = [one for one in architectures().values() if one.module.startswith(f"{PACKAGE}.")]
+    elsewhere = _elsewhere()
+    upstream = [one for one in architectures().values() if one not in elsewhere]
     with progress_of("fetching releases") as fetched:
         releases = resolve(wanted, wheels=wheels, progress=fetched, from_wheels=True, require_hashes=require_hashes)
     with progress_of("rewriting") as rewritten:
         findings = sweep(releases, upstream, progress=rewritten)
     return known.with_findings(findings, datetime.date.today().isoformat()), releases
+
+
+def _elsewhere() -> list[Architecture]:
+    """The architectures of plugins whose classes are not those of transformers."""
+    from patchkit.arch.registry import architectures
+    from patchkit.upstream.wheels import PACKAGE
+
+    return [one for one in architectures().values() if not one.module.startswith(f"{PACKAGE}.")]

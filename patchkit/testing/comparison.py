@@ -36,8 +36,8 @@ class Comparison:
     """One architecture, patched against plain PEFT, with LoRA on every text projection.
 
     Attributes:
-        name: of the tiny model, a key of ``patchkit.testing.TINY_MODELS``.
-        levels: for each of qkv, o and mlp, the level of every such part.
+        name: of the tiny model, a key of ``patchkit.testing.TINY_MODELS`` or that of a plugin's architecture.
+        levels: for each of qkv, o and mlp, the level of every such part; empty where there is none.
         output_error: largest relative error of logits and loss.
         gradient_error: largest relative error of any gradient; infinite if the sets of gradients differ.
         plain: cost of one forward and backward of plain PEFT.
@@ -65,11 +65,33 @@ def compare_architecture(
         dtype: of the base weights.
         steps: how many steps of each kind to time, in turn; 0 for none.
     """
-    import patchkit  # the public face loads the flow that this package is used to test
-
     overrides = SMALL | ({"vision_config": _VISION_WIDTH[name]} if name in _VISION_WIDTH else {})
     model = add_lora(tiny_model(name, **overrides), r=RANK, lora_alpha=ALPHA)
     inputs = tiny_inputs(name, model, batch=BATCH, length=LENGTH)
+    return compare_patched(name, model, inputs, device=device, dtype=dtype, steps=steps)
+
+
+def compare_patched(
+    name: str,
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    steps: int = 0,
+) -> Comparison:
+    """Patch a copy of a model that has adapters, and compare.
+
+    Args:
+        name: what to call it.
+        model: is moved, cast and put into train mode.
+        inputs: keyword arguments of its ``forward``, with ``labels`` unless it computes a loss without.
+        device: where to run.
+        dtype: of the base weights.
+        steps: how many steps of each kind to time, in turn; 0 for none.
+    """
+    import patchkit  # the public face loads the flow that this package is used to test
+
     plain = model.to(device=device, dtype=dtype).train()
     inputs = {key: _moved(value, device, dtype) for key, value in inputs.items()}
     patched = copy.deepcopy(plain)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import patchkit.check.static.records as records_module
 from patchkit.arch import registry
 from patchkit.arch.registry import find
+from patchkit.arch.spec import Architecture, Attention, GatedMLP
 from patchkit.check.results import matrix
 from patchkit.cli.main import app
 from patchkit.trust import ledger
@@ -163,6 +164,25 @@ def test_markdown(snapshot: SnapshotAssertion, tmp_path: Path) -> None:
         for line in text.splitlines()
         if re.match(r"\| (?!architecture)[a-z0-9_]+ \| [^ ]+ \| [^ ]+ \|$", line)
     }
+
+
+@pytest.mark.usefixtures("releases")
+def test_a_matrix_with_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of transformers is a row, with the user's own proofs of it; one of another package is named."""
+    blocks = (Attention("LlamaAttention", q="q_proj"), GatedMLP("LlamaMLP"))
+    mine = Architecture("mine", ("llama",), find("llama").module, blocks[1:])
+    acme = Architecture("acme", ("acme",), "acme.modeling", blocks)
+    known = {"llama": find("llama"), "mine": mine, "acme": acme}
+    for module in (registry, matrix):
+        monkeypatch.setattr(module, "architectures", lambda: known)
+    result = run("matrix", "--transformers", "./known", "-o", "m.md")
+    assert result.exit_code == 0, result.output
+    rows = {line.split(" | ")[0].strip("| "): line for line in (tmp_path / "m.md").read_text().splitlines()}
+    assert rows["mine"].endswith(" ○ |")
+    assert "acme" not in rows
+    assert "acme is no row: acme.modeling is not part of transformers; `patchkit check --arch acme`" in " ".join(
+        result.stderr.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def check_tiny(architecture: Architecture, name: str, model: Any, inputs: Inputs
     import patchkit
     from patchkit.check.numeric.proving import prove, subjects_of, versions
 
-    adapted = _adapted(model, causal=is_built_in(architecture.name))
+    adapted = with_adapters(model, causal=is_built_in(architecture.name), r=4, lora_alpha=11)
     if adapted is None:
         classes = ", ".join(block.class_name for block in architecture.blocks) or "registered blocks"
         problem = f"it holds none of {classes} with its projections"
@@ -112,12 +112,15 @@ def check_tiny(architecture: Architecture, name: str, model: Any, inputs: Inputs
     )
 
 
-def _adapted(model: Any, *, causal: bool) -> Any:
+def with_adapters(model: Any, *, causal: bool = False, r: int, lora_alpha: int) -> Any:
     """A model with adapters on every projection of its registered blocks, those of a vision tower included.
 
     Args:
         model: without adapters.
         causal: whether it gets PEFT's class for causal models, which hands on inputs that not every model takes.
+        r: rank.
+        lora_alpha: one for a scaling that is no power of two, so that leaving it out or applying it twice rounds
+            differently.
 
     Returns:
         The PEFT model in train mode, or None if there is no such projection.
@@ -134,9 +137,8 @@ def _adapted(model: Any, *, causal: bool) -> Any:
     ]
     if not targets:
         return None
-    # A scaling that is no power of two, so that leaving it out or applying it twice rounds differently.
     options: dict[str, Any] = {} if causal else {"task_type": None}
-    return add_lora(model, target_modules=targets, r=4, lora_alpha=11, **options).train()
+    return add_lora(model, target_modules=targets, r=r, lora_alpha=lora_alpha, **options).train()
 
 
 def _outcome(trial: Trial, model: str) -> BlockOutcome:
