@@ -37,6 +37,10 @@ class ArchitectureError(PatchkitError, AssertionError):
     """An architecture is not what the source says, or its patched model is not equal; each fault is a line."""
 
 
+class NewArchitectureError(PatchkitError, ValueError):
+    """No package can be written for an architecture: of its name, of its source, or because files are there."""
+
+
 class SourceNotFoundError(PatchkitError, LookupError):
     """The source of an architecture cannot be read: its package, or its file in that release, is not there."""
 

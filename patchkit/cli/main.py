@@ -22,6 +22,7 @@ from patchkit.cli.console import error_console, own_output
 from patchkit.cli.diff import diff
 from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
+from patchkit.cli.new_arch import new_arch
 from patchkit.cli.scan import scan
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
@@ -86,6 +87,7 @@ app.command()(matrix)
 app.command()(watch)
 app.command()(adopt)
 app.command()(cache)
+app.command()(new_arch)
 
 
 def main() -> None:

@@ -52,7 +52,8 @@ class AcmeAttention(nn.Module):
         query, key = rotated(query, *rotary), rotated(key, *rotary)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        key, value = (states.repeat_interleave(self.groups, dim=1) for states in (key, value))
+        key = key.repeat_interleave(self.groups, dim=1)
+        value = value.repeat_interleave(self.groups, dim=1)
         states = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         attended: Tensor = self.wo(states.transpose(1, 2).reshape(batch, length, -1))
         return attended
