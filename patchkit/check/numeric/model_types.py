@@ -118,6 +118,7 @@ def examine(model_type: str, head: str) -> TypeOutcome:
         model_type: of the transformers that is imported.
         head: a key of :data:`patchkit.testing.tiny.heads.HEADS`.
     """
+    from patchkit.check.numeric.adapting import adapted
     from patchkit.errors import TinyModelError
     from patchkit.testing import tiny_inputs_for, tiny_model_from
 
@@ -135,28 +136,12 @@ def examine(model_type: str, head: str) -> TypeOutcome:
             return outcome("not built", _in_one_line(str(error).splitlines()[-1]))
         named: dict[str, Any] = {"model_class": type(model).__name__}
         try:
-            reference, inputs = _adapted(model, inputs)
-            expected = _run(reference, inputs)
+            reference = adapted(model, inputs)
         except Exception as error:  # PEFT and upstream may raise anything
             return outcome("not run", f"plain PEFT fails: {type(error).__name__}: {_in_one_line(str(error))}", **named)
-        return outcome(**_compared(reference, inputs, expected), **named)
-
-
-def _adapted(model: Any, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-    """The model with an adapter on every linear layer that PEFT takes, and a loss."""
-    from patchkit.check.numeric.tiny_instances import FirstOutput
-    from patchkit.testing import add_lora
-
-    whole: nn.Module = model
-    if "labels" not in inputs:
-        whole = FirstOutput(model)
-    try:
-        return add_lora(copy.deepcopy(whole), target_modules="all-linear", task_type=None, r=4).train(), inputs
-    except ValueError:  # PEFT refuses some layers of state-space models by name
-        named = (name for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D"))
-        refused = {"out_proj", "conv1d", "lm_head"}
-        targets = sorted({last for name in named if (last := name.rpartition(".")[2]) not in refused})
-        return add_lora(whole, target_modules=targets, task_type=None, r=4).train(), inputs
+        found = _compared(reference.model, inputs, reference.outcome)
+        reasons = [_in_one_line(reference.without)] if reference.without else []
+        return outcome(**found | named | {"reason": "; ".join([*reasons, *filter(None, [found.get("reason")])])})
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Run:

@@ -220,7 +220,7 @@ def _token_inputs() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-class _Around(nn.Module):
+class Around(nn.Module):
     """A model with something done to its inputs or outputs; its own attributes are found on it."""
 
     def __init__(self, host: nn.Module) -> None:
@@ -243,7 +243,7 @@ def _knows_caches(model: nn.Module) -> bool:
     return "use_cache" in accepted or any(one.kind is one.VAR_KEYWORD for one in accepted.values())
 
 
-class WithoutCache(_Around):
+class WithoutCache(Around):
     """A model that may not know the argument with which the harness switches a cache off."""
 
     def __init__(self, host: nn.Module) -> None:
@@ -271,7 +271,7 @@ class FirstOutput(WithoutCache):
         return SimpleNamespace(logits=output, loss=F.cross_entropy(exact, classes))
 
 
-class HiddenStates(_Around):
+class HiddenStates(Around):
     """A model without head, with what the harness compares: its hidden states as logits, and a loss.
 
     The loss is the cross-entropy of the hidden states, taken as logits. A weighted sum would do for gradients, but

@@ -208,7 +208,7 @@ def _made(config: Any, model_class: type[PreTrainedModel], seed: int) -> PreTrai
     found = search_inputs(model)
     if found.inputs is None:
         raise TinyModelError(found.why)
-    require_a_step(model, found.inputs)
+    require_a_step(copy.deepcopy(model), found.inputs)  # some keep what a forward has computed
     if found.missing:
         raise _LeavesOutError(model, found)
     return model

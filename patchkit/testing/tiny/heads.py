@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import transformers
+from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from patchkit.errors import TinyModelError
 from patchkit.testing.tiny.shrinking import sub_configs
@@ -23,9 +28,28 @@ HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "vision": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",),
         "multimodal": ("MODEL_FOR_MULTIMODAL_LM_MAPPING",),
         "base": ("MODEL_MAPPING",),
+        "task": (
+            "MODEL_FOR_PRETRAINING_MAPPING",
+            "MODEL_FOR_OBJECT_DETECTION_MAPPING",
+            "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
+            "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
+            "MODEL_FOR_DEPTH_ESTIMATION_MAPPING",
+            "MODEL_FOR_IMAGE_MATTING_MAPPING",
+            "MODEL_FOR_KEYPOINT_DETECTION_MAPPING",
+            "MODEL_FOR_KEYPOINT_MATCHING_MAPPING",
+            "MODEL_FOR_POSE_ESTIMATION_MAPPING",
+            "MODEL_FOR_TABLE_RECOGNITION_MAPPING",
+            "MODEL_FOR_DECISION_MAPPING",
+            "MODEL_FOR_BACKBONE_MAPPING",
+        ),
+        "part": (),
     }
 )
-"""What a model ends in, and the mappings of transformers that have such models, by configuration class."""
+"""What a model ends in, and the mappings of transformers that have such models, by configuration class.
+
+``part`` has the types that are in none of these mappings. Most are parts of others, and are built as the class of
+their modelling file that takes their configuration.
+"""
 
 
 def types_with(head: str) -> list[str]:
@@ -34,6 +58,8 @@ def types_with(head: str) -> list[str]:
     Args:
         head: a key of :data:`HEADS`.
     """
+    if head == "part":
+        return sorted(set(CONFIG_MAPPING_NAMES).difference(*(types_with(other) for other in HEADS if other != "part")))
     names = (getattr(modeling_auto, f"{mapping}_NAMES", {}) for mapping in HEADS[head])
     return sorted({name for found in names for name in found})
 
@@ -100,14 +126,40 @@ def _model_class(config_class: type[Any], head: str | type[PreTrainedModel] | No
         raise TinyModelError(f"unknown head {head!r}; known: {', '.join(HEADS)}, or a model class")
     for name in (head,) if head else HEADS:
         for mapping in HEADS[name]:
-            for found in _in_mapping(getattr(modeling_auto, mapping, None), config_class):
+            for found in _in_mapping(mapping, config_class):
                 return found
+        if name == "part" and (own := _class_of_part(config_class)) is not None:
+            return own
     wanted = f"with head {head!r}" if head else "in any mapping"
     raise TinyModelError(f"{config_class.__name__} has no model {wanted}; pass the model class as head")
 
 
-def _in_mapping(mapping: Any, config_class: type[Any]) -> Iterator[type[PreTrainedModel]]:
-    if mapping is None or config_class not in mapping:
-        return
-    found = mapping[config_class]
-    yield from found if isinstance(found, (list, tuple)) else (found,)
+def _in_mapping(mapping: str, config_class: type[Any]) -> Iterator[type[PreTrainedModel]]:
+    classes = getattr(modeling_auto, mapping, None)
+    if classes is not None and config_class in classes:
+        found = classes[config_class]
+        yield from found if isinstance(found, (list, tuple)) else (found,)
+    # A configuration that has two model types is looked up by the last one, which may not be the one that is mapped.
+    name = getattr(modeling_auto, f"{mapping}_NAMES", {}).get(getattr(config_class, "model_type", ""))
+    for one in name if isinstance(name, (list, tuple)) else (name,):
+        found = getattr(transformers, one, None) if one else None
+        if isinstance(found, type) and found.config_class is config_class:
+            yield found
+
+
+def _class_of_part(config_class: type[Any]) -> type[PreTrainedModel] | None:
+    """The last class of the modelling files that takes this configuration; one that is called a model before others."""
+    package, _, _ = config_class.__module__.rpartition(".")
+    names = [f"{package}.{one.name}" for one in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    found = [
+        one
+        for name in names
+        if name.rpartition(".")[2].startswith("modeling_")
+        for one in vars(importlib.import_module(name)).values()
+        if isinstance(one, type)
+        and issubclass(one, PreTrainedModel)
+        and one.__module__ == name
+        and one.config_class is config_class
+        and one.forward is not nn.Module.forward
+    ]
+    return max(reversed(found), key=lambda one: one.__name__.endswith("Model"), default=None)

@@ -52,6 +52,15 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "the first two sections of its rotary embeddings are alike",
             {"rope_parameters.mrope_section": [3, 3, 2]},
         ),
+        "granite4_vision": Hint(
+            "its defaults have no layers that exchange states",
+            {
+                "deepstack_layer_map": [(-1, 0)],
+                "spatial_target_layers": [0, 0, 1, 1],
+                "downsample_rate": "1/2",
+                "qformer_config.num_attention_heads": 4,
+            },
+        ),
         "lfm2_moe": Hint(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
         ),
@@ -67,7 +76,10 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
                 "indexer_compress_ratio": 2,
             },
         ),
-        "reformer": Hint("axial positions are factors of the length, which varies", {"axial_pos_embds": False}),
+        "reformer": Hint(
+            "axial positions are factors of the length, which varies; it seeds what it draws by the clock",
+            {"axial_pos_embds": False, "hash_seed": 0, "hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0},
+        ),
         "xmod": Hint("it has adapters for languages, and wants to know which", {"default_language": "en_XX"}),
         "zamba": Hint(
             "tied layers are there from the second on",

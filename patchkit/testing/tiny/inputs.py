@@ -199,7 +199,7 @@ def _with_text(
             corners = torch.tensor([1, 1, 9, 9], device=inputs["input_ids"].device)
             inputs["bbox"] = corners.repeat(*inputs["input_ids"].shape, 1)
         for name in accepted:  # of another tokenizer's text, such as what an image is asked about
-            if name.startswith("qformer_"):
+            if name.startswith(("qformer_", "protein_")):
                 inputs[name] = torch.ones_like(rows) if name.endswith("mask") else rows
         image = _media_token(model.config, "image")
         for name in ("mm_token_type_ids", "token_type_ids"):

@@ -27,19 +27,20 @@ def first_tensor(outputs: Any) -> Tensor | None:
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    return next((tensor for tensor in _tensors(outputs) if tensor.ndim > 0), None)
+    return next((tensor for tensor in all_tensors(outputs) if tensor.ndim > 0), None)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def all_tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a model's outputs, in their order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
     elif isinstance(value, Mapping):
         for entry in value.values():
-            yield from _tensors(entry)
+            yield from all_tensors(entry)
     elif isinstance(value, (list, tuple)):
         for entry in value:
-            yield from _tensors(entry)
+            yield from all_tensors(entry)
 
 
 def require_a_step(model: nn.Module, inputs: Mapping[str, Any]) -> None:
