@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from patchkit.check.numeric.tiny_instances import Around, CannotBuildError
 from patchkit.testing import add_lora, run
+from patchkit.testing.tiny.heads import source_of
 from patchkit.testing.tiny.outcome import all_tensors, first_tensor, in_short
 
 if TYPE_CHECKING:
@@ -88,16 +89,27 @@ def _ways(model: nn.Module, whole: nn.Module) -> Iterator[_Way]:
     yield _Way("all-linear")
     yield _Way("all-linear", "it wants inputs that require a gradient", inputs_require_grad=True)
     head = _output_embeddings(model)
-    layers = {
-        name: module
-        for name, module in whole.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
-    }
+    layers = {name: module for name, module in linear_layers(whole).items() if module is not head}
     plain = [name for name, module in layers.items() if type(module) in (nn.Linear, Conv1D)]
     for names in (plain, [name for name in plain if not name.endswith(_REFUSED)]):
         if names:
             left = sorted({name.rpartition(".")[2] for name in layers.keys() - set(names)})
             yield _Way(names, f"without adapters on {', '.join(left)}" if left else "its layers are named one by one")
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model that PEFT means by ``all-linear``, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def has_linear_layers(model_type: str, head: str) -> bool:
+    """Whether a model of the usual size has any; true if nobody can say. No memory is taken for its weights."""
+    try:
+        source = source_of(model_type, head)
+        with torch.device("meta"):
+            return bool(linear_layers(source.model_class(source.config_class())))
+    except Exception:  # a constructor may raise anything, and some compute with numbers
+        return True
 
 
 def _output_embeddings(model: Any) -> nn.Module | None:

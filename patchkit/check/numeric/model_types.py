@@ -26,6 +26,8 @@ State = Literal["verified", "different", "upstream", "nothing to patch", "not ru
 
 STATES: tuple[State, ...] = get_args(State)
 
+_NO_LINEAR = "it has no linear layer that PEFT adapts"
+
 _EXACT = 1e-9
 """In float64, relative: far above its rounding, far below any other formula."""
 
@@ -118,7 +120,7 @@ def examine(model_type: str, head: str) -> TypeOutcome:
         model_type: of the transformers that is imported.
         head: a key of :data:`patchkit.testing.tiny.heads.HEADS`.
     """
-    from patchkit.check.numeric.adapting import adapted
+    from patchkit.check.numeric.adapting import adapted, has_linear_layers, linear_layers
     from patchkit.errors import TinyModelError
     from patchkit.testing import tiny_inputs_for, tiny_model_from
 
@@ -133,8 +135,12 @@ def examine(model_type: str, head: str) -> TypeOutcome:
             model = tiny_model_from(model_type, head=head)
             inputs: Inputs = tiny_inputs_for(model)
         except TinyModelError as error:
+            if not has_linear_layers(model_type, head):
+                return outcome("nothing to patch", _NO_LINEAR)
             return outcome("not built", _in_one_line(str(error).splitlines()[-1]))
         named: dict[str, Any] = {"model_class": type(model).__name__}
+        if not linear_layers(model):
+            return outcome("nothing to patch", _NO_LINEAR, **named)
         try:
             reference = adapted(model, inputs)
         except Exception as error:  # PEFT and upstream may raise anything
@@ -160,7 +166,7 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     report = patchkit.apply(model, trust="always")
     counts = _counted(model, report)
     if not counts["whole"] + counts["alone"] + counts["left"]:
-        return {"state": "nothing to patch", "reason": "it has no linear layer that PEFT adapts"}
+        return {"state": "nothing to patch", "reason": _NO_LINEAR}
     blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part != "linear"})
     told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "judged_in": "float32"}
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)

@@ -26,6 +26,7 @@ _MOST_CHANGES = 2
 _MOST_REPAIRS = 16
 _DEEPEST_REPAIR = 3
 _MOST_PARAMETERS = 3_000_000
+_MOST_WITH_WHOLE_WIDTHS = 25_000_000
 
 
 class _Rung(NamedTuple):
@@ -82,7 +83,8 @@ def tiny_model_from(
         except Exception as error:  # a configuration's own checks may raise anything
             climb.reasons.append(f"{rung.name}: {in_short(error)}")
             continue
-        model = climb.model(rung.name, config)
+        whole = "whole_widths" in rung.changes
+        model = climb.model(rung.name, config, _MOST_WITH_WHOLE_WIDTHS if whole else _MOST_PARAMETERS)
         if not isinstance(model, PreTrainedModel):
             if str(model) not in failures:
                 progress.update(rung.changes)
@@ -158,15 +160,15 @@ class _Climb:
         self.reasons: list[str] = []
         self.partial: _LeavesOutError | None = None
         self._errors: set[str] = set()
-        self._small = False
+        self._small: set[int] = set()
         self._left = _MOST_REPAIRS
 
-    def model(self, name: str, config: Any) -> PreTrainedModel | BaseException:
-        """The model of a configuration, or why it is none."""
+    def model(self, name: str, config: Any, most: int = _MOST_PARAMETERS) -> PreTrainedModel | BaseException:
+        """The model of a configuration with at most so many parameters, or why it is none."""
         try:
-            if not self._small:
-                _require_few_parameters(config, self.model_class)
-                self._small = True
+            if most not in self._small:
+                _require_few_parameters(config, self.model_class, most)
+                self._small.add(most)
             return _made(config, self.model_class, self.seed)
         except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
             if isinstance(error, _LeavesOutError) and (self.partial is None or error.missing < self.partial.missing):
@@ -214,7 +216,7 @@ def _made(config: Any, model_class: type[PreTrainedModel], seed: int) -> PreTrai
     return model
 
 
-def _require_few_parameters(config: Any, model_class: type[PreTrainedModel]) -> None:
+def _require_few_parameters(config: Any, model_class: type[PreTrainedModel], most: int) -> None:
     """Make sure that a model is small before memory is asked for.
 
     Raises:
@@ -225,7 +227,7 @@ def _require_few_parameters(config: Any, model_class: type[PreTrainedModel]) -> 
             parameters = list(model_class(copy.deepcopy(config)).named_parameters())
     except Exception:  # some constructors compute with numbers; the real one says what is wrong
         return
-    if sum(parameter.numel() for _, parameter in parameters) > _MOST_PARAMETERS:
+    if sum(parameter.numel() for _, parameter in parameters) > most:
         name, largest = max(parameters, key=lambda item: item[1].numel())
         raise TinyModelError(f"{name} of shape {list(largest.shape)} is not tiny")
 

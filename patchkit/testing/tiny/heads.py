@@ -136,9 +136,11 @@ def _model_class(config_class: type[Any], head: str | type[PreTrainedModel] | No
 
 def _in_mapping(mapping: str, config_class: type[Any]) -> Iterator[type[PreTrainedModel]]:
     classes = getattr(modeling_auto, mapping, None)
-    if classes is not None and config_class in classes:
-        found = classes[config_class]
-        yield from found if isinstance(found, (list, tuple)) else (found,)
+    try:
+        found = classes[config_class] if classes is not None and config_class in classes else ()
+    except ValueError:  # it names a class that does not exist
+        found = ()
+    yield from found if isinstance(found, (list, tuple)) else (found,)
     # A configuration that has two model types is looked up by the last one, which may not be the one that is mapped.
     name = getattr(modeling_auto, f"{mapping}_NAMES", {}).get(getattr(config_class, "model_type", ""))
     for one in name if isinstance(name, (list, tuple)) else (name,):
@@ -149,7 +151,9 @@ def _in_mapping(mapping: str, config_class: type[Any]) -> Iterator[type[PreTrain
 
 def _class_of_part(config_class: type[Any]) -> type[PreTrainedModel] | None:
     """The last class of the modelling files that takes this configuration; one that is called a model before others."""
-    package, _, _ = config_class.__module__.rpartition(".")
+    package, _, file = config_class.__module__.rpartition(".")
+    if not file.startswith("configuration_"):
+        return None
     names = [f"{package}.{one.name}" for one in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     found = [
         one

@@ -21,6 +21,10 @@ class Hint(NamedTuple):
 
 _NO_WORDS = "image tokens are found by their words, which are a tokenizer's"
 
+_UNSAID_LENGTH = "its defaults do not say how much is to be predicted"
+
+_SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3]}
+
 _UNSAID_TOKEN = "its forward reads a token that its configuration lacks"
 
 HINTS: Mapping[str, Hint] = MappingProxyType(
@@ -29,6 +33,7 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "a table says how many states are made of so many patches",
             {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
         ),
+        "autoformer": Hint(_UNSAID_LENGTH, {**_SERIES, "label_length": 4}),
         "blt": Hint(
             "its global model is as wide as several states of the local ones together",
             {
@@ -47,7 +52,12 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
         ),
         "deepseek_ocr2_text": Hint("its defaults have no kinds of MLPs", {"mlp_layer_types": ["dense", "sparse"]}),
+        "dots3_note_vision_encoder": Hint(
+            "its adapter is as wide as it; a layer has fewer experts than the others, and no fewer than a token takes",
+            {"adapter_in_dim": 48, "per_layer_config": {1: {"num_local_experts": 2}}},
+        ),
         "emu3": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
+        "emu3_vqgan": Hint("it is as wide as its last stage", {"hidden_size": 32}),
         "ernie4_5_vl_moe_text": Hint(
             "the first two sections of its rotary embeddings are alike",
             {"rope_parameters.mrope_section": [3, 3, 2]},
@@ -61,6 +71,8 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
                 "qformer_config.num_attention_heads": 4,
             },
         ),
+        "informer": Hint(_UNSAID_LENGTH, _SERIES),
+        "levit": Hint("a patch is what four convolutions make of it", {"patch_size": 16, "image_size": 64}),
         "lfm2_moe": Hint(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
         ),
@@ -78,8 +90,24 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
         ),
         "reformer": Hint(
             "axial positions are factors of the length, which varies; it seeds what it draws by the clock",
-            {"axial_pos_embds": False, "hash_seed": 0, "hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0},
+            {
+                "axial_pos_embds": False,
+                "hash_seed": 0,
+                "hidden_dropout_prob": 0.0,
+                "local_attention_probs_dropout_prob": 0.0,
+            },
         ),
+        "time_series_transformer": Hint(_UNSAID_LENGTH, _SERIES),
+        "vitmatte": Hint(
+            "its defaults are tuples, and it adds them to lists",
+            {
+                "convstream_hidden_sizes": [16, 24, 32],
+                "fusion_hidden_sizes": [32, 24, 16, 8],
+                "backbone_config.patch_size": 16,
+                "backbone_config.image_size": 64,
+            },
+        ),
+        "vitpose_backbone": Hint("its patches are padded", {"patch_size": [16, 16], "image_size": [64, 64]}),
         "xmod": Hint("it has adapters for languages, and wants to know which", {"default_language": "en_XX"}),
         "zamba": Hint(
             "tied layers are there from the second on",

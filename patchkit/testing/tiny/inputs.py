@@ -17,11 +17,12 @@ from patchkit.testing.parity import IGNORED_LABEL
 from patchkit.testing.random_state import preserved_random_state, seeded
 from patchkit.testing.tiny.media import Form, audio_forms, image_forms
 from patchkit.testing.tiny.outcome import first_tensor, in_short
+from patchkit.testing.tiny.states import beside_tokens, state_forms
 from patchkit.testing.tiny.tokens import FIRST_TEXT_TOKEN, LAST_TEXT_TOKEN, token_fields
 
 _BEFORE_MEDIA = 2
 _MOST_CORRECTIONS = 3
-_KINDS = ("image", "audio")
+_KINDS = ("image", "audio", "state")
 
 
 def tiny_inputs_for(model: nn.Module, *, batch: int = 2, length: int = 12, seed: int = 1) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ class Search:
 
     Attributes:
         inputs: of its forward; None if it takes none of those that were tried.
-        missing: towers that the model has and these inputs leave out.
+        missing: towers that the model has and these inputs leave out, and ``labels`` if it takes others.
         why: what failed before, in one line.
     """
 
@@ -65,10 +66,13 @@ def search_inputs(model: nn.Module, *, batch: int = 2, length: int = 12, seed: i
     """As :func:`tiny_inputs_for`, and what was tried in vain."""
     base = _base_model(model)
     reasons: list[str] = []
+    unlabelled: list[tuple[Form, dict[str, Tensor]]] = []
 
     def settled(form: Form) -> dict[str, Tensor] | None:
         try:
-            return _labelled(base, _settled(base, form, batch, length, seed))
+            inputs = _settled(base, form, batch, length, seed)
+            unlabelled.append((form, inputs))
+            return _labelled(base, inputs)
         except Exception as error:  # a forward may raise anything for what it was not made for
             reasons.append(f"{', '.join(form) or 'text'}: {in_short(error)}")
             return None
@@ -95,6 +99,9 @@ def search_inputs(model: nn.Module, *, batch: int = 2, length: int = 12, seed: i
             if inputs is not None:
                 missing = tuple(kind for kind in forms if not _is_of(kind, form))
                 return Search(inputs, missing, _listed(reasons))
+        for form, inputs in unlabelled:  # labels of another kind, such as the boxes of an image
+            missing = tuple(kind for kind in forms if not _is_of(kind, form))
+            return Search(inputs, ("labels", *missing), _listed(reasons))
     return Search(None, tuple(forms), _listed(reasons))
 
 
@@ -103,7 +110,9 @@ def _listed(reasons: Sequence[str]) -> str:
 
 
 def _forms_of(kind: str, model: Any, accepted: Mapping[str, Any], batch: int, seed: int) -> Iterator[Form]:
-    make = image_forms if kind == "image" else audio_forms
+    if kind == "state" and ("input_ids" in accepted or "pixel_values" in accepted):
+        return iter(())
+    make = {"image": image_forms, "audio": audio_forms, "state": state_forms}[kind]
     return make(model.config, accepted, batch, torch.Generator().manual_seed(seed + len(kind)))
 
 
@@ -121,7 +130,7 @@ def _settled(model: Any, form: Form, batch: int, length: int, seed: int) -> dict
         try:
             _run(model, inputs)
         except (ValueError, RuntimeError, IndexError) as error:
-            corrected = _corrected(counts, str(error), batch)
+            corrected = _corrected(counts, str(error), batch, _width(model))
             if corrected is None or corrected == counts:
                 raise
             counts = corrected
@@ -131,8 +140,11 @@ def _settled(model: Any, form: Form, batch: int, length: int, seed: int) -> dict
 
 
 def _is_of(kind: str, form: Form) -> bool:
-    words = {"image": ("pixel", "flattened_patches"), "audio": ("input_features", "input_values", "audio_")}[kind]
-    return any(name.startswith(words) for name in form)
+    if kind == "image":
+        return any(name.startswith(("pixel", "flattened_patches")) or name.endswith("grid_thw") for name in form)
+    if kind == "audio":
+        return any(name.startswith(("input_features", "input_values", "audio_")) for name in form)
+    return bool(form) and not any(_is_of(other, form) for other in ("image", "audio"))
 
 
 def _run(model: Any, inputs: Mapping[str, Tensor]) -> Any:
@@ -161,6 +173,13 @@ def _tokens_wanted(model: Any, kind: str, form: Form, batch: int) -> int:
     return max(1, rows // batch)
 
 
+def _width(model: Any) -> int:
+    try:
+        return int(model.get_input_embeddings().weight.shape[-1])
+    except (AttributeError, NotImplementedError):  # it takes no tokens
+        return 1
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -169,14 +188,23 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(entry)
 
 
-def _corrected(counts: Mapping[str, int], message: str, batch: int) -> dict[str, int] | None:
-    """The counts that an error asks for, such as ``tokens: 2, features 32``; None if it is about something else."""
+def _corrected(counts: Mapping[str, int], message: str, batch: int, width: int) -> dict[str, int] | None:
+    """The counts that an error asks for, such as ``tokens: 2, features 32``; None if it is about something else.
+
+    Args:
+        counts: that gave the error, for one row.
+        message: of the error.
+        batch: rows.
+        width: of a token's embedding.
+    """
     if not counts:
         return None
     found = re.search(r"tokens\D{0,20}(\d+)\D{0,60}features\D{0,20}(\d+)", message)
     if found is None:
         return None
     kind = next((kind for kind in counts if kind in message.lower()), next(iter(counts)))
+    if found[1] == found[2]:  # tokens are counted, and of features the entries
+        return {**counts, kind: max(1, counts[kind] // width)}
     return {**counts, kind: max(1, int(found[2]) // batch)}
 
 
@@ -201,6 +229,8 @@ def _with_text(
         for name in accepted:  # of another tokenizer's text, such as what an image is asked about
             if name.startswith(("qformer_", "protein_")):
                 inputs[name] = torch.ones_like(rows) if name.endswith("mask") else rows
+        generator = torch.Generator().manual_seed(seed + 3)
+        inputs |= beside_tokens(model.config, accepted, inputs["input_ids"], generator)
         image = _media_token(model.config, "image")
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in accepted and counts and image is not None:

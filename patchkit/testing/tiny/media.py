@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchkit.testing.tiny.shrinking import sub_configs, tower_of
-from patchkit.testing.tiny.sizes import IMAGE, PATCH, Tower
+from patchkit.testing.tiny.sizes import IMAGE, LARGE_IMAGE, PATCH, Tower
 
 Form = dict[str, Tensor]
 """Arguments of a forward that belong together."""
@@ -34,7 +34,8 @@ def _inner(config: Any) -> Iterator[tuple[str, Any]]:
 _MEL_BINS = ("num_mel_bins", "n_mel_bins", "input_feat_size", "feature_size", "input_feat_per_channel", "mel_bins")
 
 
-def _number(config: Any, *names: str, default: int) -> int:
+def number(config: Any, *names: str, default: int) -> int:
+    """The first of these fields that is a number, or a list that begins with one; else the default."""
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, (list, tuple)) and value:
@@ -53,13 +54,15 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
         batch: rows, with one image each.
         generator: pixels are drawn from it, with entries of order 1.
     """
-    if not {"pixel_values", "flattened_patches"} & set(accepted):
+    patches = next((name for name in ("pixel_values", "hidden_states") if name in accepted), "")
+    names = {"pixel_values", "flattened_patches", "pixel_values_videos", "grid_thw"}
+    if not names & set(accepted):
         return
     vision = tower_config(config, "vision") or config
-    channels = _number(vision, "num_channels", "in_channels", "in_chans", default=3)
-    patch = _number(vision, "patch_size", default=PATCH)
-    side = _number(vision, "image_size", "img_size", "crop_size", default=_number(config, "image_size", default=IMAGE))
-    frames = _number(vision, "temporal_patch_size", default=1)
+    channels = number(vision, "num_channels", "in_channels", "in_chans", default=3)
+    patch = number(vision, "patch_size", default=PATCH)
+    side = number(vision, "image_size", "img_size", "crop_size", default=number(config, "image_size", default=IMAGE))
+    frames = number(vision, "temporal_patch_size", default=1)
     grid = max(1, side // patch)
     # What many processors hand over beside pixels, for square images of grid x grid patches.
     whole = torch.tensor([[side, side]] * batch)
@@ -67,6 +70,7 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
         "image_sizes": whole,
         "image_attention_mask": torch.ones(batch, grid * grid, dtype=torch.int64),
         "image_merge_sizes": torch.ones(batch, dtype=torch.int64),
+        "merge_sizes": torch.ones(batch, dtype=torch.int64),
         "aspect_ratio_ids": torch.ones(batch, 1, dtype=torch.int64),
         "aspect_ratio_mask": torch.ones(batch, 1, 1, dtype=torch.int64),
     }
@@ -79,16 +83,19 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     if "flattened_patches" in accepted:  # each after its row and its column, from 1 on
         places = torch.cartesian_prod(torch.arange(1, grid + 1), torch.arange(1, grid + 1)).expand(batch, -1, -1)
         yield {"flattened_patches": torch.cat([places, pixels(batch, grid * grid, flat)], dim=-1)}
-    if "pixel_values" not in accepted:
-        return
+    if "pixel_values_videos" in accepted:
+        shown = number(config, "num_frames", "frames_per_clip", default=number(vision, "num_frames", default=4))
+        yield {"pixel_values_videos": pixels(batch, shown, channels, side, side)}
     thw = torch.tensor([[1, grid, grid]] * batch)
     for name in ("image_grid_thw", "grid_thw", "image_grid_hws", "image_grid_hw"):
         if name in accepted:
             sizes = thw if name.endswith("thw") else thw[:, 1:]
-            merging = {part: value for part, value in beside.items() if part == "image_merge_sizes"}
+            merging = {part: value for part, value in beside.items() if part.endswith("merge_sizes")}
             for values in (flat * frames, flat):
-                yield merging | {"pixel_values": pixels(batch * grid * grid, values), name: sizes}
-            yield {"pixel_values": pixels(batch * grid * grid, channels, patch, patch), name: sizes}
+                yield merging | {patches: pixels(batch * grid * grid, values), name: sizes}
+            yield {patches: pixels(batch * grid * grid, channels, patch, patch), name: sizes}
+    if "pixel_values" not in accepted:
+        return
     for name in ("image_position_ids", "pixel_position_ids", "pixel_values_position_ids"):
         if name in accepted:
             rows = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="xy"), -1)
@@ -101,7 +108,7 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
             "spatial_shapes": torch.tensor([[grid, grid]] * batch),
         }
     if "aspect_ratio_ids" in accepted:
-        tiles = _number(vision, "max_num_tiles", default=1)
+        tiles = number(vision, "max_num_tiles", default=1)
         yield beside | {
             "pixel_values": pixels(batch, 1, tiles, channels, side, side),
             "aspect_ratio_mask": torch.ones(batch, 1, tiles, dtype=torch.int64),
@@ -109,10 +116,15 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     yield {"pixel_values": pixels(batch, channels, side, side)}
     if beside:
         yield beside | {"pixel_values": pixels(batch, channels, side, side)}
-    for several in (1, 2, 3, 5):
-        yield beside | {"pixel_values": pixels(batch, several, channels, side, side)}
+    shown = number(vision, "num_frames", "frames_per_clip", default=1)
+    for several in dict.fromkeys((shown, 1, 2, 3, 5)):
+        shown_of = {"pixel_attention_mask": torch.ones(batch, several, dtype=torch.bool)}
+        several_beside = beside | {name: value for name, value in shown_of.items() if name in accepted}
+        yield several_beside | {"pixel_values": pixels(batch, several, channels, side, side)}
     yield beside | {"pixel_values": pixels(batch * grid * grid, flat)}
     yield beside | {"pixel_values": pixels(batch, grid * grid, flat)}
+    if side < LARGE_IMAGE:  # some have no size, and halve what they get
+        yield {"pixel_values": pixels(batch, channels, LARGE_IMAGE, LARGE_IMAGE)}
 
 
 def audio_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator: torch.Generator) -> Iterator[Form]:
@@ -124,20 +136,23 @@ def audio_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
         for name in ("feature_attention_mask", "input_features_mask", "audio_attention_mask", "audio_mask")
         if name in accepted
     ]
-    mels = _number(audio, *_MEL_BINS, default=128)
-    frames = 2 * _number(audio, "max_source_positions", default=32)
+    mels = number(audio, *_MEL_BINS, default=128)
+    frames = 2 * number(audio, "max_source_positions", default=32)
     if features:
         shapes: tuple[tuple[int, ...], ...] = ((batch, mels, frames), (batch, frames, mels), (batch, 1, mels, frames))
         for shape in shapes:
             values = torch.randn(*shape, generator=generator)
             mask = torch.ones(batch, frames, dtype=torch.int64)
+            if "attention_mask" in accepted and "input_ids" not in accepted and not masks:
+                yield {features: values, "attention_mask": mask}
             if masks:
                 yield {features: values} | dict.fromkeys(masks, mask)
                 yield {features: values} | dict.fromkeys(masks, mask.bool())
             yield {features: values}
     if "input_values" in accepted:
         samples = 10 * _stride(audio)
-        for shape in ((batch, samples), (batch, 1, samples)):
+        length = number(audio, "max_length", default=frames)
+        for shape in ((batch, samples), (batch, 1, samples), (batch, length, mels)):
             yield {"input_values": torch.randn(*shape, generator=generator)}
 
 

@@ -11,8 +11,11 @@ from patchkit.testing.tiny.layers import is_layer_indices, kept_layers, per_laye
 from patchkit.testing.tiny.sizes import (
     ENDINGS,
     FIELDS,
+    IMAGE,
+    LARGE_IMAGE,
     LAYER_FIELDS,
     LAYERS,
+    OF_STAGES,
     SIZES,
     SWITCHES,
     TO_TEXT,
@@ -22,6 +25,7 @@ from patchkit.testing.tiny.sizes import (
 from patchkit.testing.tiny.tokens import SpecialTokens, names_tokens
 
 _TWO_SIDES = frozenset({"image_size", "patch_size", "img_size", "max_image_size", "window_size", "patch_sizes"})
+_SIDES = frozenset({"image_size", "img_size", "crop_size", "input_size", "resolution"})
 _LARGE = 10**9
 _COUNTED_LAYERS = ("feature_layer", "feature_layers")  # of another tower, from the end where negative
 _NEEDED_TOKENS = frozenset(
@@ -45,6 +49,8 @@ class Variant:
         filled: sizes that are None get a value.
         rotary_by_kind: each kind of layer has rotary parameters of its own.
         rotary_sections: rotary embeddings of text models have sections for time, height and width.
+        large_images: images are large enough to be halved several times.
+        whole_widths: the widths of stages are as they were.
     """
 
     no_cache: bool = False
@@ -56,6 +62,8 @@ class Variant:
     rotary_by_kind: bool = False
     filled: bool = False
     decoder: bool = False
+    large_images: bool = False
+    whole_widths: bool = False
 
 
 USUAL = Variant()
@@ -142,7 +150,9 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
             new[name] = tokens.shortened(bare, value)
         elif name in lists:
             entries = [value[index] for index in kept]
-            new[name] = type(value)(_small(bare, entry, tower) if _is_number(entry) else entry for entry in entries)
+            most = LAYERS if "depth" in bare else _LARGE
+            small = (min(_small(bare, entry, tower), most) if _is_number(entry) else entry for entry in entries)
+            new[name] = type(value)(small)
         elif bare in LAYER_FIELDS and _is_number(value):
             new[name] = min(value, len(kept))
         elif count and is_layer_indices(bare, value, count):
@@ -154,10 +164,15 @@ def _shrink(config: Any, tower: Tower, variant: Variant, tokens: SpecialTokens) 
         elif bare in _TWO_SIDES and isinstance(value, (list, tuple)) and all(map(_is_number, value)):
             new[name] = type(value)(_small(bare, side, tower) for side in value)
         elif isinstance(value, (list, tuple)) and len(value) > 1 and all(map(_is_number, value)):
-            new[name] = type(value)(_small_sequence(bare, value))
+            new[name] = type(value)(value if variant.whole_widths else _small_sequence(bare, value))
     if tower != "text" and {"embed_dim", "hidden_size"} <= set(old):
         new["hidden_size"] = SIZES["text"].hidden  # that which it gives to the text model
+    if tower != "text" and "depths" in old:
+        new |= {name: min(old[name], size) for name, size in OF_STAGES.items() if _is_number(old.get(name))}
     _arrange_heads(old, new, tower, variant)
+    if variant.large_images:
+        new |= {name: _enlarged(value) for name, value in new.items() if name in _SIDES}
+    _arrange_stages(old, new)
     if variant.decoder and "is_decoder" in old:
         new["is_decoder"] = True
     if variant.no_cache and "use_cache" in old:
@@ -228,6 +243,25 @@ def _small_sequence(name: str, value: Sequence[int]) -> list[int]:
         unit = 8 if "dim" in name or "size" in name or "channel" in name else smallest
         return [max(1, entry * unit // smallest) for entry in value]
     return list(value)
+
+
+def _enlarged(value: Any) -> Any:
+    """The side of an image, or both, in large."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_enlarged, value))
+    return LARGE_IMAGE if value == IMAGE else value
+
+
+def _arrange_stages(old: Mapping[str, Any], new: dict[str, Any]) -> None:
+    """The last stages of a backbone are its outputs, as many as before, and it has layers for them."""
+    names, indices = old.get("stage_names"), old.get("_out_indices")
+    layers = next((name for name in sorted(LAYER_FIELDS) if _is_number(old.get(name))), None)
+    if not names or not indices or layers is None or len(names) != old[layers] + 1:
+        return
+    new[layers] = max(new[layers], len(indices))
+    new["stage_names"] = list(names[: new[layers] + 1])
+    new["_out_indices"] = type(indices)(range(new[layers] + 1 - len(indices), new[layers] + 1))
+    new["_out_features"] = new["stage_names"][-len(indices) :]
 
 
 def _arrange_heads(old: Mapping[str, Any], new: dict[str, Any], tower: Tower, variant: Variant) -> None:

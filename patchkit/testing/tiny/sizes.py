@@ -45,8 +45,8 @@ SIZES: Mapping[Tower, Sizes] = MappingProxyType(
 LAYERS = 2
 """Layers of a tower, where two show every kind of layer."""
 
-PATCH, IMAGE = 4, 16
-"""Sides of a patch and of an image, in pixels."""
+PATCH, IMAGE, LARGE_IMAGE = 4, 16, 64
+"""Sides of a patch, of an image, and of one that can be halved many times, in pixels."""
 
 
 def _each(names: str, size: str | int) -> dict[str, str | int]:
@@ -56,7 +56,8 @@ def _each(names: str, size: str | int) -> dict[str, str | int]:
 FIELDS: Mapping[str, str | int] = MappingProxyType(
     _each(
         "attention_hidden_size d_embed d_model dim emb_dim embed_dim embedding_dim embedding_size hidden_dim"
-        " hidden_size hidden_size_global input_embedding_size lru_width model_dim n_embd output_embedding_size width"
+        " hidden_size hidden_size_global input_embedding_size lru_width model_dim n_embd output_embedding_size"
+        " upsample_groups width"
         " word_embed_proj_dim",
         "hidden",
     )
@@ -156,6 +157,9 @@ FIELDS: Mapping[str, str | int] = MappingProxyType(
 )
 """What a configuration's field becomes: the name of one of :class:`Sizes`, or a number. Smaller values stay."""
 
+OF_STAGES: Mapping[str, int] = MappingProxyType({"embed_dim": 24, "patch_embeds_hidden_size": 24, "window_size": 2})
+"""The width of the first of several stages, which is doubled from stage to stage, and windows for what is halved."""
+
 LAYER_FIELDS = frozenset(
     {
         "conf_num_hidden_layers",
@@ -186,6 +190,7 @@ ENDINGS: tuple[tuple[str, str | int], ...] = (
     ("hidden_dim", "hidden"),
     ("embed_dim", "hidden"),
     ("attention_heads", "heads"),
+    ("key_value_heads", "key_value_heads"),
     ("num_heads", "heads"),
 )
 """What a field that is not listed by its name becomes, by how it ends."""

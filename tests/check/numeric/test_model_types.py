@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import patchkit
-from patchkit.check.numeric import model_types
+from patchkit.check.numeric import adapting, model_types
 from patchkit.check.numeric.model_types import STATES, TypeOutcome, answer, examine
 from patchkit.errors import TinyModelError
 from patchkit.runtime import fused
@@ -89,7 +89,7 @@ def test_what_cannot_be_built_says_why(monkeypatch):
 
 
 def test_where_plain_peft_fails_nothing_is_said_of_patchkit(monkeypatch):
-    monkeypatch.setattr(patchkit.testing, "add_lora", failing)
+    monkeypatch.setattr(adapting, "add_lora", failing)
     found = examine("llama", "causal")
     assert (found.state, found.model_class) == ("not run", "LlamaForCausalLM")
     assert found.reason == "plain PEFT fails: RuntimeError: no such thing in two lines"
