@@ -43,12 +43,15 @@ def scan(
             "--head",
             metavar="HEAD",
             help="What the models end in: causal, image-text, seq2seq, encoder, speech-seq2seq, ctc, vision, "
-            "multimodal, base; repeatable. Default: the first four.",
+            "multimodal, base, task, part; repeatable. Default: all.",
         ),
     ] = None,
     transformers: Annotated[
         str, typer.Option("--transformers", "-t", metavar="RELEASE", help="A release or a path, as check takes it.")
     ] = "installed",
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Run the types whose outcome an earlier scan has put into the cache too.")
+    ] = False,
     every: Annotated[
         bool, typer.Option("--all-rows", help="Show the types that are verified too, one line each.")
     ] = False,
@@ -62,8 +65,10 @@ def scan(
     """Build a tiny model of each model type, put adapters on its linear layers, patch it, and compare it with itself.
 
     Outputs, loss and every gradient are compared in float32, and in float64 where rounding alone exceeds the tolerance.
-    Another release runs in an environment of its own, as for check. Exit code 0: no model differs; 1: one does.
+    What was found is remembered until a source, a package or this machine's settings change. Another release runs in an
+    environment of its own, as for check. Exit code 0: no model differs; 1: one does.
     """
+    from patchkit.check.numeric.remembered import Remembered, setting_of
     from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
     from patchkit.check.run import environment_of
     from patchkit.upstream.releases import resolve
@@ -71,10 +76,18 @@ def scan(
     (release,) = resolve([transformers])
     environment = environment_of(release)
     heads = head or list(DEFAULT_HEADS)
+    remembered = None if anew else Remembered(setting_of(environment))
     with progress_of("running tiny models") as advance:
-        outcomes = list(
-            scan_types(environment, heads, model_type or (), jobs=jobs, seconds=time_limit, progress=advance)
+        found = scan_types(
+            environment,
+            heads,
+            model_type or (),
+            jobs=jobs,
+            seconds=time_limit,
+            remembered=remembered,
+            progress=advance,
         )
+        outcomes = list(found)
     outcomes.sort(key=lambda one: (heads.index(one.head), one.model_type))
     if write:
         from patchkit.cache.storage import write_whole

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from patchkit.check import run as run_check
-from patchkit.check.numeric import scanning
+from patchkit.check.numeric import remembered, scanning
 from patchkit.check.numeric.model_types import STATES, TypeOutcome
 from patchkit.cli.main import app
 from patchkit.errors import UnknownModelTypeError
@@ -31,14 +31,16 @@ def asked(monkeypatch):
     """What the scan was asked for; it finds what the list in it says."""
     asked = {"found": list(FOUND)}
 
-    def scan_types(environment, heads, patterns, *, jobs, seconds, progress):
+    def scan_types(environment, heads, patterns, *, jobs, seconds, remembered, progress):
         asked.update(environment=environment, heads=list(heads), patterns=list(patterns), jobs=jobs, seconds=seconds)
+        asked.update(remembered=remembered)
         for done, one in enumerate(asked["found"]):
             progress(done, len(asked["found"]))
             yield one
 
     monkeypatch.setattr(scanning, "scan_types", scan_types)
     environment = SimpleNamespace(versions={"transformers": "5.23.0"})
+    monkeypatch.setattr(remembered, "setting_of", lambda environment: f"of {environment.versions['transformers']}")
     monkeypatch.setattr(releases, "resolve", lambda wanted: [asked.update(wanted=wanted) or "a release"])
     monkeypatch.setattr(run_check, "environment_of", lambda release: asked.update(release=release) or environment)
     return asked
@@ -74,6 +76,13 @@ def test_options_reach_the_scan(asked):
     run("llama*", "--head", "vision", "--jobs", "3", "--time-limit", "7")
     assert asked["heads"] == ["vision"]
     assert (asked["patterns"], asked["jobs"], asked["seconds"]) == (["llama*"], 3, 7.0)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_is_remembered_counts_unless_asked_anew(asked, anew):
+    run(*(["--anew"] if anew else []), "--head", "causal", "--head", "seq2seq")
+    assert (asked["remembered"] is None) == anew
+    assert anew or vars(asked["remembered"]) == {"_setting": "of 5.23.0"}
 
 
 def test_the_usual_heads(asked):

@@ -8,11 +8,16 @@ from fnmatch import fnmatchcase
 
 from patchkit.check.numeric.environments import Environment
 from patchkit.check.numeric.model_types import TypeOutcome
+from patchkit.check.numeric.remembered import Remembered
 from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
 from patchkit.processes.interpreters import empty_folder
 from patchkit.processes.workers import Worker, WorkerKind, ask_all
 
-DEFAULT_HEADS = ("causal", "image-text", "seq2seq", "encoder")
+EACH = ("causal", "image-text", "seq2seq", "encoder")
+"""Heads of language models. A type that has several of them is examined under each of them."""
+
+DEFAULT_HEADS = (*EACH, "speech-seq2seq", "ctc", "vision", "multimodal", "base", "task", "part")
+"""What a scan is of. Other than under :data:`EACH`, a type is examined under the first of these that it has."""
 
 _ANSWER = "patchkit.check.numeric.model_types:answer"
 _MOST_TYPES = 5000
@@ -25,9 +30,10 @@ def scan_types(
     *,
     jobs: int = 1,
     seconds: float,
+    remembered: Remembered | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Iterator[TypeOutcome]:
-    """The outcome of each model type, as soon as it is there.
+    """The outcome of each model type, as soon as it is there; those that are remembered first.
 
     Args:
         environment: with the release.
@@ -35,21 +41,43 @@ def scan_types(
         patterns: names of model types, or globs; all if there are none.
         jobs: processes.
         seconds: for one type.
+        remembered: outcomes of earlier scans; those of this one are added. None runs every type.
         progress: is told how many of how many types are done.
 
     Raises:
         UnknownModelTypeError: the release has no type that a pattern names.
         ReleaseEnvironmentError: no process can say which types the release has.
     """
+    types = remembered.types(heads) if remembered is not None else None
     with empty_folder() as folder:
         kind = environment.kind(folder, _ANSWER, seconds)
-        worker, found = _types(kind, heads)
-        wanted = _chosen(found, patterns)
-        requests = [json.dumps({"model_type": name, "head": head}).encode() for name, head in wanted]
+        worker = None
+        if types is None:
+            worker, types = _types(kind, heads)
+        try:
+            wanted = _chosen(types, patterns)
+        except UnknownModelTypeError:
+            if worker is not None:
+                worker.stop()
+            raise
+        if remembered is not None:
+            remembered.keep_types(types)
+        known = [one for pair in wanted if remembered is not None and (one := remembered.outcome(*pair)) is not None]
         progress(0, len(wanted))
-        for done, (index, said) in enumerate(ask_all(kind, requests, jobs, worker), start=1):
-            yield _outcome(*wanted[index], said)
+        for done, outcome in enumerate(known, start=1):
+            yield outcome
             progress(done, len(wanted))
+        done_before = {(one.model_type, one.head) for one in known}
+        unknown = [pair for pair in wanted if pair not in done_before]
+        requests = [json.dumps({"model_type": name, "head": head}).encode() for name, head in unknown]
+        for done, (index, said) in enumerate(ask_all(kind, requests, jobs, worker), start=len(known) + 1):
+            outcome, lasting = _outcome(*unknown[index], said)
+            if remembered is not None and lasting:
+                remembered.keep(outcome)
+            yield outcome
+            progress(done, len(wanted))
+    if remembered is not None:
+        remembered.close()
 
 
 def _types(kind: WorkerKind, heads: Sequence[str]) -> tuple[Worker, dict[str, list[str]]]:
@@ -70,7 +98,11 @@ def _types(kind: WorkerKind, heads: Sequence[str]) -> tuple[Worker, dict[str, li
 
 def _chosen(found: dict[str, list[str]], patterns: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of type and head. A type that is asked for by name is examined under its first head only."""
-    pairs = [(name, head) for head, names in found.items() for name in names]
+    pairs: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for head, names in found.items():
+        pairs += [(name, head) for name in names if head in EACH or name not in seen]
+        seen.update(names)
     if not patterns:
         return pairs
     chosen: dict[str, str] = {}
@@ -83,13 +115,14 @@ def _chosen(found: dict[str, list[str]], patterns: Sequence[str]) -> list[tuple[
     return sorted(chosen.items())
 
 
-def _outcome(name: str, head: str, said: bytes | WorkerLostError) -> TypeOutcome:
+def _outcome(name: str, head: str, said: bytes | WorkerLostError) -> tuple[TypeOutcome, bool]:
+    """What was said of a type, and whether it would be said again."""
     if isinstance(said, WorkerLostError):
-        return TypeOutcome(name, head, "not run", f"its process was lost: {said}")
+        return TypeOutcome(name, head, "not run", f"its process was lost: {said}"), False
     try:
         outcome = TypeOutcome.from_json(json.loads(said))
         if (outcome.model_type, outcome.head) != (name, head):
             raise ValueError(f"it is of {outcome.model_type}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return TypeOutcome(name, head, "not run", f"its process sent what is no outcome: {error}")
-    return outcome
+        return TypeOutcome(name, head, "not run", f"its process sent what is no outcome: {error}"), False
+    return outcome, True

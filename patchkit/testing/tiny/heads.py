@@ -144,9 +144,9 @@ def _in_mapping(mapping: str, config_class: type[Any]) -> Iterator[type[PreTrain
     # A configuration that has two model types is looked up by the last one, which may not be the one that is mapped.
     name = getattr(modeling_auto, f"{mapping}_NAMES", {}).get(getattr(config_class, "model_type", ""))
     for one in name if isinstance(name, (list, tuple)) else (name,):
-        found = getattr(transformers, one, None) if one else None
-        if isinstance(found, type) and found.config_class is config_class:
-            yield found
+        cls = getattr(transformers, one, None) if one else None
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is config_class:
+            yield cls
 
 
 def _class_of_part(config_class: type[Any]) -> type[PreTrainedModel] | None:
@@ -155,15 +155,12 @@ def _class_of_part(config_class: type[Any]) -> type[PreTrainedModel] | None:
     if not file.startswith("configuration_"):
         return None
     names = [f"{package}.{one.name}" for one in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-    found = [
+    found: list[type[PreTrainedModel]] = [
         one
         for name in names
         if name.rpartition(".")[2].startswith("modeling_")
         for one in vars(importlib.import_module(name)).values()
-        if isinstance(one, type)
-        and issubclass(one, PreTrainedModel)
-        and one.__module__ == name
-        and one.config_class is config_class
-        and one.forward is not nn.Module.forward
+        if isinstance(one, type) and issubclass(one, PreTrainedModel) and one.__module__ == name
     ]
-    return max(reversed(found), key=lambda one: one.__name__.endswith("Model"), default=None)
+    own = [one for one in found if one.config_class is config_class and one.forward is not nn.Module.forward]
+    return max(reversed(own), key=lambda one: one.__name__.endswith("Model"), default=None)

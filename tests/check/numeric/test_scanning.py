@@ -9,7 +9,8 @@ import pytest
 
 from patchkit.check.numeric import scanning
 from patchkit.check.numeric.model_types import TypeOutcome
-from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
+from patchkit.check.numeric.remembered import Remembered
+from patchkit.check.numeric.scanning import DEFAULT_HEADS, EACH, scan_types
 from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
 from patchkit.testing.tiny.heads import HEADS
 
@@ -134,4 +135,77 @@ def test_without_types_there_is_nothing_to_scan(processes, said, monkeypatch):
 
 
 def test_the_default_heads_exist():
-    assert set(DEFAULT_HEADS) < set(HEADS)
+    assert list(DEFAULT_HEADS) == list(HEADS)
+    assert set(EACH) < set(HEADS)
+
+
+def test_other_types_are_examined_under_their_first_head(processes, monkeypatch):
+    types = {"causal": ["bert"], "vision": ["clip", "vit"], "base": ["bert", "clip", "sam"], "part": ["sam_part"]}
+    monkeypatch.setattr(Worker, "said", json.dumps(types).encode())
+    found = [(one.model_type, one.head) for one in scan_types(Environment(), list(types), seconds=1.0)]
+    expected = [("bert", "causal"), ("clip", "vision"), ("sam", "base"), ("sam_part", "part"), ("vit", "vision")]
+    assert sorted(found) == expected
+
+
+# ---- what is remembered
+
+
+@pytest.fixture
+def asked(processes, monkeypatch):
+    """The types that processes were asked for, in the order of the requests."""
+    asked = []
+    inner = scanning.ask_all
+
+    def ask_all(kind, requests, jobs, first):
+        asked.extend(json.loads(request)["model_type"] for request in requests)
+        return inner(kind, requests, jobs, first)
+
+    monkeypatch.setattr(scanning, "ask_all", ask_all)
+    return asked
+
+
+def test_a_second_scan_starts_no_process(asked, own_cache, monkeypatch):
+    first = scanned(remembered=Remembered("a setting"))
+    assert len(asked) == 5
+    monkeypatch.setattr(Worker, "said", WorkerLostError("it must not be asked"))
+    assert scanned(remembered=Remembered("a setting")) == first
+    assert scanned("llama*", remembered=Remembered("a setting")) == [("llama", "causal"), ("llama4", "causal")]
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_scan_that_was_stopped_goes_on(done, asked, own_cache):
+    scan = scan_types(Environment(), list(TYPES), seconds=1.0, remembered=Remembered("a setting"))
+    before = [next(scan) for _ in range(done)]
+    scan.close()
+    asked.clear()
+    told = []
+    after = list(
+        scan_types(
+            Environment(),
+            list(TYPES),
+            seconds=1.0,
+            remembered=Remembered("a setting"),
+            progress=lambda done, of: told.append((done, of)),
+        )
+    )
+    assert after[:done] == sorted(before, key=lambda one: (one.head, one.model_type))
+    assert len(asked) == 5 - done
+    assert told == [(count, 5) for count in range(6)]
+
+
+def test_what_is_not_lasting_is_run_again(asked, processes, own_cache):
+    processes["llama", "causal"] = WorkerLostError("it took longer than 1 s and was stopped")
+    processes["bert", "causal"] = b"no outcome"
+    different = TypeOutcome("llama4", "causal", "different", "in float64: it differs")
+    processes["llama4", "causal"] = json.dumps(different.to_json()).encode()
+    scanned(remembered=Remembered("a setting"))
+    asked.clear()
+    scanned(remembered=Remembered("a setting"))
+    assert asked == ["bert", "llama", "llama4"]
+
+
+def test_without_memory_every_type_is_run(asked, own_cache):
+    for _ in range(2):
+        scanned()
+    assert len(asked) == 10
