@@ -28,12 +28,6 @@ STATES: tuple[State, ...] = get_args(State)
 
 _NO_LINEAR = "it has no linear layer that PEFT adapts"
 
-_EXACT = 1e-9
-"""In float64, relative: far above its rounding, far below any other formula."""
-
-_WORSE = 2.0
-"""How much larger than upstream's own a float32 error may be where float64 had to decide: one draw is a noisy ratio."""
-
 
 @dataclass(frozen=True)
 class TypeOutcome:
@@ -160,6 +154,7 @@ def _run(model: nn.Module, inputs: Inputs) -> Run:
 def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, Any]:
     """The fields of an outcome that a comparison gives."""
     import patchkit
+    from patchkit.check.numeric.arbiter import arbitrate
     from patchkit.testing import compare_runs
 
     model = copy.deepcopy(reference)
@@ -179,50 +174,11 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
         return told
     if findings.problems:
         return told | {"state": "different", "reason": findings.problems[0]}
-    return told | _arbitrated(reference, inputs, expected, found)
-
-
-def _arbitrated(reference: nn.Module, inputs: Inputs, expected: Run, found: Run) -> dict[str, Any]:
-    """What float64 says where float32 misses its tolerance: conditioning, a kink, or another formula.
-
-    Both must hold: the formulas agree in float64, and in float32 the error against that truth is not larger than
-    upstream's own by more than noise.
-    """
-    import patchkit
-    from patchkit.testing import compare_runs
-
-    exact = copy.deepcopy(reference).double()
-    _use_eager_experts(exact)
-    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-    truth = _run(exact, inputs)
-    patched = copy.deepcopy(exact)
-    patchkit.apply(patched, trust="always")
-    findings = compare_runs(truth, _run(patched, inputs), _EXACT)
-    worst = findings.worst
-    told: dict[str, Any] = {"judged_in": "float64", "error": float(f"{worst.error:.2g}") if worst else 0.0}
-    if not findings.passed:
-        said = findings.problems[0] if findings.problems else str(worst)
-        return told | {"state": "different", "reason": f"in float64: {said}"}
-    ours, theirs = _largest_error(truth, found), _largest_error(truth, expected)
-    if ours > _WORSE * theirs:
-        why = f"in float32 its error is {ours:.2g}, upstream's {theirs:.2g}"
-        return told | {"state": "different", "reason": why}
-    return told
-
-
-def _largest_error(truth: Run, found: Run) -> float:
-    from patchkit.testing import compare_runs
-
-    worst = compare_runs(truth, found, float("inf")).worst
-    return worst.error if worst is not None else 0.0
-
-
-def _use_eager_experts(model: nn.Module) -> None:
-    """Grouped products of experts take no float64."""
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "_experts_implementation"):
-            config._experts_implementation = "eager"
+    verdict = arbitrate(reference, inputs, expected, found)
+    told |= {"judged_in": "float64", "error": verdict.error}
+    if verdict.outcome == "equal":
+        return told
+    return told | {"state": "different" if verdict.outcome == "different" else "not run", "reason": verdict.why}
 
 
 def _counted(model: nn.Module, report: Report) -> dict[str, int]:

@@ -99,7 +99,10 @@ def source_of(given: Any, head: str | type[PreTrainedModel] | None) -> Source:
             f"no configuration: {given!r}; pass a model type, a configuration, its class, or a model class"
         )
     model_class = _model_class(config_class, head)
-    wanted = getattr(model_class, "config_class", None)
+    try:
+        wanted = getattr(model_class, "config_class", None)
+    except ImportError as error:  # it stands for a class that wants another package
+        raise TinyModelError(" ".join(str(error).split())) from error
     if isinstance(wanted, type) and not issubclass(config_class, wanted):
         # The text model of a multimodal configuration takes a part of it.
         if config is not None:
@@ -138,14 +141,18 @@ def _in_mapping(mapping: str, config_class: type[Any]) -> Iterator[type[PreTrain
     classes = getattr(modeling_auto, mapping, None)
     try:
         found = classes[config_class] if classes is not None and config_class in classes else ()
-    except ValueError:  # it names a class that does not exist
+    except (ValueError, ImportError):  # it names a class that does not exist, or that wants another package
         found = ()
     yield from found if isinstance(found, (list, tuple)) else (found,)
     # A configuration that has two model types is looked up by the last one, which may not be the one that is mapped.
     name = getattr(modeling_auto, f"{mapping}_NAMES", {}).get(getattr(config_class, "model_type", ""))
     for one in name if isinstance(name, (list, tuple)) else (name,):
         cls = getattr(transformers, one, None) if one else None
-        if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is config_class:
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, PreTrainedModel)
+            and getattr(cls, "config_class", None) is config_class
+        ):
             yield cls
 
 
@@ -162,5 +169,9 @@ def _class_of_part(config_class: type[Any]) -> type[PreTrainedModel] | None:
         for one in vars(importlib.import_module(name)).values()
         if isinstance(one, type) and issubclass(one, PreTrainedModel) and one.__module__ == name
     ]
-    own = [one for one in found if one.config_class is config_class and one.forward is not nn.Module.forward]
+    own = [
+        one
+        for one in found
+        if getattr(one, "config_class", None) is config_class and one.forward is not nn.Module.forward
+    ]
     return max(reversed(own), key=lambda one: one.__name__.endswith("Model"), default=None)
