@@ -53,6 +53,7 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         o: patch the attention output projection.
         mlp: patch the gated MLP.
         linear: patch every adapted linear layer that no block holds, wherever it sits.
+        experts: patch the experts whose stacked weights are adapted as parameters (``target_parameters`` of PEFT).
         embedding: patch the token embedding, if it has an adapter.
         head: patch the output embedding (``lm_head``), if it has an adapter.
         strict: raise, before anything is changed, if a part would stay at upstream level although it has an adapter,
@@ -63,8 +64,8 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         trust: which source of upstream may be patched. ``"ledger"``: only classes whose source is proven, in the ledger
             that ships with patchkit or in the user's. ``"verify"``: an unknown one (a new release, remote code, a
             locally edited file) is verified on a tiny instance first, which takes about a second once and is then
-            remembered. ``"always"``: every one. Layers that are patched where they stand (linear, embedding, head)
-            keep upstream's code around them: nothing is asked of it.
+            remembered. ``"always"``: every one. Layers that are patched where they stand (linear, experts,
+            embedding, head) keep upstream's code around them: nothing is asked of it.
         **options: those above; another one is an error with a hint.
 
     Returns:

@@ -26,6 +26,7 @@ class Options:
     o: bool = True
     mlp: bool = True
     linear: bool = True
+    experts: bool = True
     embedding: bool = True
     head: bool = True
     strict: bool = False
@@ -46,6 +47,7 @@ class NamedOptions(TypedDict, total=False):
     o: bool
     mlp: bool
     linear: bool
+    experts: bool
     embedding: bool
     head: bool
     strict: bool

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-Part = Literal["qkv", "o", "mlp", "linear", "embedding", "head"]
+Part = Literal["qkv", "o", "mlp", "linear", "experts", "embedding", "head"]
 """A part of a model that patchkit patches: an option of ``patchkit.apply``."""
 
 PARTS: tuple[Part, ...] = get_args(Part)

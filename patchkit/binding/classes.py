@@ -22,7 +22,7 @@ from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten, Site
 from patchkit.runtime.dispatch import PatchedForward
-from patchkit.runtime.layers import LAYER_KINDS, make_layer_forward
+from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream.known_wrappers import is_checkpointing_wrapper, puts_checkpointing_around
@@ -89,7 +89,7 @@ def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision = 
         part: what the layer is in the model.
         precision: in which its adapters are to compute.
     """
-    kind = LAYER_KINDS[part]
+    kind = layer_kind(cls, part)
     if cls not in kind.readers:
         return Refusal.of([part], f"it is a {cls.__module__}.{cls.__qualname__}")
     method = read_method(cls, "forward")
@@ -101,7 +101,7 @@ def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision = 
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
-            "forward": make_layer_forward(cls, kind, precision),
+            "forward": kind.make_forward(cls, precision),
             **copying(cls),
             STANDS_FOR: cls,
             PATCH: Patch(cls, None, frozenset({part}), precision, method.attribute, (), ()),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from patchkit.rewrite.rules.registry import rule_named
 from patchkit.runtime.before_down import read_dropout
 from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp, choose_shared
 from patchkit.runtime.dispatch import displaced
-from patchkit.runtime.layers import LAYER_KINDS
+from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
@@ -73,12 +74,15 @@ def _level_of_layer(module: nn.Module, part: Part, patch: Patch) -> _Told:
     replaced = replaced_on_instance(module) or (owner and f"its forward was replaced by {owner}")
     if replaced is not None:  # by something that came after apply
         return "upstream", replaced, False
-    found = LAYER_KINDS[part].choose(module, _input_of_layer(module, part), patch.precision, None)
+    found = layer_kind(type(module), part).choose(module, _input_of_layer(module, part), patch.precision, None)
     return ("upstream", found, found == NO_ADAPTER) if isinstance(found, str) else ("fused", "", False)
 
 
 def _input_of_layer(module: nn.Module, part: Part) -> Tensor:
     """An empty input like those that a layer is made for."""
+    if isinstance(module, ParamWrapper):
+        weight = module.get_param()
+        return torch.empty(0, weight.shape[-1], dtype=weight.dtype, device=weight.device)
     if part != "embedding":
         return _input_like([module])
     base: Any = getattr(module, "base_layer", module)  # PEFT wraps the embedding, loralib's is one

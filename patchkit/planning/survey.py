@@ -9,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from patchkit.adapters.formula import name_of
+from patchkit.adapters.peft_parameters import adapts_stack
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.registry import EMBEDDING_READERS, adapter_layers, carries_adapter, stands_for
 from patchkit.arch.discovery import Found, registered
@@ -199,7 +200,8 @@ def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
             holder = type(named.get(name.rpartition(".")[0]))
             reads = issubclass(holder, nn.MultiheadAttention) and holder.forward is nn.MultiheadAttention.forward
             owner = NOT_CALLED if reads else None
-            yield Candidate(name, module, ("linear",), place=_place_in_words(name, named), owner=owner)
+            part: Part = "experts" if adapts_stack(module) else "linear"
+            yield Candidate(name, module, (part,), place=_place_in_words(name, named), owner=owner)
 
 
 def _place_in_words(name: str, modules: Mapping[str, nn.Module]) -> str:

@@ -10,12 +10,14 @@ Hooks on the layer run as ever (above all the one that gradient checkpointing pu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
+from patchkit.adapters.peft_parameters import read_parameters
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.registry import EMBEDDING_READERS, READERS
 from patchkit.runtime import fused
@@ -23,6 +25,7 @@ from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, wat
 from patchkit.runtime.choice import NO_ADAPTER
 from patchkit.runtime.embedding import choose_embedding, compute_embedding
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
+from patchkit.runtime.parameters import choose_parameters, make_parameters_forward
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import THEN_CALLED, Watched, is_for_hooks
 
@@ -39,12 +42,22 @@ class LayerKind(NamedTuple):
         readers: of the classes that it can have.
         choose: from the layer, its input ``[..., features]``, the precision and its reader: what is to be computed
             fused, or why the layer's own ``forward`` must run.
-        compute: the output from the input and what was chosen.
+        make_forward: the ``forward`` of the patched subclass of one of these classes, from the class and the precision.
     """
 
-    readers: dict[type[nn.Module], Any]
+    readers: Mapping[type[nn.Module], Any]
     choose: Callable[[nn.Module, Tensor, AdapterPrecision, Any], Any]
-    compute: Callable[[Tensor, Any], Tensor]
+    make_forward: Callable[[type[nn.Module], AdapterPrecision], Callable[..., Any]]
+
+    @classmethod
+    def of(
+        cls,
+        readers: Mapping[type[nn.Module], Any],
+        choose: Callable[[nn.Module, Tensor, AdapterPrecision, Any], Any],
+        compute: Callable[[Tensor, Any], Tensor],
+    ) -> LayerKind:
+        """Layers that compute one output from one input, by ``compute`` from the input and what was chosen."""
+        return cls(readers, choose, partial(_make_forward, readers, choose, compute))
 
 
 def choose_linear(module: nn.Module, x: Tensor, precision: AdapterPrecision, reader: Any = None) -> Ready | Reason:
@@ -58,23 +71,15 @@ def _compute_linear(x: Tensor, ready: Ready) -> Tensor:
     return fused.lora_linear(x, *ready)
 
 
-LAYER_KINDS: dict[Part, LayerKind] = {
-    "embedding": LayerKind(EMBEDDING_READERS, choose_embedding, compute_embedding),
-    "head": LayerKind(READERS, choose_linear, _compute_linear),
-    "linear": LayerKind(READERS, choose_linear, _compute_linear),
-}
-
-
-def make_layer_forward(cls: type[nn.Module], kind: LayerKind, precision: AdapterPrecision) -> Callable[..., Any]:
-    """A ``forward`` that tries a fused function, and runs the class's own where that is not equal, or was replaced.
-
-    Args:
-        cls: the library's class.
-        kind: of the part that the layer is.
-        precision: in which its adapters compute.
-    """
-    own, reader = cls.forward, kind.readers[cls]
-    choose, compute = kind.choose, kind.compute
+def _make_forward(
+    readers: Mapping[type[nn.Module], Any],
+    choose: Callable[[nn.Module, Tensor, AdapterPrecision, Any], Any],
+    compute: Callable[[Tensor, Any], Tensor],
+    cls: type[nn.Module],
+    precision: AdapterPrecision,
+) -> Callable[..., Any]:
+    """A ``forward`` that tries a fused function, and runs the class's own where that is not equal, or was replaced."""
+    own, reader = cls.forward, readers[cls]
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         unknown = args or kwargs or cls.forward is not own
@@ -95,3 +100,16 @@ def _merge(then: Any, now: Any) -> Any:
     if then is None or isinstance(then, str):
         return THEN_CALLED
     return Watched(then) if is_for_hooks(now) else now
+
+
+LAYER_KINDS: dict[Part, LayerKind] = {
+    "embedding": LayerKind.of(EMBEDDING_READERS, choose_embedding, compute_embedding),
+    "head": LayerKind.of(READERS, choose_linear, _compute_linear),
+    "linear": LayerKind.of(READERS, choose_linear, _compute_linear),
+}
+_PARAMETERS = LayerKind({ParamWrapper: read_parameters}, choose_parameters, make_parameters_forward)
+
+
+def layer_kind(cls: type[nn.Module], part: Part) -> LayerKind:
+    """What layers of a class do at a call, as this part of a model. What adapts parameters does the same everywhere."""
+    return _PARAMETERS if issubclass(cls, ParamWrapper) else LAYER_KINDS[part]
