@@ -56,7 +56,7 @@ class ParameterAdapter(NamedTuple):
     scaling: float
 
     def factors(self, weight: Tensor, *, swapped: bool) -> tuple[Tensor, Tensor]:
-        """L ``[m, r]`` and R ``[r, n]`` with ``D = L R``, of a stack ``[E, ...]``; in W's dtype, to which PEFT casts them.
+        """L ``[m, r]`` and R ``[r, n]`` with ``D = L R``, of a stack ``[E, ...]``; in W's dtype, as PEFT casts them.
 
         Args:
             weight: W, ``[m, n]`` or ``[E, m, n]``.
@@ -68,8 +68,8 @@ class ParameterAdapter(NamedTuple):
         matrices = weight.shape[0]
         a = a.reshape(matrices, -1, a.shape[-1])
         b = b.reshape(b.shape[0], -1, matrices).permute(2, 0, 1)
-        left, right = (b, a) if swapped else (a.transpose(1, 2), b.transpose(1, 2))
-        return left.to(weight.dtype), right.to(weight.dtype)
+        a, b = a.to(weight.dtype), b.to(weight.dtype).contiguous()  # its matrices lie in turns, which no product takes
+        return (b, a) if swapped else (a.transpose(1, 2), b.transpose(1, 2))
 
 
 class AdaptedParameter(NamedTuple):

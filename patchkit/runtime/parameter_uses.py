@@ -164,7 +164,9 @@ def _read_function(
         elif hasattr(cls, parent.attr) and parent.attr != "training":
             if hasattr(nn.Module, parent.attr):
                 return f"{_place(function, found)}: its {function.__name__} uses nn.Module.{parent.attr}"
-            called.append((parent.attr, inspect.getattr_static(cls, parent.attr)))
+            value = inspect.getattr_static(cls, parent.attr)
+            if hasattr(type(value), "__get__"):  # any other value is one
+                called.append((parent.attr, value))
     return called
 
 
