@@ -4,7 +4,7 @@ Source of the semantics: ``peft/tuners/lora/layer.py`` of versions 0.18 to 0.21.
 the module that is the innermost ``base_layer``; several of them are nested. While that module runs, its parameter W, a
 matrix ``[out, in]`` or a stack of E of them, is replaced by ``W + s D`` with::
 
-    D        = B A                    of a matrix
+    D        = B A                    of a matrix, and of a stack of one
     D[e]     = B_e A_e                of a stack ``[E, out, in]``; where "swapped" is not set, the transpose of that
     A_e      = rows e r ... (e + 1) r of ``lora_A.weight``  [E r, in]
     B_e      = columns e, e + E, ...  of ``lora_B.weight``  [out, E r]
@@ -189,5 +189,5 @@ def _read_wrapper(state: dict[str, Any], base: nn.Module) -> AdaptedParameter | 
         if reason is not None:
             return reason
         adapters.append(ParameterAdapter(lora_a.weight, lora_b.weight, scaling))
-    swapped: bool = state.get("_did_swap_in_out_features", False)
+    swapped: bool = state.get("_did_swap_in_out_features", False) or tuple(weight.shape[:-2]) == (1,)
     return AdaptedParameter(state["parameter_name"], weight, tuple(adapters), swapped)

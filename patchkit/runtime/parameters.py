@@ -71,8 +71,6 @@ def _misfit(parameter: AdaptedParameter, given: Input) -> Reason | None:
             return "it is on another device than its input"
     if weight.requires_grad:
         return "it is trained itself"
-    if weight.dim() == 3 and weight.shape[0] == 1:
-        return "it is a stack of one matrix"
     if weight.dim() not in (2, 3) or not all(_fits(adapter, parameter) for adapter in parameter.adapters):
         return "its A and B do not fit it"
     found = precision_of(given.dtype, given.autocast, weight.dtype, weight.dtype, False, given.precision)
