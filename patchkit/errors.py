@@ -29,6 +29,10 @@ class RevertError(PatchkitError):
     """A patched module cannot be given its class back, because something else changed its class since."""
 
 
+class MergedInBetweenError(PatchkitError, RuntimeError):
+    """Adapters of experts were merged into the weights, or out of them, between a forward and its backward."""
+
+
 class UnknownArchitectureError(PatchkitError, LookupError):
     """No architecture of this name is registered."""
 

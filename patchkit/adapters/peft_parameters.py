@@ -94,10 +94,17 @@ class AdaptedParameters(NamedTuple):
     Attributes:
         module: the innermost ``base_layer``.
         parameters: in the order from the outermost wrapper to the innermost one; empty without an active adapter.
+        wrappers: all of them, from the outside in.
     """
 
     module: nn.Module
     parameters: tuple[AdaptedParameter, ...]
+    wrappers: tuple[nn.Module, ...]
+
+    @property
+    def merged(self) -> tuple[tuple[str, ...], ...]:
+        """The adapters that are merged into the parameters now, of each wrapper."""
+        return tuple(tuple(wrapper.__dict__["merged_adapters"]) for wrapper in self.wrappers)
 
 
 def read_parameters(module: nn.Module) -> AdaptedParameters | Reason:
@@ -129,7 +136,7 @@ def read_parameters(module: nn.Module) -> AdaptedParameters | Reason:
                 found.append(read)
     except KeyError as error:
         return f"its adapter lacks a part: there is no {error}"
-    return AdaptedParameters(base, tuple(found))
+    return AdaptedParameters(base, tuple(found), tuple(chain))
 
 
 def wrappers(module: nn.Module) -> Iterator[nn.Module]:

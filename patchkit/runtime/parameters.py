@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from patchkit.adapters.peft_parameters import AdaptedParameter, AdaptedParameters, ParameterAdapter, read_parameters
 from patchkit.adapters.protocol import Reason
+from patchkit.errors import MergedInBetweenError
 from patchkit.runtime.adapted_weight import AdaptedWeight
 from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.choice import NO_ADAPTER
@@ -50,7 +51,7 @@ def choose_parameters(
     found = read_parameters(module)
     if isinstance(found, str) or not found.parameters:
         return found if isinstance(found, str) else NO_ADAPTER
-    inner, parameters = found
+    inner, parameters, _ = found
     for parameter in parameters:
         reason = _misfit(parameter, given)
         if reason is not None:
@@ -105,7 +106,9 @@ def make_parameters_forward(cls: type[nn.Module], precision: AdapterPrecision) -
             if isinstance(found, str):
                 return cls.forward(self, x, *args, **kwargs)
             with _substituted(found.module, found.parameters):
-                return found.module(x, *args, **kwargs)
+                output = found.module(x, *args, **kwargs)
+            _watch_merging(output, found)
+            return output
 
         return as_in_forward(self, found, run, _merge) if is_saved_by_hooks() else run(found)
 
@@ -128,6 +131,29 @@ def _substituted(module: nn.Module, parameters: Sequence[AdaptedParameter]) -> I
     finally:
         for parameter in parameters:
             state.pop(parameter.name, None)
+
+
+def _watch_merging(output: Any, found: AdaptedParameters) -> None:
+    """Have the backward of an output fail if adapters are merged before it.
+
+    W is kept for it, and PEFT changes W without autograd's notice. PEFT's own backward is of a copy of W.
+
+    Raises:
+        MergedInBetweenError: in that backward.
+    """
+    before, names = found.merged, ", ".join(parameter.name for parameter in found.parameters)
+
+    def check(grad: Tensor) -> None:
+        if found.merged != before:
+            raise MergedInBetweenError(
+                f"the adapters of {names} of a {type(found.module).__name__} were merged or unmerged after a forward "
+                "and before its backward, which needs the weights as they were. Run the backward first, or leave "
+                "experts as they are: patchkit.apply(model, experts=False, linear=False)."
+            )
+
+    for tensor in output if isinstance(output, (tuple, list)) else [output]:
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            tensor.register_hook(check)  # type: ignore[no-untyped-call]
 
 
 def _merge(then: Any, now: Any) -> Any:
