@@ -95,5 +95,9 @@ class TinyModelError(PatchkitError, ValueError):
     """
 
 
+class NoModelError(TinyModelError):
+    """No class takes a configuration alone: it describes a part of other models."""
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

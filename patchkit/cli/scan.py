@@ -26,6 +26,7 @@ _STYLES: dict[State, str] = {
     "different": "bold red",
     "upstream": "yellow",
     "nothing to patch": "dim",
+    "no model": "dim",
     "not run": "yellow",
     "not built": "yellow",
 }

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from patchkit.errors import TinyModelError
+from patchkit.errors import NoModelError, TinyModelError
 from patchkit.testing import add_lora, relative_error, tiny_inputs_for, tiny_model_from
 from patchkit.testing.random_state import seeded
 from patchkit.testing.tiny.outcome import first_tensor, require_a_step
@@ -91,6 +91,41 @@ def test_what_a_tower_is_given_changes_the_output(model_type: str, head: str) ->
         one = first_tensor(model(**inputs))
         other = first_tensor(model(**inputs | {name: torch.randn_like(inputs[name])}))
     assert relative_error(other, one) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("siglip_text_model", "SiglipTextModel"),
+        ("blip_text_model", "BlipTextLMHeadModel"),
+        ("musicgen_decoder", "MusicgenModel"),
+    ],
+)
+def test_a_part_is_the_class_that_takes_its_configuration(model_type: str, name: str) -> None:
+    assert type(tiny_model_from(model_type, head="part")).__name__ == name
+
+
+def test_a_part_that_no_class_takes_is_said() -> None:
+    with pytest.raises(
+        NoModelError, match="no class takes SamMaskDecoderConfig, which describes a part of other models"
+    ):
+        tiny_model_from("sam_mask_decoder", head="part")
+
+
+def test_a_model_that_no_rule_makes_small_keeps_its_own_sizes() -> None:
+    """If it is no large one."""
+    model = tiny_model_from("mobilenet_v1", head="vision")
+    assert 3_000_000 < sum(parameter.numel() for parameter in model.parameters()) < 100_000_000
+
+
+def test_labels_of_another_kind_are_left_out() -> None:
+    inputs = tiny_inputs_for(tiny_model_from("vitpose", head="task"))
+    assert set(inputs) == {"pixel_values"}
+
+
+def test_what_a_step_leaves_in_a_model_is_not_left() -> None:
+    """It could not be copied: its states would be of a graph."""
+    copy.deepcopy(tiny_model_from("recurrent_gemma", head="causal"))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "deepseek_v3"])

@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlavaNextConfig, PretrainedConfig
 
 from patchkit.testing.tiny.repairs import repairs
-from patchkit.testing.tiny.shrinking import USUAL, Variant, shrunk, tower_of
+from patchkit.testing.tiny.shrinking import USUAL, Variant, as_it_is, shrunk, tower_of
 from patchkit.testing.tiny.sizes import FIELDS, LAYER_FIELDS, SIZES, SWITCHES
 from patchkit.testing.tiny.tokens import LAST_TEXT_TOKEN, SpecialTokens, names_tokens
 
@@ -167,6 +167,43 @@ def test_variants_of_rotary_parameters() -> None:
 def test_variants_of_switches(variant: Variant) -> None:
     small = shrunk(Config(use_cache=True, is_decoder=False), variant)
     assert (small.use_cache, small.is_decoder) == (not variant.no_cache, variant.decoder)
+
+
+STAGES = ["stem", *(f"stage{index}" for index in range(1, 13))]
+
+
+@pytest.mark.parametrize(
+    ("indices", "layers", "kept"), [([12], 2, [2]), ([3, 6, 9, 12], 4, [1, 2, 3, 4]), ([2, 5, 12], 3, [1, 2, 3])]
+)
+def test_a_backbone_gives_as_many_stages_as_before(indices: list[int], layers: int, kept: list[int]) -> None:
+    fields = {"_out_indices": indices, "_out_features": [STAGES[index] for index in indices]}
+    small = shrunk(Config(num_hidden_layers=12, stage_names=list(STAGES), patch_size=14, image_size=224, **fields))
+    assert small.num_hidden_layers == layers
+    assert small.stage_names == STAGES[: layers + 1]
+    assert (small._out_indices, small._out_features) == (kept, [STAGES[index] for index in kept])
+
+
+@pytest.mark.parametrize(("variant", "image", "widths"), [
+    (USUAL, 16, [8, 16, 40, 64]), (Variant(large_images=True), 64, [8, 16, 40, 64]),
+    (Variant(whole_widths=True), 16, [32, 64, 160, 256]),
+])  # fmt: skip
+def test_variants_of_stages(variant: Variant, image: int, widths: list[int]) -> None:
+    small = shrunk(Config(image_size=224, patch_size=4, num_channels=3, hidden_sizes=[32, 64, 160, 256]), variant)
+    assert (small.image_size, small.hidden_sizes) == (image, widths)
+
+
+def test_a_width_that_is_doubled_from_stage_to_stage_begins_small() -> None:
+    small = shrunk(
+        Config(embed_dim=96, depths=[2, 2, 18, 2], num_layers=4, window_size=7, patch_size=4, num_channels=3)
+    )
+    assert (small.embed_dim, small.window_size, small.depths) == (24, 2, [2, 2, 2])  # a stage of each depth
+
+
+def test_as_it_is_but_for_what_is_drawn_or_fetched() -> None:
+    config = Config(hidden_size=768, layerdrop=0.1, inner=Config(use_pretrained_backbone=True, intermediate_size=3072))
+    own = as_it_is(config)
+    assert (own.hidden_size, own.layerdrop, own.inner.intermediate_size) == (768, 0.0, 3072)
+    assert (own.inner.use_pretrained_backbone, config.layerdrop) == (False, 0.1)
 
 
 # ---- layers and tokens

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from patchkit.testing import Inputs
     from patchkit.testing.parity import Run
 
-State = Literal["verified", "different", "upstream", "nothing to patch", "not run", "not built"]
-"""``upstream``: equal, and no layer runs fused. ``not run``: plain PEFT fails on it. ``not built``: no tiny model."""
+State = Literal["verified", "different", "upstream", "nothing to patch", "no model", "not run", "not built"]
+"""``upstream``: equal, and no layer runs fused. ``no model``: no class takes its configuration alone. ``not run``:
+plain PEFT fails on it, or nothing can be compared. ``not built``: there is no tiny model."""
 
 STATES: tuple[State, ...] = get_args(State)
 
@@ -115,7 +116,7 @@ def examine(model_type: str, head: str) -> TypeOutcome:
         head: a key of :data:`patchkit.testing.tiny.heads.HEADS`.
     """
     from patchkit.check.numeric.adapting import adapted, has_linear_layers, linear_layers
-    from patchkit.errors import TinyModelError
+    from patchkit.errors import NoModelError, TinyModelError
     from patchkit.testing import tiny_inputs_for, tiny_model_from
 
     start = time.perf_counter()
@@ -128,6 +129,8 @@ def examine(model_type: str, head: str) -> TypeOutcome:
         try:
             model = tiny_model_from(model_type, head=head)
             inputs: Inputs = tiny_inputs_for(model)
+        except NoModelError as error:
+            return outcome("no model", _in_one_line(str(error)))
         except TinyModelError as error:
             if not has_linear_layers(model_type, head):
                 return outcome("nothing to patch", _NO_LINEAR)
@@ -140,8 +143,8 @@ def examine(model_type: str, head: str) -> TypeOutcome:
         except Exception as error:  # PEFT and upstream may raise anything
             return outcome("not run", f"plain PEFT fails: {type(error).__name__}: {_in_one_line(str(error))}", **named)
         found = _compared(reference.model, inputs, reference.outcome)
-        reasons = [_in_one_line(reference.without)] if reference.without else []
-        return outcome(**found | named | {"reason": "; ".join([*reasons, *filter(None, [found.get("reason")])])})
+        reasons = [_in_one_line(reference.without), _unreached(reference.outcome), found.get("reason", "")]
+        return outcome(**found | named | {"reason": "; ".join(filter(None, reasons))})
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Run:
@@ -179,6 +182,12 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     if verdict.outcome == "equal":
         return told
     return told | {"state": "different" if verdict.outcome == "different" else "not run", "reason": verdict.why}
+
+
+def _unreached(outcome: Run) -> str:
+    """How many layers get no gradient, so that nothing is shown of them; empty if all do."""
+    layers = {name.partition(".lora_")[0] for name in outcome.without_gradient if ".lora_" in name}
+    return f"its inputs do not reach {len(layers)} of its adapted layers" if layers else ""
 
 
 def _counted(model: nn.Module, report: Report) -> dict[str, int]:

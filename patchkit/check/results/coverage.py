@@ -15,7 +15,8 @@ _MEANING: dict[State, str] = {
     "different": "they are not",
     "upstream": "equal, and nothing runs fused",
     "nothing to patch": "no layer that PEFT adapts",
-    "not run": "plain PEFT fails on the tiny model, or its process was lost",
+    "no model": "its configuration is a part of others, and no class takes it alone",
+    "not run": "plain PEFT fails on the tiny model, nothing can be compared, or its process was lost",
     "not built": "there is no tiny model of it",
 }
 

@@ -19,7 +19,7 @@ from patchkit.testing.tiny.hints import HINTS
 from patchkit.testing.tiny.inputs import Search, search_inputs
 from patchkit.testing.tiny.outcome import in_short, require_a_step
 from patchkit.testing.tiny.repairs import repairs
-from patchkit.testing.tiny.shrinking import Variant, all_sub_configs, is_config, shrunk
+from patchkit.testing.tiny.shrinking import Variant, all_sub_configs, as_it_is, is_config, shrunk
 from patchkit.testing.tiny_models import initialise
 
 _MOST_CHANGES = 2
@@ -27,6 +27,7 @@ _MOST_REPAIRS = 16
 _DEEPEST_REPAIR = 3
 _MOST_PARAMETERS = 3_000_000
 _MOST_WITH_WHOLE_WIDTHS = 25_000_000
+_MOST_WITH_OWN_SIZES = 100_000_000
 
 
 class _Rung(NamedTuple):
@@ -97,6 +98,9 @@ def tiny_model_from(
             return _finished(mended, dtype)
     if climb.partial is not None:
         return _finished(climb.partial.model, dtype)
+    unshrunk = _of_own_sizes(climb, found, config_overrides)
+    if isinstance(unshrunk, PreTrainedModel):
+        return _finished(unshrunk, dtype)
     raise TinyModelError(
         f"no tiny {found.model_class.__name__} of {found.config_class.__name__}:\n"
         + "\n".join(f"  {reason}" for reason in climb.reasons)
@@ -107,6 +111,16 @@ def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.train()
+
+
+def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -> PreTrainedModel | BaseException:
+    """The last rung: the model as it is, if it is no large one. Those that convolve have sizes that no rule knows."""
+    start = source.config if source.config is not None else source.config_class()
+    try:
+        config = _with(as_it_is(start), overrides)
+    except Exception as error:  # a configuration's own checks may raise anything
+        return error
+    return climb.model("its own sizes", config, _MOST_WITH_OWN_SIZES)
 
 
 def _rungs(source: Source) -> list[_Rung]:

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from patchkit.errors import TinyModelError
+from patchkit.errors import NoModelError, TinyModelError
 from patchkit.testing.tiny.shrinking import sub_configs
 
 HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -133,6 +133,8 @@ def _model_class(config_class: type[Any], head: str | type[PreTrainedModel] | No
                 return found
         if name == "part" and (own := _class_of_part(config_class)) is not None:
             return own
+    if head == "part":
+        raise NoModelError(f"no class takes {config_class.__name__}, which describes a part of other models")
     wanted = f"with head {head!r}" if head else "in any mapping"
     raise TinyModelError(f"{config_class.__name__} has no model {wanted}; pass the model class as head")
 

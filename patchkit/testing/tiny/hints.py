@@ -46,6 +46,10 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
                 "patcher_config.head_dim": 16,
             },
         ),
+        "bros": Hint(
+            "its sizes follow from the hidden one when it is made, and not later",
+            {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
+        ),
         "chameleon": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
         "dbrx": Hint(
             "its attention reads a value that its defaults lack",
@@ -72,11 +76,20 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             },
         ),
         "informer": Hint(_UNSAID_LENGTH, _SERIES),
+        "layoutlmv3": Hint(
+            "four coordinates and two sides of a box are one hidden state", {"coordinate_size": 12, "shape_size": 8}
+        ),
         "levit": Hint("a patch is what four convolutions make of it", {"patch_size": 16, "image_size": 64}),
         "lfm2_moe": Hint(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
         ),
+        "lilt": Hint("six parts of a box are one hidden state", {"hidden_size": 96}),
+        "moonshine": Hint(
+            "as many key/value heads as heads",
+            {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+        ),
         "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
+        "qwen3_asr_encoder": Hint("its windows divide the length of what it hears", {"n_window": 16}),
         "qwen3_omni_moe_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen4_exp_text": Hint(
             "its defaults have no sizes of an indexer, and kinds of layers that need them",

@@ -121,6 +121,15 @@ def shrunk(config: Any, variant: Variant = USUAL) -> Any:
     return config
 
 
+def as_it_is(config: Any) -> Any:
+    """A copy of a configuration with its own sizes, and nothing in it that is drawn unseeded or fetched."""
+    config = copy.deepcopy(config)
+    for part in (config, *all_sub_configs(config)):
+        for name in vars(part).keys() & SWITCHES.keys() - {"image_grid_pinpoints"}:
+            setattr(part, name, SWITCHES[name])
+    return config
+
+
 def _complete(config: Any) -> None:
     """Give sub-configurations that are None their class's defaults, unless the class is chosen by a model type."""
     for name, kind in (getattr(type(config), "sub_configs", None) or {}).items():

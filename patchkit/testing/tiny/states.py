@@ -13,8 +13,18 @@ from patchkit.testing.tiny.media import Form, number
 
 _WIDTHS = ("hidden_size", "d_model", "embed_dim", "hidden_dim", "dim", "n_embd", "input_dim")
 _OTHERS = ("encoder_hidden_size", "in_channels", "num_mel_bins", "latent_dim", "model_in_dim", "out_hidden_size")
-_STATES = ("hidden_states", "inputs_embeds", "input_embeds", "query_embeds", "audio_inputs", "spectrogram", "context")
+_STATES = (
+    "hidden_states",
+    "inputs_embeds",
+    "input_embeds",
+    "query_embeds",
+    "audio_inputs",
+    "spectrogram",
+    "audio_mel",
+    "context",
+)
 _SERIES = "past_values"
+_REGIONS = 5
 _HISTORY = 32
 _FUTURE = 4
 
@@ -32,6 +42,9 @@ def state_forms(
     """
     if _SERIES in accepted:
         yield from _series(config, accepted, batch, generator)
+        return
+    if "returns_to_go" in accepted:
+        yield _decisions(config, batch, generator)
         return
     states = next((name for name in _STATES if name in accepted), None)
     if states is None:
@@ -54,9 +67,9 @@ def _required(
     """What a forward cannot be called without, beside its states."""
     found: Form = {}
     for name, parameter in accepted.items():
-        if parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            continue
-        if name == states:
+        required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        attended = states == "query_embeds" and name == "encoder_hidden_states"
+        if name == states or not (required or attended):
             continue
         if "mask" in name:
             found[name] = torch.ones(batch, length, dtype=torch.int64)
@@ -73,9 +86,23 @@ def beside_tokens(config: Any, accepted: Mapping[str, Any], ids: Tensor, generat
         count = number(config, "latent_query_num", default=1)
         found["image_embeds_position_mask"] = (torch.arange(ids.shape[1]) < count + 1).expand_as(ids).clone()
         found["image_embeds_position_mask"][:, 0] = False
+    if "visual_feats" in accepted and (width := number(config, "visual_feat_dim", default=0)):
+        found["visual_feats"] = torch.randn(ids.shape[0], 5, width, generator=generator)
+        found["visual_pos"] = torch.rand(
+            ids.shape[0], 5, number(config, "visual_pos_dim", default=4), generator=generator
+        )
     if "state" in accepted and (width := number(config, "max_state_dim", default=0)):
         found["state"] = torch.randn(ids.shape[0], width, generator=generator)
     return found
+
+
+def _decisions(config: Any, batch: int, generator: torch.Generator) -> Form:
+    """What was seen, done and gained, step by step."""
+    states, actions = number(config, "state_dim", default=8), number(config, "act_dim", default=4)
+    widths = {"states": states, "actions": actions, "rewards": 1, "returns_to_go": 1}
+    steps = torch.arange(_FUTURE).expand(batch, -1)
+    values = {name: torch.randn(batch, _FUTURE, width, generator=generator) for name, width in widths.items()}
+    return values | {"timesteps": steps, "attention_mask": torch.ones_like(steps)}
 
 
 def _series(config: Any, accepted: Mapping[str, Any], batch: int, generator: torch.Generator) -> Iterator[Form]:

@@ -95,6 +95,19 @@ def test_where_plain_peft_fails_nothing_is_said_of_patchkit(monkeypatch):
     assert found.reason == "plain PEFT fails: RuntimeError: no such thing in two lines"
 
 
+def test_a_part_that_no_class_takes():
+    found = examine("sam_mask_decoder", "part")
+    assert (found.state, found.model_class) == ("no model", "")
+    assert "SamMaskDecoderConfig" in found.reason
+
+
+def test_what_inputs_do_not_reach_is_said():
+    """The last layers of one branch have no part in any output."""
+    found = examine("lilt", "base")
+    assert found.state == "verified"
+    assert found.reason == "its inputs do not reach 4 of its adapted layers"
+
+
 @pytest.mark.parametrize(("off", "state"), [({"linear": False}, "upstream"), ({}, "verified")])
 def test_equal_and_nothing_fused_is_upstream(off, state, monkeypatch):
     real = patchkit.apply
