@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -129,6 +130,8 @@ class AllOutputs(Around):
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """The inputs of the model; ``logits`` have the shape of its first tensor, ``loss`` has none."""
+        if "use_cache" not in inspect.signature(self.host.forward).parameters and not hasattr(self.config, "use_cache"):
+            inputs.pop("use_cache", None)  # of a run; what has no cache hands it on to what does not know it
         outputs = self.host(**inputs)
         logits = first_tensor(outputs)
         if logits is None:
