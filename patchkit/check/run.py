@@ -23,7 +23,7 @@ from patchkit.check.results.report import CheckReport, Entry, NumericEntry, entr
 from patchkit.check.static.findings import key_of_finding
 from patchkit.check.static.records import Records
 from patchkit.check.static.sweep import sweep
-from patchkit.errors import CacheError, PatchkitWarning, ReleaseEnvironmentError
+from patchkit.errors import CacheError, PatchkitWarning, ReleaseEnvironmentError, ReleaseError
 from patchkit.trust.ledger import SHIPPED_LEDGER, USER_LIMIT, Proof, add_proofs, user_ledger
 from patchkit.upstream.release import WHEEL, Release, installed_release, module_path
 from patchkit.upstream.releases import resolve
@@ -111,7 +111,8 @@ def check_static(
         progress: is told how many of how many pairs are done.
 
     Raises:
-        ReleaseError: a release cannot be read.
+        ReleaseError: a release cannot be read; a plugin's package only where nothing else was asked for, and a
+            :class:`PatchkitWarning` names it otherwise.
         CacheError: the cache cannot be written.
     """
     asked = list(architectures)
@@ -127,11 +128,20 @@ def check_static(
         for entry in entries_of(by_version[PACKAGE, finding.release], finding, records)
     ]
     plugins: dict[str, Release] = {}
+    lost: dict[str, ReleaseError] = {}
     for architecture in chosen:
         if (package := _package(architecture)) != PACKAGE:
-            release = plugins.setdefault(package, installed_release(package))
+            try:
+                release = plugins.setdefault(package, installed_release(package))
+            except ReleaseError as error:
+                lost[architecture.name] = error
+                continue
             found = sweep([release], [architecture])
             entries.extend(entry for finding in found for entry in entries_of(release, finding, Records()))
+    for name, why in lost.items():
+        if not entries:
+            raise why
+        warnings.warn(f"architecture {name!r} was not checked: {why}", PatchkitWarning, stacklevel=2)
     used = [release for release in releases if upstream] + list(plugins.values())
     return CheckReport(tuple(used), tuple(entries))
 

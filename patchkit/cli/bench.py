@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchkit.cli.console import error_console, output_console
+from patchkit.escaping import indented
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,7 @@ def bench(
     from rich.progress import track
 
     from patchkit.arch.registry import architectures, is_built_in
+    from patchkit.errors import TinyModelError
     from patchkit.testing import TINY_MODELS
 
     known = [*TINY_MODELS, *(name for name in architectures() if not is_built_in(name))]
@@ -68,7 +70,14 @@ def bench(
         raise typer.Exit(2)
     torch.set_num_threads(1)  # small products are slower on many threads, and the ratios noisier
     progress = track(names, description="comparing", console=error_console(), transient=True)
-    found = [one for name in progress for one in _compared(name, device=device, dtype=torch_dtype, steps=steps)]
+    found: list[Comparison] = []
+    failed = False
+    for name in progress:
+        try:
+            found += _compared(name, device=device, dtype=torch_dtype, steps=steps)
+        except TinyModelError as error:  # of a plugin, which is no reason to leave out the others
+            error_console().print(f"patchkit: error: {name}: {indented(str(error))}")
+            failed = True
     _print(found)
     settings = _settings(device, dtype)
     if json_file:
@@ -77,6 +86,8 @@ def bench(
         )
     if markdown:
         markdown.write_text(_markdown(found, settings))
+    if failed:
+        raise typer.Exit(2)
 
 
 def _compared(name: str, **settings: Any) -> Iterator[Comparison]:

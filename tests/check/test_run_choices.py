@@ -20,7 +20,7 @@ from patchkit.check.run import Numbers, check_numeric, check_static, ledger_to_w
 from patchkit.check.static.findings import Finding, key_of_finding
 from patchkit.check.static.records import Records
 from patchkit.check.static.verdicts import PartOutcome
-from patchkit.errors import CacheError, PatchkitWarning, ReleaseEnvironmentError
+from patchkit.errors import CacheError, PatchkitWarning, ReleaseEnvironmentError, ReleaseError
 from patchkit.trust.ledger import SHIPPED_LEDGER, USER_LIMIT, Key, Proof, read_proofs, user_ledger
 from patchkit.upstream.release import INSTALLED, WHEEL, Release
 
@@ -104,6 +104,15 @@ def test_a_plugin_is_checked_as_it_is_installed(
     both = check_static([release], [acme, LLAMA], Records())
     assert both.releases == (release, installed)
     assert [entry.release for entry in both.entries] == [release] * 3 + [installed] * 3
+
+
+def test_a_plugin_whose_package_is_gone_harms_no_other(release: Release) -> None:
+    gone = Architecture("gone", (), "acme_that_is_gone.modeling", (GatedMLP("AcmeMLP"),))
+    with pytest.warns(PatchkitWarning, match="architecture 'gone' was not checked: acme_that_is_gone is not installed"):
+        report = check_static([release], [gone, LLAMA], Records())
+    assert {entry.finding.architecture for entry in report.entries} == {"llama"}
+    with pytest.raises(ReleaseError, match="acme_that_is_gone is not installed"):
+        check_static([release], [gone], Records())
 
 
 # ---- the flow

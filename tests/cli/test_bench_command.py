@@ -1,0 +1,60 @@
+"""``patchkit bench`` with plugins: chosen by name like what is built in, and a broken one is no reason to stop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from patchkit.arch import registry
+from patchkit.arch.spec import Architecture, GatedMLP
+from patchkit.cli.main import app
+from patchkit.testing import comparison
+
+pytest_plugins = ["example_plugin"]
+
+BROKEN = Architecture("broken", ("nothing_of_this_name",), "transformers.models.qwen3.modeling_qwen3", (GatedMLP("X"),))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Comparisons of small models: that their sizes are asked for is seen from the widths."""
+    sizes = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6, "num_key_value_heads": 3}
+    monkeypatch.setattr(comparison, "SMALL", sizes)
+    monkeypatch.setattr(comparison, "LENGTH", 16)
+
+
+def bench(path, *names):
+    arguments = [word for name in names for word in ("--arch", name)]
+    result = CliRunner().invoke(app, ["bench", *arguments, "--json", str(path)])
+    found = json.loads(path.read_text())["results"] if path.exists() else []
+    return result, {one["name"]: one for one in found}
+
+
+def test_a_plugin_is_compared_like_what_is_built_in(acme, small, tmp_path):
+    result, found = bench(tmp_path / "bench.json", "acm*", "llama")
+    assert result.exit_code == 0, result.output
+    assert list(found) == ["llama", "acme"]
+    for one in found.values():
+        assert one["levels"] == dict.fromkeys(("qkv", "o", "mlp"), "fused")
+        assert one["gradient_error"] < 1e-4
+        assert one["patched"]["bytes_kept"] < one["plain"]["bytes_kept"]
+    ratio = found["acme"]["plain"]["flops"] / found["llama"]["plain"]["flops"]
+    assert 0.5 < ratio < 2, "of the same sizes"
+
+
+def test_one_that_is_broken_is_named_and_the_others_are_compared(acme, small, tmp_path):
+    with registry.registered_also(BROKEN):
+        result, found = bench(tmp_path / "bench.json", "broken", "acme")
+    assert result.exit_code == 2
+    assert list(found) == ["acme"]
+    said = " ".join(result.stderr.split())
+    assert "patchkit: error: broken: transformers has no model type 'nothing_of_this_name'" in said
+
+
+def test_an_unknown_name_lists_plugins_too(acme, tmp_path):
+    result, _ = bench(tmp_path / "bench.json", "acmee")
+    assert result.exit_code == 2
+    assert "no tiny model matches acmee. Known: llama" in " ".join(result.stderr.split())
+    assert "acme" in result.stderr.rpartition("Known:")[2]
