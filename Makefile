@@ -91,7 +91,7 @@ matrix: $(VENV)/.test
 	@$(BIN)/python -m patchkit.cli.main matrix
 
 counts: $(VENV)/.test
-	@$(BIN)/python -W ignore -m patchkit.cli.main bench --markdown benchmarks/README.md --json benchmarks/results/counts.json
+	@$(BIN)/python -W ignore -m patchkit.cli.main bench --families --markdown benchmarks/README.md --json benchmarks/results/counts.json
 
 clean:
 	rm -rf $(VENV) demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from patchkit.check.numeric.families import FAMILIES, Family, FamilyComparison, compare_family
 from patchkit.cli.bench import _cells, _markdown
-from patchkit.testing import TINY_MODELS
+from patchkit.cli.family_table import markdown_of_families
+from patchkit.testing import LOW_PRECISION_RATIO, TINY_MODELS
 from patchkit.testing.comparison import Comparison, compare_architecture
 from patchkit.testing.measure import Cost
 
@@ -27,9 +29,37 @@ def restored(result):
     return Comparison(**(result | costs))
 
 
+def restored_family(result):
+    costs = {key: result[key] and tuple(Cost(**one) for one in result[key]) for key in ("single", "mixed")}
+    rounding = result["rounding"] and tuple(result["rounding"])
+    return FamilyComparison(**(result | costs | {"family": Family(**result["family"]), "rounding": rounding}))
+
+
 def test_the_table_is_that_of_the_results(committed):
     results = [restored(result) for result in committed["results"]]
-    assert (ROOT / "benchmarks" / "README.md").read_text() == _markdown(results, committed["settings"]), STALE
+    families = [restored_family(result) for result in committed["families"]]
+    text = _markdown(results, committed["settings"]) + markdown_of_families(families)
+    assert (ROOT / "benchmarks" / "README.md").read_text() == text, STALE
+
+
+def test_every_family_is_in_it_and_gains(committed):
+    families = [restored_family(result) for result in committed["families"]]
+    assert tuple(one.family for one in families) == FAMILIES, STALE
+    for one in families:
+        assert one.whole + one.alone > 20 * one.left, one.family
+        for plain, patched in filter(None, (one.single, one.mixed)):
+            assert patched.bytes_kept <= plain.bytes_kept, one.family
+            assert patched.compute_ops <= plain.compute_ops, one.family
+        assert one.rounding is None or max(one.rounding) <= LOW_PRECISION_RATIO, one.family
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert"])
+def test_counts_of_a_family_are_what_is_measured_now(committed, model_type):
+    (family,) = (one for one in FAMILIES if one.model_type == model_type)
+    found = compare_family(family)
+    (expected,) = (restored_family(one) for one in committed["families"] if one["family"]["model_type"] == model_type)
+    assert (found.whole, found.alone, found.left) == (expected.whole, expected.alone, expected.left), STALE
+    assert (found.single, found.mixed) == (expected.single, expected.mixed), STALE
 
 
 def test_every_architecture_is_in_it_and_fused(committed):

@@ -43,6 +43,9 @@ def bench(
     device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, xpu.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     steps: Annotated[int, typer.Option(help="Also time this many steps of each, in turn; 0 for none.", min=0)] = 0,
+    families: Annotated[
+        bool, typer.Option("--families", help="Also one model of each family of transformers (minutes).")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
 ) -> None:
@@ -80,12 +83,21 @@ def bench(
             failed = True
     _print(found)
     settings = _settings(device, dtype)
+    results = {"settings": settings, "results": [asdict(one) for one in found]}
+    text = _markdown(found, settings)
+    if families:
+        from patchkit.check.numeric.families import FAMILIES, compare_family
+        from patchkit.cli.family_table import markdown_of_families, print_families
+
+        shown = track(FAMILIES, description="families", console=error_console(), transient=True)
+        compared = [compare_family(one) for one in shown]
+        print_families(compared)
+        results["families"] = [asdict(one) for one in compared]
+        text += markdown_of_families(compared)
     if json_file:
-        json_file.write_text(
-            json.dumps({"settings": settings, "results": [asdict(one) for one in found]}, indent=1) + "\n"
-        )
+        json_file.write_text(json.dumps(results, indent=1) + "\n")
     if markdown:
-        markdown.write_text(_markdown(found, settings))
+        markdown.write_text(text)
     if failed:
         raise typer.Exit(2)
 

@@ -57,12 +57,13 @@ class _Way(NamedTuple):
     inputs_require_grad: bool = False
 
 
-def adapted(model: Any, inputs: Inputs) -> Adapted:
+def adapted(model: Any, inputs: Inputs, **lora_config: Any) -> Adapted:
     """Adapters on every linear layer, or, where plain PEFT fails with these, on those that it runs with.
 
     Args:
         model: a tiny model; left as it is.
         inputs: of its forward. Without labels the loss is that of :class:`AllOutputs`.
+        lora_config: fields of :class:`peft.LoraConfig`; by default a rank of 4.
 
     Raises:
         Exception: plain PEFT fails in every way; the error is that of the usual one.
@@ -73,7 +74,9 @@ def adapted(model: Any, inputs: Inputs) -> Adapted:
         if way.inputs_require_grad and "does not require grad" not in str(first):
             continue
         try:
-            reference = add_lora(copy.deepcopy(whole), target_modules=way.targets, task_type=None, r=4).train()
+            reference = add_lora(
+                copy.deepcopy(whole), target_modules=way.targets, task_type=None, **{"r": 4} | lora_config
+            ).train()
             if way.inputs_require_grad:
                 reference.get_base_model().enable_input_require_grads()
             # Of a copy: some keep what a forward has computed, and cannot be copied any more then.

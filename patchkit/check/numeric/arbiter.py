@@ -60,7 +60,7 @@ def arbitrate(reference: nn.Module, inputs: Inputs, expected: Run, found: Run) -
         found: the patched model's.
     """
     exact = copy.deepcopy(reference).double()
-    _use_eager_experts(exact)
+    use_eager_experts(exact)
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     try:
         truth = _run(exact, inputs)
@@ -125,7 +125,7 @@ def _largest_error(truth: Run, found: Run) -> float:
     return worst.error if worst is not None else 0.0
 
 
-def _use_eager_experts(model: nn.Module) -> None:
+def use_eager_experts(model: nn.Module) -> None:
     """Grouped products of experts take no float64."""
     for module in model.modules():
         config = getattr(module, "config", None)

@@ -162,7 +162,7 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
 
     model = copy.deepcopy(reference)
     report = patchkit.apply(model, trust="always")
-    counts = _counted(model, report)
+    counts = counted_layers(model, report)
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": _NO_LINEAR}
     blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part != "linear"})
@@ -190,7 +190,7 @@ def _unreached(outcome: Run) -> str:
     return f"its inputs do not reach {len(layers)} of its adapted layers" if layers else ""
 
 
-def _counted(model: nn.Module, report: Report) -> dict[str, int]:
+def counted_layers(model: nn.Module, report: Report) -> dict[str, int]:
     """How many adapted linear layers run in a block, by themselves, and upstream."""
     from patchkit.planning.survey import survey
 

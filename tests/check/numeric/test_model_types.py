@@ -22,8 +22,16 @@ from patchkit.testing.tiny.heads import HEADS, types_with
     [
         ("qwen3", "causal", 14, 0, 0, ("Qwen3Attention o", "Qwen3Attention qkv", "Qwen3MLP mlp")),
         ("gpt2", "causal", 4, 4, 0, ("GPT2MLP mlp",)),
-        ("t5", "seq2seq", 0, 32, 0, ()),
-        ("mixtral", "causal", 8, 0, 4, ("MixtralAttention o", "MixtralAttention qkv")),
+        ("t5", "seq2seq", 8, 24, 0, ("T5DenseActDense mlp",)),
+        (
+            "mixtral",
+            "causal",
+            8,
+            4,
+            0,
+            ("MixtralAttention o", "MixtralAttention qkv", "MixtralSparseMoeBlock.experts experts"),
+        ),
+        ("musicgen", "causal", 4, 18, 1, ("ModuleList head", "MusicgenDecoderLayer mlp")),
     ],
 )
 def test_layers_are_counted_where_they_run(model_type, head, whole, alone, left, blocks):
@@ -31,7 +39,7 @@ def test_layers_are_counted_where_they_run(model_type, head, whole, alone, left,
     assert (found.state, found.judged_in) == ("verified", "float32")
     assert (found.whole, found.alone, found.left, found.layers) == (whole, alone, left, whole + alone + left)
     assert found.blocks == blocks
-    assert ("ParamWrapper" in found.reason) == bool(left)
+    assert ("ModuleList" in found.reason) == bool(left)
     assert 0 <= found.error < 1e-5
     assert found.seconds > 0
     assert TypeOutcome.from_json(json.loads(json.dumps(found.to_json()))) == found
@@ -121,7 +129,7 @@ def test_a_model_without_linear_layers(monkeypatch):
     class Nothing(nn.Module):
         pass
 
-    monkeypatch.setattr(model_types, "_counted", lambda model, report: {"whole": 0, "alone": 0, "left": 0})
+    monkeypatch.setattr(model_types, "counted_layers", lambda model, report: {"whole": 0, "alone": 0, "left": 0})
     assert examine("llama", "causal").state == "nothing to patch"
 
 
