@@ -12,6 +12,7 @@ from patchkit.cli.console import error_console, output_console
 
 if TYPE_CHECKING:
     from patchkit.arch.spec import Architecture
+    from patchkit.check.static.models import ModelInBrief
     from patchkit.check.static.records import Records
     from patchkit.upstream.release import Release
 
@@ -30,17 +31,24 @@ def matrix(
             "--transformers", "-t", metavar="RELEASE", help="Add or renew only this release or range; repeatable."
         ),
     ] = None,
+    models: Annotated[
+        bool,
+        typer.Option(
+            "--models", help="Read every model of these releases too, which takes minutes, into compat_models.jsonl."
+        ),
+    ] = False,
     every: Annotated[bool, typer.Option("--every", help="Every release since 4.48.0; needs --records.")] = False,
     wheels: Wheels = None,
     require_hashes: RequireHashes = False,
 ) -> None:
     """Write the matrix of every registered architecture and every release of the list.
 
-    Runs the static stage; the numeric one is `patchkit check`, whose proofs the matrix shows. Nothing is written
-    before everything is done.
+    Runs the static stage; the numeric one is `patchkit check`, whose proofs the matrix shows. What is known of every
+    other model stands beside the Markdown file in compat_models.jsonl. Nothing is written before everything is done.
     """
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
+    from patchkit.check.results.models import Models
     from patchkit.check.static.records import SHIPPED_RECORDS, Records
     from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs, user_ledger
     from patchkit.upstream.releases import OLDEST, resolve
@@ -56,6 +64,10 @@ def matrix(
     # What a plugin says of a class is in the key of its proofs, and these are the user's own.
     plugins = {key: proof for key, proof in read_proofs(user_ledger()).items() if key.description}
     table = make_matrix(known, {**plugins, **read_proofs(SHIPPED_LEDGER)})
+    kept = output.with_name("compat_models.jsonl")
+    rows, briefs = Models.load(kept), read_models(releases) if models else {}
+    for release, found in briefs.items():
+        rows = rows.with_release(release, found)
     if html:
         from patchkit.check.results.matrix_html import to_html
 
@@ -63,16 +75,29 @@ def matrix(
         with progress_of("fetching releases") as fetched:
             missing = [version for version in table.releases if version not in have]
             others = resolve(missing, wheels=wheels, progress=fetched, require_hashes=require_hashes)
-        write_whole(html, to_html(table, [*releases, *others]))
+        write_whole(html, to_html(table, [*releases, *others], rows, briefs))
     known.save(place)
-    write_whole(output, to_markdown(table))
+    if models:
+        write_whole(kept, rows.to_text())
+    write_whole(output, to_markdown(table, rows))
     for architecture in _elsewhere():
         error_console().print(
             f"{architecture.name} is no row: {architecture.module} is not part of transformers; "
             f"`patchkit check --arch {architecture.name}` checks what is installed of it"
         )
-    written = [str(path) for path in (output, html, place) if path]
-    output_console().print(f"{len(table.rows)} architectures × {len(table.releases)} releases: {', '.join(written)}")
+    written = [str(path) for path in (output, html, place, kept if models else None) if path]
+    counts = f"{len(table.rows)} architectures × {len(table.releases)} releases"
+    if rows.cells:
+        counts += f", {len(rows.cells)} models × {len(rows.releases)}"
+    output_console().print(f"{counts}: {', '.join(written)}")
+
+
+def read_models(releases: list[Release]) -> dict[str, list[ModelInBrief]]:
+    """Every model of these releases in brief."""
+    from patchkit.check.static.models import sweep_models
+
+    with progress_of("reading models") as read:
+        return sweep_models(releases, progress=read)
 
 
 def record(

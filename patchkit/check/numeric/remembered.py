@@ -10,12 +10,11 @@ to be looked at again, and a process that was lost.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ import patchkit
 import patchkit_kernels
 from patchkit.arch.registry import architectures
 from patchkit.cache.contents import touch, trim
+from patchkit.cache.digests import digest, sources_digest
 from patchkit.cache.storage import OUTCOMES, cache_directory, read_ours, warn_once, write_whole
 from patchkit.check.numeric.environments import Environment
 from patchkit.check.numeric.model_types import TypeOutcome
@@ -82,7 +82,7 @@ class Remembered:
         trim(OUTCOMES)
 
     def _place(self, words: Sequence[str]) -> Path:
-        key = hashlib.sha256(json.dumps([self._setting, *words]).encode()).hexdigest()
+        key = digest([self._setting, *words])
         return cache_directory() / OUTCOMES / key[:2] / f"{key[2:]}.json"
 
     def _read(self, words: Sequence[str], read: Callable[[Any], Read]) -> Read | None:
@@ -113,7 +113,7 @@ def setting_of(environment: Environment) -> str:
     own = environment.path is None
     peft = environment.place.parent / "peft"
     variables = {**variables_for_release(Path()), "PATH": ""}
-    return _hash(
+    return digest(
         [
             _LAYOUT,
             dict(sorted(environment.versions.items())),
@@ -122,17 +122,13 @@ def setting_of(environment: Environment) -> str:
             sorted(variables.items()),
             _distributions(),
             [] if own else sorted(path.name for path in environment.place.parent.glob("*.dist-info")),
-            _sources(environment.place),
-            _sources(peft if peft.is_dir() else _folder("peft")),
-            _sources(Path(patchkit.__file__).parent, without=_SHOWING),
-            _sources(Path(patchkit_kernels.__file__).parent),
+            sources_digest(environment.place),
+            sources_digest(peft if peft.is_dir() else _folder("peft")),
+            sources_digest(Path(patchkit.__file__).parent, without=_SHOWING),
+            sources_digest(Path(patchkit_kernels.__file__).parent),
             [repr(architecture) for _, architecture in sorted(architectures().items())],
         ]
     )
-
-
-def _hash(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _folder(package: str) -> Path:
@@ -144,16 +140,3 @@ def _distributions() -> list[tuple[str, str]]:
     """What is installed: whether a model type can be built depends on packages that nothing here names."""
     found = importlib.metadata.distributions()
     return sorted({(str(one.metadata["Name"]), str(one.version)) for one in found})
-
-
-def _sources(folder: Path, without: Iterable[str] = ()) -> str:
-    """A hash of the Python files of a package, by path and content."""
-    left = tuple(without)
-
-    def wanted() -> Iterator[tuple[str, Path]]:
-        for path in folder.rglob("*.py"):
-            name = path.relative_to(folder).as_posix()
-            if not any(name == one or name.startswith(f"{one}/") for one in left):
-                yield name, path
-
-    return _hash([(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in sorted(wanted())])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from patchkit.arch.spec import BLOCK_PARTS
 from patchkit.check.results.matrix import MEANINGS, SYMBOLS, Cell, Matrix
+from patchkit.check.results.models import MODEL_MEANINGS, Models
 from patchkit.check.static.changes import rewritten_method
+from patchkit.check.static.models import ModelInBrief
 from patchkit.check.static.records import Record
 from patchkit.escaping import json_in_html
 from patchkit.trust.ledger import Key
@@ -20,12 +23,19 @@ _TEMPLATE = Path(__file__).with_name("matrix.html")
 _DATA = "{{DATA}}"
 
 
-def to_html(matrix: Matrix, releases: Sequence[Release]) -> str:
+def to_html(
+    matrix: Matrix,
+    releases: Sequence[Release],
+    models: Models | None = None,
+    briefs: Mapping[str, Sequence[ModelInBrief]] | None = None,
+) -> str:
     """The page.
 
     Args:
         matrix: what it shows.
         releases: of which the sources are read; each source is in the page once, however many releases have it.
+        models: what is known of every other model.
+        briefs: their classes by release, for the details of a cell; those of releases that were read now.
 
     Raises:
         ReleaseError: a release cannot be read.
@@ -44,9 +54,40 @@ def to_html(matrix: Matrix, releases: Sequence[Release]) -> str:
         "rows": rows,
         "sources": sources,
         "legend": [[verdict, *SYMBOLS[verdict], MEANINGS[verdict]] for verdict in SYMBOLS],
+        "models": _models(models or Models(), briefs or {}),
         "dates": sorted({record.date for record in matrix.records.entries}),
     }
     return _TEMPLATE.read_text("utf-8").replace(_DATA, json_in_html(data))
+
+
+def _models(models: Models, briefs: Mapping[str, Sequence[ModelInBrief]]) -> dict[str, Any]:
+    """Models by family, each with a cell for each release; what is behind a cell is in the page once."""
+    details: dict[str, int] = {}
+    behind: dict[tuple[str, str], int] = {}
+    for release, found in briefs.items():
+        for one in found:
+            classes = [[cls.name, dict(cls.parts.items()), cls.why] for cls in one.classes]
+            behind[one.model, release] = details.setdefault(json.dumps([classes, one.others]), len(details))
+    families = [
+        {
+            "name": family,
+            "models": [
+                {
+                    "name": model,
+                    "cells": [models.cells[model].get(release, "") for release in models.releases],
+                    "details": [behind.get((model, release), -1) for release in models.releases],
+                }
+                for model in own
+            ],
+        }
+        for family, own in models.families().items()
+    ]
+    return {
+        "releases": list(models.releases),
+        "families": families,
+        "details": [json.loads(one) for one in details],
+        "legend": list(MODEL_MEANINGS.items()),
+    }
 
 
 def _cell(

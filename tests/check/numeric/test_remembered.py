@@ -172,20 +172,6 @@ def test_a_setting_is_everything_that_an_outcome_depends_on(change, environment,
     assert setting_of(CHANGES[change](environment, monkeypatch)) != before
 
 
-@pytest.mark.parametrize("name", ["numeric/a.py", "a.py", "cli.py", "results/b.py"])
-def test_rooms_that_only_show_are_left_out(name, tmp_path):
-    """And nothing else is."""
-    for path in ("a.py", "cli/a.py", "numeric/a.py", "results/a.py", "cli.py", "notes.txt"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text("1", encoding="utf-8")
-    before = remembered._sources(tmp_path, without=("cli", "results/a.py"))
-    for path in ("cli/a.py", "results/a.py", "notes.txt"):
-        (tmp_path / path).write_text("2", encoding="utf-8")
-    assert remembered._sources(tmp_path, without=("cli", "results/a.py")) == before
-    (tmp_path / name).write_text("2", encoding="utf-8")
-    assert remembered._sources(tmp_path, without=("cli", "results/a.py")) != before
-
-
 def test_the_rooms_that_only_show_are_there():
     root = Path(remembered.patchkit.__file__).parent
     assert [name for name in remembered._SHOWING if not (root / name).exists()] == []
