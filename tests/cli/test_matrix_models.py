@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 from patchkit.cli import matrix
 from patchkit.cli.main import app
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The command on one release with one model."""
+    monkeypatch.setenv("PATCHKIT_CACHE", str(tmp_path / "cache"))
     release = folder_release(tmp_path / "release", "5.1.0", {path_of("llama"): SMALL_LLAMA})
     records = records_of(release, "llama")
     monkeypatch.setattr(matrix, "record", lambda *_: (records, [release]))
