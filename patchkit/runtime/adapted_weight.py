@@ -255,8 +255,8 @@ def _grouped(
     plain = isinstance(x, Tensor) and x.dim() == 2 and isinstance(offs, Tensor) and bias is None and out_dtype is None
     if not plain or type(stack) is not AdaptedWeight or len(stack.shape) != 3 or x.dtype != stack.dtype:
         return None
-    # Where the offsets are at hand, a loop adds the adapter's product without rounding in between.
-    native = function is _grouped_mm and x.device.type != "cpu"
+    # A loop adds the adapter's product without rounding it first, but it needs the offsets, which a device has to send.
+    native = function is _grouped_mm and (x.dtype == torch.float32 or x.device.type != "cpu")
     return stack.stacked(x, Grouped(offs, function, native=native))
 
 

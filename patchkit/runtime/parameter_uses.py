@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchkit.adapters.formula import Formula, name_of
+from patchkit.adapters.formula import Formula, name_of, nothing_changed
 from patchkit.adapters.protocol import Reason, interference
 from patchkit.upstream.known_wrappers import is_known_wrapper
 from patchkit.upstream.live import definition_of
@@ -44,10 +44,12 @@ class _Uses(NamedTuple):
     Attributes:
         reason: why its uses of the parameters are not known; None if they are.
         reached: the methods that were read, by name, as they were then.
+        unchanged: whether the class has no more and no fewer attributes than then.
     """
 
     reason: Reason | None
     reached: tuple[tuple[str, object], ...]
+    unchanged: Callable[[], bool]
 
 
 _known: dict[tuple[object, ...], _Uses] = {}
@@ -61,7 +63,7 @@ def unfit_uses(module: nn.Module, names: tuple[str, ...]) -> Reason | None:
         names: of the parameters.
     """
     cls = type(module)
-    reason = interference(module, names) or _FUNCTIONS.replaced() or _unfit_class(cls, names)
+    reason = interference(module, names) or _FUNCTIONS.replaced()
     if reason is not None:
         return reason
     running = _running(module)
@@ -69,8 +71,10 @@ def unfit_uses(module: nn.Module, names: tuple[str, ...]) -> Reason | None:
         return running
     key = (cls, running, names)
     uses = _known.get(key)
-    if uses is None or any(getattr(cls, name, None) is not function for name, function in uses.reached):
-        uses = _known[key] = _read(cls, running, names)
+    if uses is None or not uses.unchanged() or any(getattr(cls, name, None) is not one for name, one in uses.reached):
+        reached: dict[str, FunctionType] = {}
+        reason = _unfit_class(cls, names) or _read(cls, running, names, reached)
+        uses = _known[key] = _Uses(reason, tuple(reached.items()), nothing_changed(cls))
     replaced = next((name for name, _ in uses.reached if name in module.__dict__), None)
     return f"{replaced} was replaced on the instance" if replaced else uses.reason
 
@@ -87,15 +91,23 @@ def _unfit_class(cls: type[nn.Module], names: tuple[str, ...]) -> Reason | None:
 
 def _running(module: nn.Module) -> FunctionType | Reason:
     """The function that computes a module: its class's, or what its configuration names instead."""
-    forward: Any = type(module).forward
+    interface, own = _unwrapped(type(module).forward)
+    found = None if interface is None else _chosen(module, interface)
+    if found is not None:
+        return found
+    return own if isinstance(own, FunctionType) else f"its forward is a {type(own).__qualname__}"
+
+
+@lru_cache(maxsize=256)
+def _unwrapped(forward: Any) -> tuple[Any, object]:
+    """What a configuration chooses from, None if it chooses nothing, and the function that a class itself has."""
+    interface = None
     while is_known_wrapper(forward):
         cells = dict(zip(forward.__code__.co_freevars, forward.__closure__ or (), strict=True))
         if "experts_interface" in cells:
-            found = _chosen(module, cells["experts_interface"].cell_contents)
-            if found is not None:
-                return found
+            interface = cells["experts_interface"].cell_contents
         forward = forward.__wrapped__
-    return forward if isinstance(forward, FunctionType) else f"its forward is a {type(forward).__qualname__}"
+    return interface, forward
 
 
 def _chosen(module: nn.Module, interface: Any) -> FunctionType | Reason | None:
@@ -118,9 +130,10 @@ def _implementations() -> Formula:
     return Formula({sys.modules[_EXPERTS]: f"{' '.join(_IMPLEMENTATIONS)} {_HELPERS}"})
 
 
-def _read(cls: type[nn.Module], running: FunctionType, names: tuple[str, ...]) -> _Uses:
-    """Read a function, and every method of the class that it calls."""
-    reached: dict[str, FunctionType] = {}
+def _read(
+    cls: type[nn.Module], running: FunctionType, names: tuple[str, ...], reached: dict[str, FunctionType]
+) -> Reason | None:
+    """Read a function, and every method of the class that it calls; put these into ``reached``."""
     waiting: list[tuple[str, object]] = [("forward", running)]
     if running.__module__ == _EXPERTS:  # it is known, and calls this one
         waiting = [("_apply_gate", getattr(cls, "_apply_gate", None))]
@@ -129,16 +142,16 @@ def _read(cls: type[nn.Module], running: FunctionType, names: tuple[str, ...]) -
         if name in reached or function is None:
             continue
         if not isinstance(function, FunctionType):
-            return _Uses(f"its {name} is a {type(function).__qualname__}", tuple(reached.items()))
+            return f"its {name} is a {type(function).__qualname__}"
         if name != "forward":
             reached[name] = function
         if function.__module__ == _EXPERTS:  # its default gate
             continue
         found = _read_function(cls, function, frozenset(names))
         if isinstance(found, str):
-            return _Uses(found, tuple(reached.items()))
+            return found
         waiting += found
-    return _Uses(None, tuple(reached.items()))
+    return None
 
 
 def _read_function(

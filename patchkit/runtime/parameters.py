@@ -74,7 +74,8 @@ def _misfit(parameter: AdaptedParameter, given: Input) -> Reason | None:
         return "it is trained itself"
     if weight.dim() not in (2, 3) or not all(_fits(adapter, parameter) for adapter in parameter.adapters):
         return "its A and B do not fit it"
-    found = precision_of(given.dtype, given.autocast, weight.dtype, weight.dtype, False, given.precision)
+    dtypes = (given.dtype, given.autocast, weight.dtype, weight.dtype, False, given.precision)
+    found = given.table.get(dtypes) or precision_of(*dtypes)
     return None if isinstance(found, Precision) else found
 
 

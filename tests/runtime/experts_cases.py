@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from torch import nn
 
 import patchkit
-from patchkit.testing import add_lora
+from patchkit.testing import add_lora, randomise_adapter
 
 moe = pytest.importorskip("transformers.integrations.moe", reason="transformers before 5 has no experts of its own")
 
@@ -168,6 +170,20 @@ def assert_equal(wanted, found, tolerance=1e-12):
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype, name
         assert (found[name] - tensor).norm() <= tolerance * tensor.norm(), name
+
+
+def with_second(model, kind):
+    """The layer with a second adapter, both active."""
+    parameters = [f"experts.{name}" for name in parameters_of(kind)]
+    config = LoraConfig(target_modules=[], target_parameters=parameters, r=3, init_lora_weights=False)
+    dtype = next(model.parameters()).dtype
+    try:
+        model.add_adapter("second", config)
+    except ValueError as error:
+        pytest.skip(f"PEFT {peft.__version__} takes one adapter on parameters: {error}")
+    randomise_adapter(model, "second", seed=5)
+    model.base_model.set_adapter(["default", "second"])
+    return model.to(dtype)
 
 
 def patched(model):

@@ -21,11 +21,11 @@ from experts_cases import (
     parameters_of,
     patched,
     results,
+    with_second,
 )
-from peft import LoraConfig
 
 import patchkit
-from patchkit.testing import count_flops, fused_calls, randomise_adapter, saved_bytes
+from patchkit.testing import count_flops, fused_calls, saved_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning", "ignore::UserWarning")
 
@@ -106,14 +106,7 @@ def test_what_is_trained(implementation, trained):
 @pytest.mark.parametrize("kind", ["plain", "clamped"])
 def test_several_adapters(kind, implementation):
     dtype = DTYPES[implementation]
-    model = adapted(kind, implementation, dtype=dtype)
-    parameters = [f"experts.{name}" for name in parameters_of(kind)]
-    model.add_adapter(
-        "second", LoraConfig(target_modules=[], target_parameters=parameters, r=3, init_lora_weights=False)
-    )
-    randomise_adapter(model, "second", seed=5)
-    model.base_model.set_adapter(["default", "second"])
-    compare(model.to(dtype), dtype=dtype)
+    compare(with_second(adapted(kind, implementation, dtype=dtype), kind), dtype=dtype)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm"])

@@ -350,4 +350,4 @@ def test_adapters_of_another_dtype_are_cast_as_peft_casts_them():
             parameter.data = parameter.data.float()
     ours, report = patched(model)
     assert [row.level for row in report.rows] == ["fused"]
-    assert_equal(results(model), results(ours))
+    assert_equal(results(model), results(ours), 1e-6)  # PEFT before 0.21 multiplies them first
