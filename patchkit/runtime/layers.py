@@ -1,4 +1,4 @@
-"""The ``forward`` of a layer of an adapter library that is patched where it stands: embedding, head, any linear layer.
+"""The ``forward`` of an adapter library's layer that is patched where it stands: embedding, head, any linear layer.
 
 A token embedding and an ``lm_head`` are called by themselves and from many places: the model's forward, the multimodal
 model around it, whoever asks for ``model.get_input_embeddings()``. A linear layer that no block holds is called by code

@@ -165,7 +165,7 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     counts = counted_layers(model, report)
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": _NO_LINEAR}
-    blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part != "linear"})
+    blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part not in ("linear", "experts")})
     told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "judged_in": "float32"}
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)
     state = "verified" if counts["whole"] + counts["alone"] else "upstream"

@@ -29,7 +29,7 @@ from patchkit.testing.tiny.heads import HEADS, types_with
             8,
             4,
             0,
-            ("MixtralAttention o", "MixtralAttention qkv", "MixtralSparseMoeBlock.experts experts"),
+            ("MixtralAttention o", "MixtralAttention qkv"),
         ),
         ("musicgen", "causal", 4, 18, 1, ("ModuleList head", "MusicgenDecoderLayer mlp")),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_a_line_says_each_field_and_is_read() -> None:
     given = replace(
         given,
         finding=replace(given.finding, parts=outcomes),
-        verdicts=dict(zip(PARTS, get_args(Verdict), strict=False)),
+        verdicts=dict(zip(PARTS, itertools.cycle(get_args(Verdict)), strict=False)),
     )
     data = json.loads(given.to_line())
     assert data["parts"]["qkv"] == {"verdict": "rewritten", "rules": ["a", "b"], "reasons": ["of qkv"]}
