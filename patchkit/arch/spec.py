@@ -173,8 +173,9 @@ class Architecture:
             commonly names, the default first. Blocks are found by class wherever they sit, so this is for people and
             for tests, not a limit.
         model: the class of a whole model, of which a tiny one is made to prove the blocks, where transformers builds no
-            model of these model types: one of ``module``, or of another module as ``package.module:Class``. It is a
-            ``PreTrainedModel`` with a ``config_class``.
+            model of these model types: a ``PreTrainedModel`` with a ``config_class``, of ``module``, or of another
+            module as ``package.module:Class``. For a model that is none of transformers a function takes its place: it
+            returns a small one, and keyword arguments of its ``forward``.
     """
 
     name: str

@@ -122,7 +122,7 @@ def _compared(name: str, **settings: Any) -> Iterator[Comparison]:
     architecture = find(name)
     for one in tiny_names(architecture) or ("",):
         tiny = tiny_of(architecture, one, batch=BATCH, length=LENGTH)
-        sizes = {field: size for field, size in SMALL.items() if hasattr(tiny.model.config, field)}
+        sizes = {field: size for field, size in SMALL.items() if hasattr(getattr(tiny.model, "config", None), field)}
         with contextlib.suppress(TinyModelError):  # sizes that do not go together: then smaller ones are compared
             tiny = tiny_of(architecture, one, batch=BATCH, length=LENGTH, **sizes)
         model, inputs = comparable(*tiny)

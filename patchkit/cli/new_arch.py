@@ -36,7 +36,7 @@ def new_arch(
     """
     from patchkit.check.static.drift import described
     from patchkit.scaffolding.description import describe
-    from patchkit.scaffolding.package import names_for, package_of, to_fill_in, write_package
+    from patchkit.scaffolding.package import TINY, names_for, package_of, to_fill_in, write_package
     from patchkit.scaffolding.source import of_file, of_model_type
 
     if from_file is not None and from_model_type is not None:
@@ -60,7 +60,6 @@ def new_arch(
     console.print(f"  cd {folder}")
     console.print("  pip install -e .")
     if to_fill_in(source):
-        console.print(f"  fill in the sizes and the inputs in tests/test_{names.architecture}.py")
-    else:
-        console.print(f"  patchkit check --arch {names.architecture}")
+        console.print(f"  fill in the sizes and the inputs in src/{names.package}/{TINY}.py")
+    console.print(f"  patchkit check --arch {names.architecture}")
     console.print("  python -m pytest tests")

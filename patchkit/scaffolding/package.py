@@ -19,6 +19,9 @@ from patchkit.errors import NewArchitectureError
 from patchkit.scaffolding.description import Described
 from patchkit.scaffolding.source import Source
 
+TINY = "tiny_model"
+"""What the function is called that makes a small model of those that are none of transformers, and its module."""
+
 _WIDTH = 118
 
 
@@ -59,8 +62,10 @@ def package_of(names: Names, source: Source, found: Described) -> dict[str, str]
         "pyproject.toml": _pyproject(names, source),
         f"{inner}/__init__.py": f'"""The architecture {names.architecture} for patchkit."""\n',
         f"{inner}/patchkit_architecture.py": _architecture(names, source, found),
-        f"tests/test_{names.architecture}.py": _test(names, source),
+        f"tests/test_{names.architecture}.py": _test(names),
     }
+    if to_fill_in(source):
+        files[f"{inner}/{TINY}.py"] = _tiny(source)
     return files | {f"{inner}/{name}": text for name, text in source.files.items()}
 
 
@@ -92,7 +97,9 @@ def write_package(folder: Path, files: Mapping[str, str]) -> None:
 
 def _architecture(names: Names, source: Source, found: Described) -> str:
     types = ", ".join(map(json.dumps, source.model_types)) + ("," if len(source.model_types) == 1 else "")
-    model = source.model if source.model is not None and source.model.of_transformers else None
+    model = source.model.name if source.model is not None else None
+    if to_fill_in(source):
+        model = f"{names.package}.{TINY}:{TINY}"
     lines = [
         f'"""{names.architecture}: written by `patchkit new-arch` from the source of {source.shown}."""',
         "",
@@ -105,7 +112,7 @@ def _architecture(names: Names, source: Source, found: Described) -> str:
         "    blocks=(",
         *(f"        {described(block)}," for block in found.blocks),
         "    ),",
-        *([f"    model={json.dumps(model.name)},"] if model is not None else []),
+        *([f"    model={json.dumps(model)},"] if model is not None else []),
         ")",
     ]
     if found.left_out:
@@ -142,27 +149,34 @@ packages = ["src/{names.package}"]
 """
 
 
-def _test(names: Names, source: Source) -> str:
-    if source.model is None or source.model.of_transformers:
-        return f"""\
+def _test(names: Names) -> str:
+    return f"""\
 from patchkit.testing import verify_architecture
 
 
 def test_{names.architecture}() -> None:
     verify_architecture("{names.architecture}")
 """
-    model = source.model
-    arguments = ", ".join(f"{name}=..." for name in model.arguments)
-    inputs = ", ".join(f'"{name}": ...' for name in model.inputs)
+
+
+def _tiny(source: Source) -> str:
+    """A function to be completed, which makes a small model and its inputs."""
+    assert source.model is not None
+    arguments = ", ".join(f"{name}=..." for name in source.model.arguments)
+    inputs = ", ".join(f'"{name}": ...' for name in source.model.inputs)
     return f"""\
-from patchkit.testing import verify_architecture
+\"\"\"A small model for the proof. Fill in its sizes, and its inputs: tensors of several rows.\"\"\"
 
-from {source.module} import {model.name}
+from typing import Any
+
+from torch import nn
+
+from {source.module} import {source.model.name}
 
 
-def test_{names.architecture}() -> None:
-    # Fill in: sizes for a small model that has every block, and small tensors for its forward.
-    verify_architecture("{names.architecture}", model={model.name}({arguments}), inputs={{{inputs}}})
+def {TINY}() -> tuple[nn.Module, dict[str, Any]]:
+    \"\"\"A model that has every block, and keyword arguments of its forward.\"\"\"
+    return {source.model.name}({arguments}), {{{inputs}}}
 """
 
 
@@ -183,5 +197,5 @@ python -m pytest tests
 
 
 def to_fill_in(source: Source) -> bool:
-    """Whether a person has to complete the test: of a model that is none of transformers nobody knows the inputs."""
+    """Whether a person has to complete something: of a model that is none of transformers nobody knows the inputs."""
     return source.model is not None and not source.model.of_transformers

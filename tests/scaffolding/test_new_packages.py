@@ -186,7 +186,7 @@ def test_a_folder_that_one_stands_in_is_not_installed(new_arch, out, sources, mo
 
 
 def test_a_users_own_model(new_arch, out, tmp_path):
-    """Nobody but its author knows what it takes: the test names what is to be filled in."""
+    """Nobody but its author knows what it takes: what is to be filled in is named."""
     (tmp_path / "nets.py").write_text(NETS)
     (tmp_path / "layers.py").write_text(OWN_MODEL)
     (tmp_path / "sizes.py").write_text("SIZE = 8\n")
@@ -194,26 +194,36 @@ def test_a_users_own_model(new_arch, out, tmp_path):
     folder = out / "patchkit-nets"
     assert {"src/patchkit_nets/layers.py", "src/patchkit_nets/sizes.py"} < files_in(folder)
     assert architecture_in(folder) == Architecture(
-        "nets", (), "patchkit_nets.nets", (Attention("Net", q="q", k="k", v="v", o="o"),)
+        "nets",
+        (),
+        "patchkit_nets.nets",
+        (Attention("Net", q="q", k="k", v="v", o="o"),),
+        model="patchkit_nets.tiny_model:tiny_model",
     )
-    test = (folder / "tests" / "test_nets.py").read_text()
-    assert "from patchkit_nets.nets import Net" in test
-    assert 'verify_architecture("nets", model=Net(size=..., layers=...), inputs={"x": ..., "mask": ...})' in test
-    assert "fill in the sizes and the inputs in tests/test_nets.py" in said
+    tiny = (folder / "src" / "patchkit_nets" / "tiny_model.py").read_text()
+    assert "from patchkit_nets.nets import Net" in tiny
+    assert 'return Net(size=..., layers=...), {"x": ..., "mask": ...}' in tiny
+    assert "fill in the sizes and the inputs in src/patchkit_nets/tiny_model.py patchkit check --arch nets" in said
 
 
 @pytest.mark.slow
 def test_written_packages_are_green(new_arch, out, sources, tmp_path):
-    """From nothing to a test that passes, with pip and in fresh processes: phi3, and a file."""
+    """From nothing to a test that passes, with pip and in fresh processes: phi3, a file, and a model that is none of transformers."""
     new_arch("phi3_mine", "--from-model-type", "phi3")
     new_arch("acme_mine", "--from-file", str(sources / "modeling_acme.py"))
+    (tmp_path / "own.py").write_text(OWN_MODEL)
+    new_arch("own", "--from-file", str(tmp_path / "own.py"))
+    tiny = out / "patchkit-own" / "src" / "patchkit_own" / "tiny_model.py"
+    tiny.write_text(
+        "import torch\n" + tiny.read_text().replace('"tokens": ...', '"tokens": torch.arange(20).view(2, 10)')
+    )
     (tmp_path / "home").mkdir()
     for folder in out.iterdir():
         pip_install(folder, tmp_path / "site", tmp_path / "workshop")
     stranger = Stranger(tmp_path / "site", tmp_path / "home")
     done = stranger.pytest(*(str(folder / "tests") for folder in sorted(out.iterdir())), "--rootdir", str(tmp_path))
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 # ---- what is refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from patchkit.arch.registry import find
 from patchkit.arch.spec import MLP, Architecture
@@ -60,8 +61,8 @@ NONE = {
     "no recipe": (find("llama"), "", "patchkit.testing has no recipe of it"),
     "no class": (replace(MINE, model="Nothing"), "Nothing", "names the model .*qwen3:Nothing, which cannot be imported: Attr"),
     "no module": (replace(MINE, model="nowhere:X"), "X", "names the model nowhere:X, which cannot be imported: ModuleNot"),
-    "no model": (replace(MINE, model="Qwen3MLP"), "Qwen3MLP", "qwen3:Qwen3MLP, which is no PreTrainedModel"),
-    "no class at all": (replace(MINE, model="apply_rotary_pos_emb"), "", "qwen3:apply_rotary_pos_emb, which is no PreTrainedModel"),
+    "no model": (replace(MINE, model="Qwen3MLP"), "Qwen3MLP", "qwen3:Qwen3MLP, which is neither a PreTrainedModel nor"),
+    "no class at all": (replace(MINE, model="ACT2FN"), "ACT2FN", "qwen3:ACT2FN, which is neither a PreTrainedModel nor a func"),
 }  # fmt: skip
 
 
@@ -69,3 +70,63 @@ NONE = {
 def test_what_no_tiny_model_is_made_of(architecture, name, said):
     with pytest.raises(TinyModelError, match=said):
         tiny_of(architecture, name)
+
+
+# ---- a function that makes one
+
+
+def right():
+    return torch.nn.Linear(4, 4).eval(), {"input": torch.ones(2, 4)}
+
+
+def failing():
+    raise KeyError("sizes")
+
+
+def unfinished():
+    return torch.nn.Linear(..., 4), {"input": ...}
+
+
+def alone():
+    return torch.nn.Linear(4, 4)
+
+
+def no_model():
+    return "a model", {}
+
+
+def no_tensors():
+    return torch.nn.Linear(4, 4), {"input": ...}
+
+
+def no_names():
+    return torch.nn.Linear(4, 4), [torch.ones(2, 4)]
+
+
+def test_a_function_makes_one():
+    """Its weights are drawn anew, the same each time; nothing else is changed but the mode."""
+    architecture = replace(MINE, model=f"{__name__}:right")
+    assert tiny_names(architecture) == ("right",)
+    state = torch.get_rng_state()
+    first, second = tiny_of(architecture, "right"), tiny_of(architecture, "right", length=99)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.model.training
+    assert torch.equal(first.model.weight, second.model.weight)
+    assert first.model.bias.abs().min() > 0
+    assert torch.equal(first.inputs["input"], torch.ones(2, 4))
+
+
+WRONG = {
+    "failing": "fails: KeyError: 'sizes'",
+    "unfinished": "fails: TypeError: ",
+    "alone": "returns no pair of a model and the keyword arguments of its forward",
+    "no_model": "returns no pair of a model and",
+    "no_tensors": "returns inputs that are no tensors by name",
+    "no_names": "returns inputs that are no tensors by name",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_function_that_makes_none(name):
+    with pytest.raises(TinyModelError, match=f"{__name__}:{name} {WRONG[name]}"):
+        tiny_of(replace(MINE, model=f"{__name__}:{name}"), name)

@@ -191,7 +191,7 @@ MODELS = {
     "nothing named": ({"model_types": ()}, "architecture 'mine' has no model; name a class in the architecture"),
     "no such class": ({"model": "Qwen3ForNothing"}, f"names the model {QWEN3}:Qwen3ForNothing, which cannot be imported"),
     "no such module": ({"model": "nowhere.at_all:Model"}, "nowhere.at_all:Model, which cannot be imported: ModuleNotFo"),
-    "no model": ({"model": "Qwen3MLP"}, f"{QWEN3}:Qwen3MLP, which is no PreTrainedModel"),
+    "no model": ({"model": "Qwen3MLP"}, f"{QWEN3}:Qwen3MLP, which is neither a PreTrainedModel"),
     "a model without it": ({"model": "transformers.models.bert.modeling_bert:BertModel"}, "it holds none of Qwen3MLP with its projections"),
 }  # fmt: skip
 
