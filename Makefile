@@ -23,7 +23,7 @@ install = $(PIP) --constraint $(CONSTRAINTS) --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-cpu-settings test-peft attack mutants lint format matrix counts clean
+.PHONY: help demo test quick test-cpu-settings test-peft attack mutants lint format matrix coverage counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
@@ -36,6 +36,7 @@ help:
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
 	@echo "make mutants    put silent faults into the source, one at a time, and count those that the tests find"
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
+	@echo "make coverage   patch and compare a tiny model of every type of transformers, and write coverage.md"
 	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
 	@echo "make clean      remove what these made in this folder, $(VENV) included"
 	@echo
@@ -89,6 +90,9 @@ format: $(VENV)/.dev
 
 matrix: $(VENV)/.test
 	@$(BIN)/python -m patchkit.cli.main matrix
+
+coverage: $(VENV)/.test
+	@OMP_NUM_THREADS=1 $(BIN)/patchkit scan --write coverage.md
 
 counts: $(VENV)/.test
 	@$(BIN)/python -W ignore -m patchkit.cli.main bench --families --markdown benchmarks/README.md --json benchmarks/results/counts.json

@@ -94,7 +94,8 @@ def scan(
         from patchkit.cache.storage import write_whole
         from patchkit.check.results.coverage import coverage_text
 
-        write_whole(write, coverage_text(outcomes, environment.versions))
+        versions = {name: version for name, version in environment.versions.items() if name != "python"}
+        write_whole(write, coverage_text(outcomes, versions))
     console = output_console()
     if as_json:
         versions = dict(environment.versions)

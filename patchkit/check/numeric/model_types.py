@@ -47,6 +47,7 @@ class TypeOutcome:
         judged_in: ``float32``, or ``float64`` where rounding alone exceeds the tolerance of float32.
         error: the largest relative difference in that precision.
         seconds: that it took.
+        classes: those of ``blocks`` with their modules and descriptions, as :func:`described_classes` says it.
     """
 
     model_type: str
@@ -61,6 +62,7 @@ class TypeOutcome:
     judged_in: str = ""
     error: float = 0.0
     seconds: float = 0.0
+    classes: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -83,13 +85,14 @@ class TypeOutcome:
             raise ValueError("it has other fields")
         if data["state"] not in STATES or not all(isinstance(data[name], str) for name in _WORDS):
             raise ValueError("a state or a name is none")
-        blocks = data["blocks"]
-        if not isinstance(blocks, list) or not all(isinstance(one, str) for one in blocks):
-            raise ValueError("its blocks are no list of names")
+        lists = {name: data[name] for name, kind in kinds.items() if kind is tuple}
+        for name, listed in lists.items():
+            if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+                raise ValueError(f"its {name} are no list of names")
         for name, kind in kinds.items():
-            if name != "blocks" and type(data[name]) not in ({int, float} if kind is float else {kind}):
+            if name not in lists and type(data[name]) not in ({int, float} if kind is float else {kind}):
                 raise ValueError(f"its {name} is no {kind.__name__}")
-        return cls(**{**data, "blocks": tuple(blocks)})
+        return cls(**data | {name: tuple(listed) for name, listed in lists.items()})
 
 
 _WORDS = ("model_type", "head", "state")
@@ -166,7 +169,8 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": _NO_LINEAR}
     blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part not in ("linear", "experts")})
-    told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "judged_in": "float32"}
+    classes = described_classes(model, report)
+    told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "classes": classes, "judged_in": "float32"}
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)
     state = "verified" if counts["whole"] + counts["alone"] else "upstream"
     found = _run(model, inputs)
@@ -188,6 +192,24 @@ def _unreached(outcome: Run) -> str:
     """How many layers get no gradient, so that nothing is shown of them; empty if all do."""
     layers = {name.partition(".lora_")[0] for name in outcome.without_gradient if ".lora_" in name}
     return f"its inputs do not reach {len(layers)} of its adapted layers" if layers else ""
+
+
+def described_classes(model: nn.Module, report: Report) -> tuple[str, ...]:
+    """``module.Class: description: parts that run fused`` of each patched block, sorted, each class once."""
+    from patchkit.arch.spec import description
+    from patchkit.binding.patch import patch_of
+    from patchkit.module_tree import named_modules
+
+    fused: dict[str, list[str]] = {}
+    for row in report.at("fused"):
+        fused.setdefault(row.name, []).append(row.part)
+    found = set()
+    for name, module in named_modules(model):
+        patch = patch_of(module) if name in fused else None
+        if patch is not None and patch.block is not None:
+            cls = patch.original
+            found.add(f"{cls.__module__}.{cls.__qualname__}: {description(patch.block)}: {' '.join(fused[name])}")
+    return tuple(sorted(found))
 
 
 def counted_layers(model: nn.Module, report: Report) -> dict[str, int]:

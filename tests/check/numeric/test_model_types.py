@@ -39,6 +39,9 @@ def test_layers_are_counted_where_they_run(model_type, head, whole, alone, left,
     assert (found.state, found.judged_in) == ("verified", "float32")
     assert (found.whole, found.alone, found.left, found.layers) == (whole, alone, left, whole + alone + left)
     assert found.blocks == blocks
+    assert {one.partition(": ")[0].rpartition(".")[2] for one in found.classes} == {
+        one.split()[0] for one in blocks if one.split()[0] != "ModuleList"
+    }
     assert ("ModuleList" in found.reason) == bool(left)
     assert 0 <= found.error < 1e-5
     assert found.seconds > 0
@@ -141,19 +144,20 @@ def test_long_reasons_are_cut():
         assert cut.endswith("...") == (length > 200)
 
 
-GOOD = TypeOutcome("llama", "causal", "verified", blocks=("A b",)).to_json() | {"blocks": ["A b"]}
+FINE = TypeOutcome("llama", "causal", "verified", blocks=("A b",), classes=("m.A: MLP(): b",))
+GOOD = json.loads(json.dumps(FINE.to_json()))
 
 
 def test_what_a_process_says_is_read():
-    assert TypeOutcome.from_json(GOOD) == TypeOutcome("llama", "causal", "verified", blocks=("A b",))
+    assert TypeOutcome.from_json(GOOD) == FINE
     assert TypeOutcome.from_json(GOOD | {"error": 0, "seconds": 1}).seconds == 1
 
 
 @pytest.mark.parametrize(
     "change",
     [{name: wrong} for name in GOOD for wrong in (None, {}, 1.5 if name not in ("error", "seconds") else "1")]
-    + [{name: []} for name in GOOD if name != "blocks"]
-    + [{"state": "fine"}, {"more": 1}, {"blocks": [1]}, {"whole": True}, {"whole": "1"}],
+    + [{name: []} for name in GOOD if name not in ("blocks", "classes")]
+    + [{"state": "fine"}, {"more": 1}, {"blocks": [1]}, {"classes": [None]}, {"whole": True}, {"whole": "1"}],
     ids=str,
 )
 def test_what_is_none_is_refused(change):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,24 @@ from patchkit.check.results.coverage import coverage_text
 
 FOUND = [
     TypeOutcome("bert", "encoder", "verified", "", "B", 6, 7, 0, ("A qkv",), "float32", 5e-7, 1.0),
-    TypeOutcome("llama", "causal", "verified", "", "L", 14, 0, 0, ("C mlp", "D o"), "float32", 3e-7, 1.0),
+    TypeOutcome(
+        "llama",
+        "causal",
+        "verified",
+        "",
+        "L",
+        14,
+        0,
+        0,
+        ("C mlp", "D o"),
+        "float32",
+        3e-7,
+        1.0,
+        (
+            "transformers.models.l.modeling_l.D: Attention(): o qkv",
+            "transformers.models.l.modeling_l.C: MLP(up='a'): mlp",
+        ),
+    ),
     TypeOutcome("blt", "causal", "verified", "X.gate: no reader", "M", 0, 3, 1, (), "float64", 1e-15, 1.0),
     TypeOutcome("dbrx", "causal", "not built", "<script>|`it`"),
     TypeOutcome("llama4", "causal", "not run", "plain PEFT fails"),
@@ -31,10 +49,27 @@ def test_every_type_has_a_row_with_what_was_found():
     text = coverage_text(FOUND, VERSIONS)
     assert text.startswith("# Model types of transformers 5")
     assert [row[0] for row in rows(text, "## causal: verified")] == ["blt", "llama"]
-    assert rows(text, "## causal: verified")[0] == ["blt", "0", "3", "1", "1e-15 in float64", "", "X.gate: no reader"]
-    assert rows(text, "## causal: verified")[1] == ["llama", "14", "0", "0", "3e-07", "C mlp, D o", ""]
+    assert rows(text, "## causal: verified")[0] == ["blt", "0", "3", "1", "", "X.gate: no reader"]
+    assert rows(text, "## causal: verified")[1] == ["llama", "14", "0", "0", "C mlp, D o", ""]
     assert [row[:2] for row in rows(text, "## causal: not verified")] == [["dbrx", "not built"], ["llama4", "not run"]]
     assert "## encoder: not verified" not in text
+
+
+def test_each_class_has_a_row_with_its_description_and_where_it_was_proven():
+    others = [replace(FOUND[1], model_type=f"like_llama_{index}") for index in range(6)]
+    left = replace(FOUND[1], state="different", classes=("transformers.models.l.modeling_l.E: MLP(): mlp",))
+    text = coverage_text([*FOUND, *others, left], VERSIONS)
+    first = "like_llama_0, like_llama_1, like_llama_2, like_llama_3, like_llama_4, ..."
+    assert rows(text, "## Classes") == [
+        ["l.modeling_l.C", "MLP(up='a')", "mlp", first],
+        ["l.modeling_l.D", "Attention()", "o qkv", first],
+    ]
+    assert "## Classes" not in coverage_text([FOUND[0], left], VERSIONS)
+
+
+def test_nothing_in_it_differs_between_machines():
+    slower = [replace(one, error=one.error * 3, seconds=9.0, judged_in="float64") for one in FOUND]
+    assert coverage_text(slower, VERSIONS) == coverage_text(FOUND, VERSIONS)
 
 
 def test_sums():
