@@ -114,7 +114,7 @@ def _examine_block(block: object) -> None:
         elif value is None:
             right = "None" in str(one.type)
         else:
-            dotted = one.name in ("class_name", "activation_function", "dropout_function")
+            dotted = one.name == "class_name" or one.name.endswith("_function")
             right = isinstance(value, str) and bool(_MODULE.fullmatch(value) if dotted else value.isidentifier())
         if not right:
             raise ValueError(f"{value!r} is no {one.name} of {type(block).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,10 @@ from patchkit.upstream.text import parsed
 
 _ENDS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")
 """What the class of a whole model ends in, the best first."""
+
+
+_NAME = re.compile(r"[\w.-]+")
+"""What a model type is, in an architecture too."""
 
 
 @dataclass(frozen=True)
@@ -77,4 +82,4 @@ def model_types_in(texts: Iterable[str]) -> tuple[str, ...]:
                     targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
                     if any(isinstance(one, ast.Name) and one.id == "model_type" for one in targets):
                         found[str(inner.value.value)] = None
-    return tuple(found)
+    return tuple(filter(_NAME.fullmatch, found))

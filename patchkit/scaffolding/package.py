@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patchkit.arch.registry import architectures, is_built_in
+from patchkit.arch.spec import Block
 from patchkit.check.static.drift import described
 from patchkit.errors import NewArchitectureError
+from patchkit.escaping import one_line
 from patchkit.scaffolding.description import Described
 from patchkit.scaffolding.source import Source
 
@@ -110,7 +112,7 @@ def _architecture(names: Names, source: Source, found: Described) -> str:
         f"    model_types=({types}),",
         f"    module={json.dumps(source.module)},",
         "    blocks=(",
-        *(f"        {described(block)}," for block in found.blocks),
+        *(line for block in found.blocks for line in _lines_of(block)),
         "    ),",
         *([f"    model={json.dumps(model)},"] if model is not None else []),
         ")",
@@ -118,8 +120,18 @@ def _architecture(names: Names, source: Source, found: Described) -> str:
     if found.left_out:
         lines += [""]
         for note in found.left_out:
-            lines += [f"# {line}" for line in textwrap.wrap(" ".join(note.split()), _WIDTH, break_long_words=False)]
+            said = one_line(" ".join(note.split()))
+            lines += [f"# {line}" for line in textwrap.wrap(said, _WIDTH, break_long_words=False)]
     return "\n".join([*lines, ""])
+
+
+def _lines_of(block: Block) -> list[str]:
+    """A block of the list, in one line or, where that is too long, with a line for each word."""
+    line = f"        {described(block)},"
+    if len(line) <= _WIDTH + 2:
+        return [line]
+    kind, _, words = described(block).removesuffix(")").partition("(")
+    return [f"        {kind}(", *(f"            {word}," for word in words.split(", ")), "        ),"]
 
 
 def _as_isort(name: str) -> tuple[bool, str]:

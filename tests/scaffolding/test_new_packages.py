@@ -20,7 +20,9 @@ from patchkit.check.numeric.outcomes import ArchitectureOutcome
 from patchkit.check.numeric.proving import versions
 from patchkit.cli.main import app
 from patchkit.errors import NewArchitectureError
-from patchkit.scaffolding.package import names_for, write_package
+from patchkit.scaffolding.description import Described
+from patchkit.scaffolding.package import _architecture, names_for, write_package
+from patchkit.scaffolding.source import Source
 
 NETS = """\
 from torch import nn
@@ -224,6 +226,18 @@ def test_written_packages_are_green(new_arch, out, sources, tmp_path):
     done = stranger.pytest(*(str(folder / "tests") for folder in sorted(out.iterdir())), "--rootdir", str(tmp_path))
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+def test_a_description_of_many_words_is_laid_out():
+    """As ruff would lay it out; it is the same description."""
+    long = MLP("Block", **dict.fromkeys(("up", "down", "activation", "dropout"), "a_rather_long_name_of_an_attribute"))
+    source = Source("a test", "acme.modeling", "", ("acme",))
+    text = _architecture(names_for("acme_long"), source, Described((long, MLP("Short")), {}, ("Why " * 60,)))
+    assert max(map(len, text.splitlines())) <= 120
+    namespace: dict[str, object] = {}
+    exec(text, namespace)
+    assert namespace["ACME_LONG"] == Architecture("acme_long", ("acme",), "acme.modeling", (long, MLP("Short")))
+    assert text.count("\n# ") == 2
 
 
 # ---- what is refused

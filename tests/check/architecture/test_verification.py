@@ -15,6 +15,7 @@ from patchkit.arch.spec import MLP, Architecture, Attention, GatedMLP
 from patchkit.binding import classes
 from patchkit.check.architecture import verification as room
 from patchkit.check.architecture.verification import NUMBERS, verification
+from patchkit.check.numeric import worker
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
 from patchkit.check.numeric.proving import versions
 from patchkit.errors import ArchitectureError, ReleaseError, UnknownArchitectureError
@@ -90,6 +91,7 @@ def test_a_users_own_model_that_is_none_of_transformers(own):
 def test_a_rewrite_that_is_wrong_is_found(own, monkeypatch):
     architecture, net = own()
     monkeypatch.setattr(classes, "rewrite", swapping_rewriter)
+    monkeypatch.setattr(worker, "NUMERIC_CHECKS", ("forward_backward", "eval"))
     with pytest.raises(AssertionError, match="1 of 5 verdicts are faults") as caught:
         verify_architecture(architecture, net, TOKENS)
     lines = str(caught.value).splitlines()
