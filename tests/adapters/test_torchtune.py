@@ -181,6 +181,18 @@ def test_mixed_dtypes_fail_as_in_torchtune(kind):
     assert messages[0] == messages[1]
 
 
+def test_a_magnitude_that_is_none_is_upstreams_error():
+    model = replaced("llama", DORA, ["o_proj"])
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.magnitude = None
+    reference = copy.deepcopy(model)
+    report = patchkit.apply(model)
+    assert "o_proj: its magnitude is not a parameter" in reasons(report)
+    for either in (reference, model):
+        with pytest.raises((TypeError, AttributeError), match="None"):
+            run(either, tiny_inputs("llama", either))
+
+
 def test_a_magnitude_of_another_dtype_widens_the_output():
     model = replaced("llama", DORA, ["o_proj"])
     magnitude = model.model.layers[0].self_attn.o_proj.magnitude

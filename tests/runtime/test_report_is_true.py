@@ -342,6 +342,15 @@ def test_a_plain_mlp_that_nothing_trains_before():
     assert_true(model, reference, UPSTREAM | {"mlp": "fused"})
 
 
+def test_the_report_is_of_training_wherever_it_is_asked_for():
+    """Within ``no_grad`` nothing is saved, and an MLP without an adapter would not be fused."""
+    model = add_lora(tiny_model("llama", num_hidden_layers=1), target_modules=["q_proj"]).train()
+    with torch.no_grad():
+        inside = patchkit.apply(model).rows
+    assert inside == patchkit.report(model).rows
+    assert {row.level for row in inside if row.part == "mlp"} == {"fused"}
+
+
 def test_two_models_of_different_precision():
     """Each keeps its own, the adapted embedding too."""
     config = {"target_modules": ["embed_tokens", "q_proj"]}

@@ -126,6 +126,19 @@ def test_a_helper_of_another_module_counts(tmp_path, monkeypatch):
     assert key_of(module.LlamaAttention).outside not in (before.outside, "")
 
 
+def test_what_a_helper_calls_in_another_module_counts(tmp_path, monkeypatch):
+    (tmp_path / "helpers_below.py").write_text("def inner(x):\n    return x * 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "helpers_below", None)
+    del sys.modules["helpers_below"]
+    text = f"import helpers_below\n\n\ndef rescale(x):\n    return helpers_below.inner(x)\n\n\n{ABOVE}"
+    module = edited_llama(tmp_path, monkeypatch, between("rescale"), (ABOVE, text))
+    before = key_of(module.LlamaAttention)
+    assert before.outside
+    monkeypatch.setattr(module.helpers_below, "inner", draws)
+    assert key_of(module.LlamaAttention).outside not in (before.outside, "")
+
+
 def draws(x):
     return x * torch.rand_like(x)
 

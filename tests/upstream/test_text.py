@@ -13,7 +13,8 @@ from patchkit.upstream.text import failures_of, parsed, parsed_alone, split_line
 BROKEN = {
     "class A(:": "invalid syntax",
     "a = 'b\0'": "null bytes",
-    "a = " + "-" * 100_000 + "1": "it is nested too deeply, or too large",
+    "a = " + "-" * 5_000 + "1": "it is nested too deeply, or too large",  # a RecursionError
+    "a = " + "-" * 100_000 + "1": "it is nested too deeply, or too large",  # a MemoryError
 }
 
 
