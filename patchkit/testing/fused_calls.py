@@ -23,7 +23,8 @@ def fused_calls() -> Iterator[list[str]]:
 
     Yields:
         A list that grows at each call by a name of :data:`FUSED_FUNCTIONS`, by ``lora_embedding`` for an adapted
-        embedding, by ``lora_linear`` for an adapted head, and by ``lora_mlp`` for an MLP without a gate.
+        embedding, by ``lora_linear`` for an adapted head, by ``lora_mlp`` for an MLP without a gate, and by
+        ``lora_stack`` for a product with the stacked weights of experts.
     """
     calls: list[str] = []
     with each_fused_call(calls.append):

@@ -89,8 +89,7 @@ class LoraStack(torch.autograd.Function):
             d_t = None
             if x_needed or needed[2 * i]:
                 d_t = products.product(grad, right.transpose(1, 2)).mul_(scaling)
-            if d_x is not None and d_t is not None:
-                d_x = products.add(d_x, d_t, left.transpose(1, 2), 1.0)
+                d_x = None if d_x is None else products.add(d_x, d_t, left.transpose(1, 2), 1.0)
             found += [
                 products.outer(x, d_t, left.shape[0], 1.0) if needed[2 * i] and d_t is not None else None,
                 products.outer(t, grad, left.shape[0], scaling) if t is not None else None,

@@ -137,7 +137,7 @@ class Gathered:
         """Zeros where a matrix has no rows."""
         # Added up in float32, and by the operation that advanced indexing has as its backward: it is deterministic.
         wide = torch.promote_types(left.dtype, torch.float32)
-        products = left.to(wide).unsqueeze(2) * right.to(wide).unsqueeze(1)
+        products = left.unsqueeze(2) * right.to(wide).unsqueeze(1)
         found = products.new_zeros(matrices, *products.shape[1:])
         return found.index_put_((self._indices,), products, accumulate=True).mul_(scaling).to(left.dtype)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from patchkit.testing import Result, RoundingErrors
+from patchkit.testing import Result, RoundingErrors, count_ops
 from patchkit_kernels.lora.stack import StackAdapter, lora_stack
 from patchkit_kernels.lora.stack_products import Batched, Gathered, Grouped
 
@@ -177,6 +177,58 @@ def test_what_is_kept(name):
     own = {tensor.data_ptr() for tensor in [x, weight, *factors(adapters)] if tensor.numel()}
     made = [tensor for tensor in kept if tensor.data_ptr() not in own and tensor.numel()]
     assert sum(tensor.numel() for tensor in made) == (len(setting.owners) * 2)
+
+
+def test_x_is_not_kept_for_frozen_adapters():
+    setting = SETTINGS["gathered"]
+    x, weight, adapters = make(setting)
+    for factor in factors(adapters):
+        factor.requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        lora_stack(x, weight, adapters, setting.products)
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in [weight, *factors(adapters)]}
+
+
+class Recorded:
+    """A product that wants what torch's wants, and counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, rows, stack, *, offs):
+        self.calls += 1
+        sizes = [rows.shape[1], *stack.shape[1:]] if stack.dim() == 3 else [rows.shape[0], stack.shape[1]]
+        assert not [size for size in sizes if size * rows.element_size() % 16]
+        return grouped_by_loop(rows, stack, offs=offs)
+
+
+# float64, so that even widths are aligned: of forward, and of backward.
+NATIVE = {
+    "all aligned": ((4, 6, 2), (3, 5)),
+    "an odd rank": ((4, 6, 3), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_factors_are_grouped_in_one_operation_where_they_are_aligned(name):
+    (width, out, rank), (forward, backward) = NATIVE[name]
+    recorded = Recorded()
+    setting = grouped([2, 0, 1, 2], native=True, multiply=recorded)
+    x, weight, adapters = make(setting, (rank,), width=width, out=out)
+    y = lora_stack(x, weight, adapters, setting.products)
+    assert recorded.calls == forward
+    torch.autograd.grad(y.sum(), [x, *factors(adapters)])
+    assert recorded.calls == forward + backward
+
+
+def test_a_matrix_without_rows_costs_nothing():
+    costs = []
+    for name in ("every matrix", "the last alone"):
+        setting = grouped(GROUPS[name], native=False)
+        x, weight, adapters = make(setting)
+        costs.append(count_ops(lambda: lora_stack(x, weight, adapters, setting.products)).ops)  # noqa: B023
+    assert costs[1] < costs[0]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
