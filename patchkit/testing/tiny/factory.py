@@ -24,6 +24,7 @@ from patchkit.testing.tiny_models import initialise
 
 _MOST_CHANGES = 2
 _MOST_REPAIRS = 16
+_MOST_REPAIRS_OF_WHAT_RUNS = 4
 _DEEPEST_REPAIR = 3
 _MOST_PARAMETERS = 3_000_000
 _MOST_WITH_WHOLE_WIDTHS = 25_000_000
@@ -199,6 +200,8 @@ class _Climb:
         """
         further = []
         for change, changed in repairs(config, failure):
+            if self.partial is not None:
+                self._left = min(self._left, _MOST_REPAIRS_OF_WHAT_RUNS)
             if self._left == 0:
                 return None
             self._left -= 1

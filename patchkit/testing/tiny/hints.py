@@ -21,6 +21,10 @@ class Hint(NamedTuple):
 
 _NO_WORDS = "image tokens are found by their words, which are a tokenizer's"
 
+_OF_SPEECH = "its projector attends to the states of an audio tower"
+
+_SPEECH = {"projector_config.encoder_hidden_size": 32}
+
 _UNSAID_LENGTH = "its defaults do not say how much is to be predicted"
 
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3]}
@@ -75,6 +79,8 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
                 "qformer_config.num_attention_heads": 4,
             },
         ),
+        "granite_speech": Hint(_OF_SPEECH, _SPEECH),
+        "granite_speech_plus": Hint(_OF_SPEECH, _SPEECH),
         "informer": Hint(_UNSAID_LENGTH, _SERIES),
         "layoutlmv3": Hint(
             "four coordinates and two sides of a box are one hidden state", {"coordinate_size": 12, "shape_size": 8}
@@ -88,6 +94,7 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "as many key/value heads as heads",
             {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
         ),
+        "qwen2_audio": Hint("its loss reads a label that its configuration lacks", {"ignore_index": -100}),
         "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen3_asr_encoder": Hint("its windows divide the length of what it hears", {"n_window": 16}),
         "qwen3_omni_moe_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),

@@ -83,7 +83,7 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     if "flattened_patches" in accepted:  # each after its row and its column, from 1 on
         places = torch.cartesian_prod(torch.arange(1, grid + 1), torch.arange(1, grid + 1)).expand(batch, -1, -1)
         yield {"flattened_patches": torch.cat([places, pixels(batch, grid * grid, flat)], dim=-1)}
-    if "pixel_values_videos" in accepted:
+    if "pixel_values_videos" in accepted and "pixel_values" not in accepted:
         shown = number(config, "num_frames", "frames_per_clip", default=number(vision, "num_frames", default=4))
         yield {"pixel_values_videos": pixels(batch, shown, channels, side, side)}
     thw = torch.tensor([[1, grid, grid]] * batch)
