@@ -94,8 +94,12 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "as many key/value heads as heads",
             {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
         ),
-        "qwen2_audio": Hint("its loss reads a label that its configuration lacks", {"ignore_index": -100}),
+        "perceiver": Hint(
+            "its latents have sizes of their own, and it answers as many tokens as it has positions",
+            {"d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 2, "max_position_embeddings": 12},
+        ),
         "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
+        "qwen2_audio": Hint("its loss reads a label that its configuration lacks", {"ignore_index": -100}),
         "qwen3_asr_encoder": Hint("its windows divide the length of what it hears", {"n_window": 16}),
         "qwen3_omni_moe_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen4_exp_text": Hint(
