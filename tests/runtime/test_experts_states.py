@@ -351,3 +351,17 @@ def test_adapters_of_another_dtype_are_cast_as_peft_casts_them():
     ours, report = patched(model)
     assert [row.level for row in report.rows] == ["fused"]
     assert_equal(results(model), results(ours), 1e-6)  # PEFT before 0.21 multiplies them first
+
+
+def test_applied_before_the_recomputation():
+    model = adapted()
+    x, index, weights = inputs()
+    grads = []
+    for late in (False, True):
+        y = checkpoint(model, x, index, weights, use_reentrant=False)
+        if late:
+            assert patchkit.apply(model).rows[0].level == "fused"
+        variables = [x, weights, *[p for p in model.parameters() if p.requires_grad]]
+        grads.append(torch.autograd.grad(y.square().sum(), variables))
+    for a, b in zip(*grads, strict=True):
+        assert (a - b).norm() <= 1e-12 * a.norm()
