@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 from rich.text import Text
 
+from patchkit.check.architecture.hints import differences
 from patchkit.check.results.formats import explanation, numeric_faults
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static.verdicts import Verdict
@@ -105,9 +106,15 @@ def _details(entry: Entry) -> Iterator[tuple[str, str]]:
         yield f"{entry.verdict}: {where}", STYLES[entry.verdict]
         for line in explanation(entry.diagnosis):
             yield f"  {line}", _edit_style(line)
+        yield from ((f"  {one_line(said)}", "") for said in differences(entry.release, finding))
     elif entry.verdict == "partial":
         yield f"partial: {where}: {one_line(finding.class_name)} {entry.part}", STYLES["partial"]
         yield from ((f"  {indented(reason)}", "") for reason in entry.outcome.reasons)
+        yield from ((f"  {one_line(said)}", "") for said in differences(entry.release, finding))
+    elif entry.verdict == "absent" and (told := differences(entry.release, finding)):  # described, and not there
+        yield f"absent: {where}: {one_line(finding.class_name)} {entry.part}", STYLES["partial"]
+        yield from ((f"  {indented(reason)}", "") for reason in entry.outcome.reasons)
+        yield from ((f"  {one_line(said)}", "") for said in told)
 
 
 def _edit_style(line: str) -> str:

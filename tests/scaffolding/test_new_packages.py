@@ -232,7 +232,7 @@ def test_a_description_of_many_words_is_laid_out():
     """As ruff would lay it out; it is the same description."""
     long = MLP("Block", **dict.fromkeys(("up", "down", "activation", "dropout"), "a_rather_long_name_of_an_attribute"))
     source = Source("a test", "acme.modeling", "", ("acme",))
-    text = _architecture(names_for("acme_long"), source, Described((long, MLP("Short")), {}, ("Why " * 60,)))
+    text = _architecture(names_for("acme_long"), source, Described((long, MLP("Short")), {}, ("Why " * 50,)))
     assert max(map(len, text.splitlines())) <= 120
     namespace: dict[str, object] = {}
     exec(text, namespace)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from patchkit.arch.registry import architectures, is_built_in
 from patchkit.arch.spec import Attention, Block, GatedMLP, description
+from patchkit.check.static.findings import Finding, Owner, block_named, owner_of_forward
 from patchkit.derivation.attention import ONE_FOR_ALL, roles_said
 from patchkit.derivation.derive import derive_from_text
 from patchkit.errors import RewriteError
+from patchkit.upstream.release import Release, module_path
 
 _STANDS = "its layers are patched where they stand"
 
@@ -48,6 +51,26 @@ def read_beside(block: Block, source: str, class_name: str, path: str) -> Readin
     if swapped := _swapped(block, derived):
         return Reading(derived, (swapped,), swapped=True)
     return Reading(derived, tuple(_different_words(block, derived)))
+
+
+def differences(release: Release, finding: Finding) -> tuple[str, ...]:
+    """Where a plugin's description of a class differs from its source; for patchkit's own there are records instead.
+
+    Args:
+        release: in which the class was found.
+        finding: of one of its blocks.
+
+    Raises:
+        ReleaseError: a file of the release cannot be read.
+    """
+    architecture = architectures().get(finding.architecture)
+    if architecture is None or is_built_in(architecture.name) or not finding.line:
+        return ()
+    owner = owner_of_forward(release, architecture.module, finding.class_name)
+    if not isinstance(owner, Owner):
+        return ()
+    block = block_named(architecture, finding.block)
+    return read_beside(block, owner.text, owner.entry.name, module_path(owner.module)).said
 
 
 def _without(block: Block, reason: str) -> str:
