@@ -50,6 +50,9 @@ def describe(source: Source) -> Described:
         if owner is not None:
             owners.add(owner.name)
             left_out.append(f"{one.class_name} is described by architecture {owner.name!r} already")
+        elif one.block is not None and source.shown_classes is not None and one.class_name not in source.shown_classes:
+            types = " or ".join(source.model_types)
+            left_out.append(f"{one.class_name} is not described: no tiny model of {types} has one, to prove it on")
         elif one.block is not None and any(part.rules for part in one.parts.values()):
             tower = {"tower": "vision"} if _VISION.search(one.class_name) else {}
             blocks.append(replace(one.block, **tower))  # type: ignore[arg-type]

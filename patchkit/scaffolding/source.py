@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Source:
         model: the class of a whole model in it; None where a model type of transformers is enough, or there is none.
         files: text by name, of what has to be copied into the new package.
         needs: distributions that the new package needs for it.
+        shown_classes: names of the classes that the tiny models of it hold, those that they inherit from included; None
+            where that is not known before the package is installed.
     """
 
     shown: str
@@ -39,6 +42,7 @@ class Source:
     model: WholeModel | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    shown_classes: frozenset[str] | None = None
 
 
 def of_model_type(model_type: str) -> Source:
@@ -62,7 +66,22 @@ def of_model_type(model_type: str) -> Source:
     text = release.read(module_path(module))
     if text is None:
         raise NewArchitectureError(f"transformers {release.version} has no file {module_path(module)}")
-    return Source(f"transformers {release.version}", module, text, (model_type,), needs=("transformers",))
+    shown, classes = f"transformers {release.version}", _classes_of(model_type, module)
+    return Source(shown, module, text, (model_type,), needs=("transformers",), shown_classes=classes)
+
+
+def _classes_of(model_type: str, module: str) -> frozenset[str]:
+    """Names of the classes of a module that a tiny model of a model type holds.
+
+    Raises:
+        TinyModelError: there is none, so that nothing that is said of it could be proven.
+    """
+    from patchkit.testing import tiny_model_from
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers, about configurations
+        kinds = {cls for inner in tiny_model_from(model_type).modules() for cls in type(inner).__mro__}
+    return frozenset(cls.__qualname__ for cls in kinds if cls.__module__ == module)
 
 
 def of_file(file: Path, package: str) -> Source:
