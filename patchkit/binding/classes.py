@@ -6,6 +6,7 @@ import copy
 import copyreg
 import hashlib
 import linecache
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -183,5 +184,23 @@ def copying(cls: type[nn.Module]) -> Methods:
             new.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
         return new
 
-    own = {"__reduce_ex__": __reduce_ex__}
-    return own if hasattr(cls, "__deepcopy__") else {**own, "__deepcopy__": __deepcopy__}
+    own: dict[str, Any] = {"__reduce_ex__": __reduce_ex__}
+    if not hasattr(cls, "__deepcopy__"):
+        own["__deepcopy__"] = _Own(__deepcopy__)
+    return own
+
+
+class _Own:
+    """A method that is the object's own: one that holds the object and hands on its attributes does not have it.
+
+    PEFT's models look up in the model within them whatever they lack. ``copy.deepcopy`` asks an object for
+    ``__deepcopy__``, and would get the copy of a patched model in the place of PEFT's model around it.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method: Any = method
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is not None and sys._getframe(1).f_code.co_name == "__getattr__":
+            raise AttributeError("__deepcopy__")
+        return self._method.__get__(instance, owner)

@@ -283,3 +283,28 @@ def test_a_scaled_embedding_is_read(note, load):
 @pytest.mark.parametrize("note", ["input_ids = input_ids + 1\n# at column 0", "if 1:\n            return None"])
 def test_another_embedding_is_not(note, load):
     assert not is_scaled_embedding(load(SCALED.format(note=note)).Scaled)
+
+
+def test_a_block_that_is_the_whole_model_is_copied_with_what_is_around_it(tmp_path, monkeypatch):
+    """PEFT's model hands on what it lacks, ``__deepcopy__`` too, to the model within it."""
+    path = tmp_path / "whole_model.py"
+    path.write_text(
+        "from torch import nn\n\nclass Whole(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc1, self.act, self.fc2 = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)\n\n"
+        "    def forward(self, x):\n        return self.fc2(self.act(self.fc1(x)))\n"
+    )
+    spec = importlib.util.spec_from_file_location("whole_model", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "whole_model", module)
+    spec.loader.exec_module(module)
+    model = add_lora(module.Whole(), target_modules=["fc1", "fc2"], task_type=None)
+    patchkit.apply(model, trust="always")
+    assert patch_of(model.base_model.model) is not None
+    again = copy.deepcopy(model)
+    assert type(again) is type(model)
+    assert patch_of(again.base_model.model) is not None
+    x = torch.randn(3, 8)
+    assert torch.equal(again(x), model(x))
+    inner = copy.deepcopy(model.base_model.model)
+    assert patch_of(inner) is not None
+    assert inner is not model.base_model.model
