@@ -134,35 +134,6 @@ def make_apply_mlp(
     before = sum(name in inputs for name in order[: order.index(activation)])
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
-    def apply_mlp(
-        self: Any,
-        x: Tensor,
-        function: Callable[[Tensor], Tensor] | None = None,
-        *,
-        dropout: Any = None,
-        cast_unless: Sequence[torch.dtype] | None = None,
-        **how: Any,
-    ) -> Tensor:
-        modules = tuple([submodule(self, name) for name in inputs])
-        activation_module = submodule(self, activation) if function is None else function
-        down_module = submodule(self, down)
-        drops = 0.0 if dropout is None else read_dropout(dropout, how)
-        choice = choose_mlp(
-            modules,
-            down_module,
-            activation_module,
-            x,
-            input_of(x, precision),
-            dropout=drops,
-            casts=cast_unless is not None,
-        )
-        between = None if dropout is cast_unless is None else Between(down_module, dropout, how, cast_unless)
-        all_modules = (*modules, down_module, activation_module, between)
-        if is_saved_by_hooks():
-            again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
-            return as_in_forward(self, choice, again, merge_choices)
-        return run(x, all_modules, choice)
-
     def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:
         *modules, down_module, activation_module, between = all_modules
         if choice.precision is not None and choice.activation is not None:
@@ -187,7 +158,7 @@ def make_apply_mlp(
         hidden = hidden if between is None else between(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
-    return apply_mlp
+    return _mlp_method(inputs, down, activation, precision, run, gated=True)
 
 
 def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
@@ -208,6 +179,32 @@ def make_apply_ungated_mlp(
         precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
     """
 
+    def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
+        up_module, down_module, activation_module, between = all_modules
+        if choice.precision is not None and choice.activation is not None:
+            first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
+            return fused.lora_mlp(x, first, last, choice.activation, choice.precision, dropout=choice.dropout)
+        hidden = activation_module(_call(up_module, x, choice.readings[0]))
+        hidden = hidden if between is None else between(hidden)
+        return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
+
+    return _mlp_method((up,), down, activation, precision, run, gated=False)
+
+
+def _mlp_method(
+    inputs: Sequence[str],
+    down: str,
+    activation: str,
+    precision: AdapterPrecision,
+    run: Callable[[Tensor, Sequence[Any], Choice], Tensor],
+    *,
+    gated: bool,
+) -> Callable[..., Tensor]:
+    """The method ``apply_mlp``: it finds the modules, chooses the level, and has ``run`` compute.
+
+    ``run`` is given the projections, the activation, and what stands before down (None for nothing).
+    """
+
     def apply_mlp(
         self: Any,
         x: Tensor,
@@ -217,34 +214,25 @@ def make_apply_ungated_mlp(
         cast_unless: Sequence[torch.dtype] | None = None,
         **how: Any,
     ) -> Tensor:
+        modules = tuple([submodule(self, name) for name in inputs])
         activation_module = submodule(self, activation) if function is None else function
-        up_module, down_module = submodule(self, up), submodule(self, down)
-        drops = 0.0 if dropout is None else read_dropout(dropout, how)
-        between = None if dropout is cast_unless is None else Between(down_module, dropout, how, cast_unless)
-        all_modules: tuple[Any, ...] = (up_module, down_module, activation_module, between)
+        down_module = submodule(self, down)
         choice = choose_mlp(
-            (up_module,),
+            modules,
             down_module,
             activation_module,
             x,
             input_of(x, precision),
-            gated=False,
-            dropout=drops,
+            gated=gated,
+            dropout=0.0 if dropout is None else read_dropout(dropout, how),
             casts=cast_unless is not None,
         )
+        between = None if dropout is cast_unless is None else Between(down_module, dropout, how, cast_unless)
+        all_modules: tuple[Any, ...] = (*modules, down_module, activation_module, between)
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
             return as_in_forward(self, choice, again, merge_choices)
         return run(x, all_modules, choice)
-
-    def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
-        up_module, down_module, activation_module, between = all_modules
-        if choice.precision is not None and choice.activation is not None:
-            first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
-            return fused.lora_mlp(x, first, last, choice.activation, choice.precision, dropout=choice.dropout)
-        hidden = activation_module(_call(up_module, x, choice.readings[0]))
-        hidden = hidden if between is None else between(hidden)
-        return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
     return apply_mlp
 
