@@ -296,3 +296,112 @@ def test_a_class_that_cannot_be_looked_at_has_layers_all_the_same(own, monkeypat
     monkeypatch.setattr(known, "derive", derive)
     report = patchkit.apply(adapted(own))
     assert {(row.part, row.level) for row in report.rows} == {("linear", "fused")}
+
+
+BETWEEN = """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2, self.act, self.drop = nn.Linear(16, 20), nn.Linear(20, 16), nn.GELU(), nn.{dropout}
+
+        def forward(self, x):
+            return self.fc2(self.drop(self.act(self.fc1(x))))
+
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wi, self.wo, self.act = nn.Linear(16, 20), nn.Linear(20, 16).to(torch.{dtype}), nn.ReLU()
+
+        def forward(self, x):
+            h = self.act(self.wi(x))
+            if isinstance(self.wo.weight, torch.Tensor) and h.dtype != self.wo.weight.dtype:
+                h = h.to(self.wo.weight.dtype)
+            return self.wo(h).to(x.dtype)
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropping, self.casting = Dropping(), Casting()
+
+        def forward(self, x):
+            return self.casting(self.dropping(x))
+    """
+
+
+@pytest.mark.parametrize(
+    ("dropout", "dtype", "expected"),
+    [
+        ("Dropout(0.3)", "float32", {"Dropping": "", "Casting": ""}),
+        (
+            "AlphaDropout(0.3)",
+            "float64",
+            {
+                "Dropping": "dropout before the down projection: its dropout is a AlphaDropout",
+                "Casting": "wo: its weight is torch.float64, its input torch.float32",
+            },
+        ),
+        (
+            "Dropout(0.3, inplace=True)",
+            "float32",
+            {"Dropping": "dropout before the down projection: its dropout works in place", "Casting": ""},
+        ),
+    ],
+)
+def test_the_report_says_what_stands_before_the_last_projection(load, dropout, dtype, expected):
+    module = load(BETWEEN.format(dropout=dropout, dtype=dtype))
+    torch.manual_seed(0)
+    model = add_lora(module.Own(), target_modules=["fc1", "fc2", "wi", "wo"], task_type=None, r=2).train()
+    reference = copy.deepcopy(model)
+    report = patchkit.apply(model, trust="always")
+    assert {row.module_class: row.level for row in report.rows} == {
+        name: "alone" if why else "fused" for name, why in expected.items()
+    }
+    assert all(expected[row.module_class] in row.reason for row in report.rows)
+    x, outputs = torch.randn(3, 16), []
+    for each in (reference, model):
+        torch.manual_seed(1)
+        outputs.append(each(x))
+    torch.testing.assert_close(*outputs)
+
+
+SINGLE = """
+    import torch
+    from torch import nn
+
+    class Mixer(nn.Module):
+        def __init__(self, size=16):
+            super().__init__()
+            self.to_q, self.to_k, self.to_v = (nn.Linear(size, size) for _ in range(3))
+            self.noise = nn.Dropout(0.0)
+
+        def forward(self, x):
+            q = self.to_q(x)
+            k = self.to_k(x)
+            seen = self.noise(q)
+            v = self.to_v(x)
+            return seen * k.sigmoid() + v
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixer = Mixer()
+
+        def forward(self, x):
+            return self.mixer(x)
+    """
+
+
+def test_what_no_rule_takes_whole_is_no_block(load):
+    """Three projections between which something may draw are called one by one: layers like any other."""
+    module = load(SINGLE)
+    assert not isinstance(known.derive(module.Mixer), str)
+    model = add_lora(module.Own(), target_modules=["to_q", "to_k", "to_v"], task_type=None, r=2).train()
+    reference = copy.deepcopy(model)
+    report = patchkit.apply(model, trust="always")
+    assert levels(report) == {(f"Mixer.{name}", "linear"): "fused" for name in ("to_q", "to_k", "to_v")}
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(model(x), reference(x))
