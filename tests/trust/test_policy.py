@@ -211,14 +211,15 @@ def test_a_damaged_ledger_never_stops_apply(edited, cache):
 
 
 class TestWithoutATinyInstance:
-    def test_a_constructor_that_fails_for_small_sizes(self, tmp_path, monkeypatch):
+    def test_a_constructor_that_fails(self, tmp_path, monkeypatch):
         """The recipe for llama is of the installed classes: it cannot take the place of one that differs in __init__."""
         check = (
             "        self.layer_idx = layer_idx\n",
-            "        self.layer_idx = layer_idx\n        assert config.hidden_size == 96\n",
+            "        self.layer_idx = layer_idx\n        assert not globals().get('finished')\n",
         )
         module = edited_llama(tmp_path, monkeypatch, check)
         model = model_of(module)
+        module.finished = True
         monkeypatch.setattr("patchkit.check.numeric.tiny_instances.tiny_models_of", lambda _: ())
         with pytest.warns(PatchkitWarning, match=r"could not be verified on the spot \(AssertionError.*trust='always'"):
             assert levels(patchkit.apply(model)) == REFUSED

@@ -257,11 +257,13 @@ class TestGenerators:
         drawing = (
             "        self.layer_idx = layer_idx\n",
             "        self.layer_idx = layer_idx\n        import random, numpy; random.random(); numpy.random.rand()\n"
-            + ("        assert config.hidden_size == 96\n" if fails else ""),
+            + ("        assert not globals().get('finished')\n" if fails else ""),
         )
         monkeypatch.setattr(spot, "SPOT_CHECKS", ("forward_backward", "dropout"))
         monkeypatch.setattr("patchkit.check.numeric.tiny_instances.tiny_models_of", lambda _: ())
-        model = model_of(edited_llama(tmp_path, monkeypatch, drawing))
+        module = edited_llama(tmp_path, monkeypatch, drawing)
+        model = model_of(module)
+        module.finished = True
         before = generators()
         with pytest.warns(PatchkitWarning) if fails else contextlib.nullcontext():
             counts = patchkit.apply(model).counts
