@@ -41,7 +41,7 @@ def _lines(outcomes: Sequence[TypeOutcome], versions: Mapping[str, str]) -> Iter
     yield f"# Model types of transformers {markdown(release)}"
     yield ""
     yield (
-        "What `patchkit scan --write coverage.md` found with "
+        "What `make coverage` (`patchkit scan --write`) found with "
         + ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in sorted(versions.items()))
         + ", on a CPU."
     )

@@ -112,3 +112,5 @@ def test_the_committed_one_holds_what_is_claimed():
         row[1] for head in ("causal", "image-text") for row in rows(text, f"## {head}: not verified")
     }
     assert len(rows(text, "## causal: verified")) >= 175
+    assert len(rows(text, "## image-text: verified")) >= 85
+    assert len(rows(text, "## Classes")) > 300
