@@ -22,7 +22,7 @@ from projection_cases import (
     seeds,
     tensors,
 )
-from structures import ALL, BIASED, DORA, DORA_DROPPED, DROPPED, LORA
+from structures import ALL, BIASED, DORA, DORA_DROPPED, DROPPED, LORA, STRUCTURES, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchkit.testing import Result, RoundingErrors
@@ -274,3 +274,19 @@ def test_low_precision_is_no_worse_than_upstream(activation, base, lora):
             errors.add_draw(f"result {index}", [result], summed)
         errors.add_draw(total, results, summed, each_relative=True)
     assert not errors.failures(totals=[total])
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURES if "mlp" in name])
+def test_second_derivatives_with_the_masks_that_were_drawn(name):
+    structure = STRUCTURES[name]()
+    train(structure, set(structure.tensors))
+    variables = list(structure.tensors.values())
+
+    def derivatives(function):
+        first = torch.autograd.grad(function()[0].square().sum(), variables, create_graph=True)
+        loss = sum(one.square().sum() for one in first)
+        return [*first, *torch.autograd.grad(loss, variables, allow_unused=True)]
+
+    for expected, found in zip(derivatives(structure.upstream), derivatives(structure.fused), strict=True):
+        assert (expected is None) == (found is None)
+        assert expected is None or (expected - found).norm() <= 1e-10 * expected.norm() + 1e-14
