@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama
 
 import patchkit
+from patchkit.arch.discovery import find_blocks
 from patchkit.binding import classes
 from patchkit.binding.patch import patch_of
 from patchkit.check.numeric import on_the_spot as spot
@@ -325,3 +326,19 @@ class TestShrunkConfig:
         small = shrunk_config(config)
         same = ("hidden_activation", "rms_norm_eps", "attention_bias", "query_pre_attn_scalar", "sliding_window")
         assert [getattr(small, name) for name in same] == [getattr(config, name) for name in same]
+
+
+def test_a_class_that_is_refused_hides_none_that_comes_after_it(monkeypatch):
+    """Each class is looked at, in whatever order blocks come: one that is passed over would be bound unproven."""
+    found = list(find_blocks(tiny_model("llama")))
+    attentions = [one for one in found if type(one.module) is modeling_llama.LlamaAttention]
+    mlps = [one for one in found if type(one.module) is modeling_llama.LlamaMLP]
+    real = trust.key_of
+    monkeypatch.setattr(
+        trust, "key_of", lambda cls, module=None: "no source" if "Attention" in cls.__name__ else real(cls, module)
+    )
+    monkeypatch.setattr(trust, "find_proof", lambda key: None)
+    blocks = [(one, type(one.module)) for one in (*attentions, *mlps)]
+    assert len(attentions) == len(mlps) == 2
+    refused = trust._refusals(tiny_model("llama"), blocks, "ledger")
+    assert refused.keys() == {modeling_llama.LlamaAttention, modeling_llama.LlamaMLP}
