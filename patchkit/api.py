@@ -87,7 +87,7 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     if chosen.strict:
         report.require()
     swap(class_changes(plans))
-    _announce(model, report)
+    _announce(report)
     return report
 
 
@@ -156,26 +156,26 @@ def _check_model(model: object) -> None:
     raise NotAModelError(f"expected a torch.nn.Module (a PeftModel or a transformers model), found {hint}")
 
 
-def _announce(model: nn.Module, report: Report) -> None:
+def _announce(report: Report) -> None:
     """Log what was patched, and warn of what has an adapter and was not."""
     logger.info("patchkit %s: %s", __version__, report.summary)
     if not report.rows:
-        warnings.warn(_unsupported(model), PatchkitWarning, stacklevel=3)
+        warnings.warn(_unsupported(report), PatchkitWarning, stacklevel=3)
     for level, what in _LESS_THAN_FUSED:
         rows = [row for row in report.at(level) if not row.expected]
         if rows:
             reasons = sorted({f"{row.module_class} {row.part}: {row.reason}" for row in rows})
             warnings.warn(
-                f"{len(rows)} of {len(report.rows)} parts {what}: {'; '.join(reasons)}. "
+                f"{report.title}: {len(rows)} of {len(report.rows)} parts {what}: {'; '.join(reasons)}. "
                 "patchkit.report(model) has the details.",
                 PatchkitWarning,
                 stacklevel=3,
             )
 
 
-def _unsupported(model: nn.Module) -> str:
+def _unsupported(report: Report) -> str:
     return (
-        f"{type(model).__module__}.{type(model).__qualname__} has no layer with an adapter and no block that patchkit "
+        f"{report.title} has no layer with an adapter and no block that patchkit "
         "knows; nothing was changed and the model runs as before. Add adapters first, for instance with "
         f"peft.get_peft_model. Without adapters, these are patched: {', '.join(architectures())}."
     )

@@ -24,6 +24,27 @@ def unpatched(cls: type) -> type:
     return cls.__mro__[patched[0] + 1] if patched else cls
 
 
+_WRAPPERS = ("peft.", "torch._dynamo.", "torch.nn.parallel.", "torch.distributed.")
+_WRAPPED = ("base_model", "model", "_orig_mod", "module", "_fsdp_wrapped_module")
+
+
+def users_model(model: nn.Module) -> nn.Module:
+    """The model that a user knows by name: what PEFT, ``torch.compile`` and data parallelism have been put around."""
+    while type(model).__module__.startswith(_WRAPPERS):
+        children = children_of(model)
+        inner = next((children[name] for name in _WRAPPED if name in children), None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def model_type_of(model: nn.Module) -> str:
+    """The ``model_type`` of a transformers model's configuration; empty if there is none."""
+    found = getattr(state_of(model).get("config"), "model_type", None)
+    return found if isinstance(found, str) else ""
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What ``model.named_modules()`` gives where nothing is odd: outside in, in order, each module once."""
     seen: set[int] = set()

@@ -12,9 +12,12 @@ from patchkit.arch.registry import architectures
 from patchkit.arch.spec import BLOCK_PARTS, PARTS
 from patchkit.errors import NotPatchedError
 from patchkit.escaping import one_line
+from patchkit.module_tree import model_type_of, unpatched, users_model
 from patchkit.planning.row import Row
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Group
     from torch import nn
 
@@ -27,14 +30,16 @@ class Report:
     """The levels of a model's parts. Printed, it is a table with one line for equal rows.
 
     Attributes:
-        model_class: name of the model's class.
+        model_class: name of the model's class, without what PEFT or ``torch.compile`` put around it.
         rows: one for each part of each recognised module.
         notes: what else the user should know.
+        model_type: of the model's configuration; empty if it has none.
     """
 
     model_class: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    model_type: str = ""
 
     @classmethod
     def of(cls, model: nn.Module, plans: Iterable[Planned]) -> Report:
@@ -46,7 +51,13 @@ class Report:
             notes = ("no block of it is known, so each adapted layer runs alone, where it stands",)
         else:
             notes = ()
-        return cls(type(model).__name__, rows, notes)
+        named = users_model(model)
+        return cls(unpatched(type(named)).__name__, rows, notes, model_type_of(named))
+
+    @property
+    def title(self) -> str:
+        """The model's class and type: ``LlamaForCausalLM (llama)``."""
+        return f"{self.model_class} ({self.model_type})" if self.model_type else self.model_class
 
     @property
     def left(self) -> tuple[Row, ...]:
@@ -59,10 +70,15 @@ class Report:
         Raises:
             NotPatchedError: it is not; the message holds this report.
         """
-        if self.left or all(row.level == "upstream" for row in self.rows):
-            raise NotPatchedError(
-                f"strict=True: these parts would stay at upstream level, so nothing was changed.\n{self}"
-            )
+        if not self.rows:
+            found = f"{self.title} has no layer with an adapter and no block that patchkit knows"
+        elif left := sorted({f"{row.module_class} {row.part}" for row in self.left}):
+            found = f"these parts of {self.title} have an adapter and would stay at upstream level: {', '.join(left)}"
+        elif all(row.level == "upstream" for row in self.rows):
+            found = f"nothing of {self.title} has an adapter that is asked for"
+        else:
+            return
+        raise NotPatchedError(f"strict=True: {found}; nothing was changed.\n{self}")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,13 +89,41 @@ class Report:
     def summary(self) -> str:
         """One line."""
         if not self.rows:
-            return f"{self.model_class}: no supported block and no adapted layer"
+            return f"{self.title}: no supported block and no adapted layer"
         parts = [f"{part} {_counted(self.rows, part)}" for part in PARTS if _counted(self.rows, part)]
-        return f"{self.model_class}: {'; '.join(parts)}"
+        return f"{self.title}: {'; '.join(parts)}"
 
     def at(self, level: Level) -> tuple[Row, ...]:
         """The rows of one level."""
         return tuple(row for row in self.rows if row.level == level)
+
+    @property
+    def share_fused(self) -> float:
+        """How much of what has something to fuse runs fused, from 0 to 1; 0 where there is nothing."""
+        concerned = [row for row in self.rows if not row.expected]
+        return len([row for row in concerned if row.level == "fused"]) / len(concerned) if concerned else 0.0
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the report as a page that needs nothing else: a bar for each part, every module on demand.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from pathlib import Path
+
+        from patchkit.report_html import page
+
+        Path(path).write_text(page(self), encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from patchkit.report_html import fragment
+
+        return fragment(self)
+
+    def __repr__(self) -> str:
+        """One line: a prompt shows it, and ``print`` shows the table."""
+        return f"<patchkit.Report {one_line(self.summary)}>"
 
     def __rich__(self) -> Group:
         from rich.console import Group

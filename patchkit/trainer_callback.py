@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,15 @@ import transformers
 from patchkit.api import apply, patched
 from patchkit.errors import NotAModelError, UnknownOptionError
 from patchkit.options import checked
+from patchkit.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from patchkit.reporting import Report
+
+logger = logging.getLogger("patchkit")
 
 
 class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
@@ -30,8 +34,9 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     guarded by these classes, so it is compiled once more.
 
     A ``train`` that begins again (``auto_find_batch_size``, a second ``train()``, a model of ``model_init``) patches
-    whatever model it then has; one that is patched already stays so. One line is logged at level INFO by the logger
-    ``patchkit``.
+    whatever model it then has; one that is patched already stays so. One line is logged by the logger ``patchkit``: at
+    level INFO, or, where that is not shown, at WARNING by the main process: who asks for a callback wants to see that
+    it has done something.
 
     Args:
         revert_at_end: when training ends, give every module the class that it had when training began. Without it the
@@ -80,6 +85,8 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
             self.report = self._undo.enter_context(patched(model, **self._options))
         else:
             self.report = apply(model, **self._options)
+        if state.is_world_process_zero and not logger.isEnabledFor(logging.INFO):
+            logger.warning("patchkit %s: %s", __version__, self.report.summary)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -45,7 +45,7 @@ def test_applies_to_a_peft_model(lora_model):
     reference, model = lora_model()
     report = patchkit.apply(model)
     assert report.counts == {"fused": 6}
-    assert report.summary == "PeftModelForCausalLM: qkv 2 fused; o 2 fused; mlp 2 fused"
+    assert report.summary == "LlamaForCausalLM (llama): qkv 2 fused; o 2 fused; mlp 2 fused"
     assert_equal(reference, model)
 
 
@@ -169,7 +169,7 @@ def test_one_summary_line_is_logged(lora_model, caplog):
     with caplog.at_level(logging.INFO, logger="patchkit"):
         patchkit.apply(model)
     assert [record.getMessage() for record in caplog.records] == [
-        f"patchkit {patchkit.__version__}: PeftModelForCausalLM: qkv 2 fused; o 2 fused; mlp 2 fused"
+        f"patchkit {patchkit.__version__}: LlamaForCausalLM (llama): qkv 2 fused; o 2 fused; mlp 2 fused"
     ]
 
 
@@ -198,13 +198,14 @@ def test_a_model_with_no_supported_block():
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
     before = classes(model)
     with pytest.warns(
-        PatchkitWarning, match="GPT2LMHeadModel has no layer with an adapter and no block .*get_peft_model.*llama"
+        PatchkitWarning,
+        match=r"^GPT2LMHeadModel \(gpt2\) has no layer with an adapter and no block .*get_peft_model.*llama",
     ):
         report = patchkit.apply(model)
     assert report.rows == ()
     assert "no supported block and no adapted layer" in str(report)
     assert classes(model) == before
-    with pytest.raises(NotPatchedError):
+    with pytest.raises(NotPatchedError, match=r"strict=True: GPT2LMHeadModel \(gpt2\) has no layer with an adapter"):
         patchkit.apply(model, strict=True)
 
 
@@ -243,9 +244,21 @@ def test_model_on_meta():
 def test_strict_raises_before_anything_changes(lora_model):
     _, model = lora_model(alora_invocation_tokens=[5])
     before = classes(model)
-    with pytest.raises(NotPatchedError, match="LoRA variant ALoraLinearVariant"):
+    with pytest.raises(NotPatchedError, match="LoRA variant ALoraLinearVariant") as caught:
         patchkit.apply(model, strict=True)
+    assert "these parts of LlamaForCausalLM (llama) have an adapter and would stay at upstream level: " in str(
+        caught.value
+    )
+    assert "LlamaAttention o, LlamaAttention qkv, LlamaMLP mlp; nothing was changed" in str(caught.value)
     assert classes(model) == before
+
+
+def test_strict_where_nothing_is_asked_for(lora_model):
+    _, model = lora_model()
+    with pytest.raises(
+        NotPatchedError, match=r"nothing of LlamaForCausalLM \(llama\) has an adapter that is asked for"
+    ):
+        patchkit.apply(model, strict=True, qkv=False, o=False, mlp=False)
 
 
 def test_strict_accepts_what_has_no_adapter(lora_model):
@@ -255,7 +268,9 @@ def test_strict_accepts_what_has_no_adapter(lora_model):
 
 def test_blocks_left_upstream_are_said_once(lora_model):
     _, model = lora_model(alora_invocation_tokens=[5])
-    with pytest.warns(PatchkitWarning, match="6 of 6 parts run at upstream level") as caught:
+    with pytest.warns(
+        PatchkitWarning, match=r"^LlamaForCausalLM \(llama\): 6 of 6 parts run at upstream level"
+    ) as caught:
         patchkit.apply(model)
     assert len(caught) == 1
 
@@ -376,3 +391,11 @@ def test_a_model_that_is_a_block_itself(lora_model):
     block = next(module for module in model.modules() if isinstance(module, LlamaMLP))
     assert isinstance(block, nn.Module)
     assert patchkit.apply(block).counts == {"fused": 1}
+
+
+def test_public_names_are_listed_and_a_near_miss_is_named():
+    assert set(dir(patchkit)) == set(patchkit.__all__) >= {"apply", "report", "revert", "patched", "TrainerCallback"}
+    with pytest.raises(AttributeError, match="no attribute 'aply'; did you mean 'apply'"):
+        _ = patchkit.aply
+    with pytest.raises(AttributeError, match=r"no attribute 'zzz'$"):
+        _ = patchkit.zzz

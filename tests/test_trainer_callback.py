@@ -43,6 +43,19 @@ def test_patches_and_reports(lora_model, train, caplog):
     assert classes(model) != before
 
 
+@pytest.mark.parametrize("main", [True, False])
+def test_a_line_is_seen_without_logging_being_set_up(lora_model, train, caplog, main):
+    """By the main process alone: the others would repeat it."""
+    _, model = lora_model()
+    callback = patchkit.TrainerCallback()
+    with caplog.at_level(logging.WARNING, "patchkit"):
+        callback.on_train_begin(
+            None, transformers.TrainerState(is_world_process_zero=main), transformers.TrainerControl(), model=model
+        )
+    shown = f"patchkit {patchkit.__version__}: LlamaForCausalLM (llama): qkv 2 fused; o 2 fused; mlp 2 fused"
+    assert [record.getMessage() for record in caplog.records] == [shown] * main
+
+
 def test_options_are_those_of_apply(lora_model, train):
     options = {
         name: parameter.default

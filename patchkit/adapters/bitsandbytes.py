@@ -117,10 +117,11 @@ def weight_and_bias_4bit(module: nn.Module) -> tuple[Weight4bit, Tensor | None] 
         return "its 4-bit weight is not quantised yet"
     if len(quant_state.shape) != 2 or tuple(quant_state.shape) != (state["out_features"], state["in_features"]):
         return "its 4-bit weight is stored transposed"
-    if getattr(quant_state, "packing_format_for_cpu", False) or (
-        not state["training"] and weight.device.type == "cpu" and getattr(module, "support_avx512bf16_for_cpu", False)
-    ):
-        return "bitsandbytes packs 4-bit weights anew for inference on this CPU"
+    if getattr(quant_state, "packing_format_for_cpu", False):
+        return "bitsandbytes packed its 4-bit weight for inference on this CPU; load the model anew to train it"
+    packs = weight.device.type == "cpu" and getattr(module, "support_avx512bf16_for_cpu", False)
+    if packs and not state["training"]:
+        return "in eval mode bitsandbytes packs its 4-bit weight for inference on this CPU; in training it is fused"
     if bias is not None and bias.dtype != (state["compute_dtype"] or bias.dtype):
         return "bitsandbytes casts its bias at its first call"
     return Weight4bit(module), bias

@@ -48,7 +48,8 @@ STORED = {
     "fp4 double": four_bits("fp4", True),
     "int8": INT8,
 }
-PACKED_IN_EVAL = "bitsandbytes packs 4-bit weights anew"
+PACKED_IN_EVAL = "in eval mode bitsandbytes packs its 4-bit weight"
+PACKED = "bitsandbytes packed its 4-bit weight for inference"
 
 
 @pytest.fixture
@@ -156,6 +157,9 @@ def test_eval(saved, stored):
     with torch.no_grad():
         expected, found = (run(copied, inputs, backward=False) for copied in (reference, model))
     assert compare_runs(expected, found).passed
+    trained = patchkit.report(model.train())  # what was packed stays packed
+    assert trained.counts == report.counts
+    assert not packs or all(PACKED in row.reason for row in trained.rows)
 
 
 @pytest.mark.parametrize("stored", ["nf4", "int8"])
