@@ -122,7 +122,9 @@ def _examine_block(block: object) -> None:
 
 def _tuple(value: object, name: str) -> tuple[object, ...]:
     if not isinstance(value, tuple):
-        raise TypeError(f"expected a tuple of {name}, found {type(value).__name__}")
+        raise TypeError(
+            f"expected a tuple of {name}, found {type(value).__name__}: one alone is written ({name[:-1]},)"
+        )
     return value
 
 

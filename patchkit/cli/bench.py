@@ -7,17 +7,20 @@ import fnmatch
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from patchkit.cli.check import progress_of
 from patchkit.cli.console import error_console, output_console
 from patchkit.escaping import indented
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from patchkit.testing.comparison import Comparison
+
+_Item = TypeVar("_Item")
 
 HEADINGS = (
     "architecture",
@@ -54,7 +57,6 @@ def bench(
     Counts (bytes, FLOPs, operations) are the same on every machine. Times are medians of steps taken in turn.
     """
     import torch
-    from rich.progress import track
 
     from patchkit.arch.registry import architectures, is_built_in
     from patchkit.errors import TinyModelError
@@ -71,11 +73,11 @@ def bench(
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         error_console().print(f"patchkit: error: {dtype!r} is not a floating dtype of torch")
         raise typer.Exit(2)
+    _require_device(device)
     torch.set_num_threads(1)  # small products are slower on many threads, and the ratios noisier
-    progress = track(names, description="comparing", console=error_console(), transient=True)
     found: list[Comparison] = []
     failed = False
-    for name in progress:
+    for name in _shown(names, "comparing"):
         try:
             found += _compared(name, device=device, dtype=torch_dtype, steps=steps)
         except TinyModelError as error:  # of a plugin, which is no reason to leave out the others
@@ -89,8 +91,7 @@ def bench(
         from patchkit.check.numeric.families import FAMILIES, compare_family
         from patchkit.cli.family_table import markdown_of_families, print_families
 
-        shown = track(FAMILIES, description="families", console=error_console(), transient=True)
-        compared = [compare_family(one) for one in shown]
+        compared = [compare_family(one) for one in _shown(FAMILIES, "families")]
         print_families(compared)
         results["families"] = [asdict(one) for one in compared]
         text += markdown_of_families(compared)
@@ -100,6 +101,32 @@ def bench(
         markdown.write_text(text)
     if failed:
         raise typer.Exit(2)
+
+
+def _require_device(device: str) -> None:
+    """End the command, with the reason in one line, where torch cannot use a device.
+
+    Raises:
+        Exit: it cannot.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device).cpu()
+    except (AssertionError, RuntimeError) as error:  # an AssertionError of a torch that was built without CUDA
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        error_console().print(
+            f"patchkit: error: there is no device {device!r} here: {said}. --device cpu works anywhere."
+        )
+        raise typer.Exit(2) from error
+
+
+def _shown(items: Sequence[_Item], text: str) -> Iterator[_Item]:
+    """Items one after the other; standard error shows how far it is."""
+    with progress_of(text) as advance:
+        for done, item in enumerate(items):
+            advance(done, len(items), f"{text} {item if isinstance(item, str) else ''}".rstrip())
+            yield item
 
 
 def _compared(name: str, **settings: Any) -> Iterator[Comparison]:
@@ -175,7 +202,7 @@ def _print(found: list[Comparison]) -> None:
 
     timed = any(one.seconds for one in found)
     table = Table(title="patched against plain PEFT (ratios are patched / plain)", title_justify="left")
-    table.add_column("architecture")
+    table.add_column("architecture", no_wrap=True)
     headings = ["qkv, o, mlp", "output error", "gradient error", "bytes kept", "FLOPs", "ops"]
     for heading in (*headings, *(("ms per step", "time") if timed else ())):
         table.add_column(heading, justify="right")

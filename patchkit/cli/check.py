@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from patchkit.check.results.report import CheckReport
     from patchkit.check.run import Numbers
     from patchkit.check.static.records import Records
+
+LINE_SECONDS = 10.0
+"""How often a long command says how far it is, where it cannot draw a bar."""
 
 Wheels = Annotated[
     Path | None, typer.Option("--wheels", metavar="DIR", help="Take wheels from this folder, not from pip's index.")
@@ -83,7 +87,9 @@ def check(
     an environment of its own: separate packages and few variables of yours, but no sandbox. Check what you would
     install. Exit code 0: all verified; 1: drift or failure; 2: wrong usage or environment.
     """
-    if not arch and not every:
+    if bool(arch) == every:
+        if every:
+            raise typer.BadParameter("--all is every architecture; leave out one of them", param_hint="--arch")
         raise typer.BadParameter("say which: --arch NAME, or --all", param_hint="--arch")
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.formats import as_github
@@ -139,7 +145,7 @@ def run_shown(
 
 @contextmanager
 def progress_of(text: str) -> Iterator[Callable[..., None]]:
-    """A bar on standard error, on a terminal only, which goes away when it is done.
+    """A bar on standard error, which goes away when it is done; where that is no terminal, a line now and then.
 
     Yields:
         A function of how many steps are done and how many there are, and optionally ``text=`` to show.
@@ -150,9 +156,14 @@ def progress_of(text: str) -> Iterator[Callable[..., None]]:
     console = error_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(text, total=None)
+        said = time.monotonic()
 
         def advance(done: int, total: int, text: str | None = None) -> None:
+            nonlocal said
             progress.update(task, completed=done, total=total, description=text)
+            if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"{progress.tasks[task].description}: {done} of {total}")
 
         yield advance
 

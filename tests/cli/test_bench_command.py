@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from patchkit.arch import registry
 from patchkit.arch.spec import Architecture, GatedMLP
+from patchkit.cli import check
 from patchkit.cli.main import app
 from patchkit.testing import comparison
 
@@ -58,3 +60,16 @@ def test_an_unknown_name_lists_plugins_too(acme, tmp_path):
     assert result.exit_code == 2
     assert "no tiny model matches acmee. Known: llama" in " ".join(result.stderr.split())
     assert "acme" in result.stderr.rpartition("Known:")[2]
+
+
+@pytest.mark.parametrize("step", [0.0, 4.0, 11.0])
+def test_a_long_command_without_a_terminal_says_now_and_then_how_far_it_is(monkeypatch, capsys, step):
+    clock = itertools.count(0.0, step)
+    monkeypatch.setattr(check.time, "monotonic", lambda: next(clock))
+    with check.progress_of("comparing") as advance:
+        for done in range(6):
+            advance(done, 6, f"comparing {done}" if done % 2 else None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    every = {0.0: [], 4.0: [2, 5], 11.0: [0, 1, 2, 3, 4, 5]}[step]
+    assert [line.rpartition(": ")[2] for line in lines] == [f"{done} of 6" for done in every]
+    assert all(line.startswith("comparing") for line in lines)
