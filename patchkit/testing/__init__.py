@@ -2,7 +2,7 @@
 
 model = add_lora(tiny_model("gemma3"))
 for result in run_checks(model, tiny_inputs("gemma3", model)):
-    assert result.passed, result
+    assert result.status != "failed", result  # or "inapplicable", where the unpatched model cannot do it
 """
 
 from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patcher, Reverter, check, run_checks, scenario
