@@ -13,7 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patchkit.collision import message, other_package
 from patchkit.version import __version__
+
+if _other := other_package():
+    import warnings
+
+    warnings.warn(message(_other), stacklevel=2)
 
 if TYPE_CHECKING:
     from patchkit.api import apply, patched, report, revert

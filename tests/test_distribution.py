@@ -39,7 +39,7 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
-    information = f"patchkit-{__version__}.dist-info"
+    information = f"patchkit_lora-{__version__}.dist-info"
     library = {name for name in wheel if not name.startswith(f"{information}/")}
     assert library == modules(ROOT, "patchkit") | modules(ROOT / "kernels", "patchkit_kernels") | set(DATA)
     assert f"{information}/licenses/LICENSE" in wheel

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from patchkit.collision import message, other_package
 from patchkit.version import __version__
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,7 @@ class Facts:
         devices: every device, the CPU first.
         triton_kernels: whether the Triton kernels run, on some device, rather than their torch references.
         triton_kernels_reason: why they do or do not.
+        other: name and version of another package that is in the way of this one; empty if there is none.
     """
 
     patchkit: str
@@ -65,6 +67,7 @@ class Facts:
     devices: tuple[Device, ...]
     triton_kernels: bool
     triton_kernels_reason: str
+    other: str = ""
 
     @classmethod
     def read(cls) -> Facts:
@@ -79,12 +82,13 @@ class Facts:
             devices=(Device("CPU", f"{_processor_name()}, {os.cpu_count()} cores"), *accelerators),
             triton_kernels=triton_kernels,
             triton_kernels_reason=reason,
+            other=other_package(),
         )
 
     def as_markdown(self) -> str:
         """A Markdown list, one line per fact."""
         facts = {
-            "patchkit": self.patchkit,
+            "patchkit": f"{self.patchkit} ({message(self.other)})" if self.other else self.patchkit,
             "Python": self.python,
             "system": self.system,
             **{name: version or "not installed" for name, version in self.packages.items()},

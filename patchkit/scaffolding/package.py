@@ -140,7 +140,7 @@ def _as_isort(name: str) -> tuple[bool, str]:
 
 
 def _pyproject(names: Names, source: Source) -> str:
-    needs = ", ".join(json.dumps(name) for name in dict.fromkeys(["patchkit", *source.needs]))
+    needs = ", ".join(json.dumps(name) for name in dict.fromkeys(["patchkit-lora", *source.needs]))
     return f"""\
 [build-system]
 requires = ["hatchling>=1.26"]

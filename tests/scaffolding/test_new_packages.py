@@ -111,7 +111,7 @@ def test_a_model_type(new_arch, out, model_type, monkeypatch):
     assert left_out in " ".join(text.replace("\n#", " ").split())
     project = (folder / "pyproject.toml").read_text()
     assert 'my_own_7 = "patchkit_my_own_7.patchkit_architecture:MY_OWN_7"' in project
-    assert 'dependencies = ["patchkit", "transformers"]' in project
+    assert 'dependencies = ["patchkit-lora", "transformers"]' in project
     monkeypatch.setattr(room, "_numbers", lambda *_: ArchitectureOutcome("my_own_7", versions()))
     verification(architecture).require()
 
