@@ -23,7 +23,7 @@ install = $(PIP) --constraint $(CONSTRAINTS) --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-cpu-settings test-peft attack mutants lint format matrix coverage counts clean
+.PHONY: help demo test quick test-cpu-settings test-peft attack mutants docs lint format matrix coverage counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
@@ -38,6 +38,7 @@ help:
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
 	@echo "make coverage   patch and compare a tiny model of every type of transformers that takes text, and write coverage.md"
 	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
+	@echo "make docs       build the documentation into site/, with warnings as errors"
 	@echo "make clean      remove what these made in this folder, $(VENV) included"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
@@ -97,8 +98,11 @@ coverage: $(VENV)/.test
 counts: $(VENV)/.test
 	@$(BIN)/python -W ignore -m patchkit.cli.main bench --families --markdown benchmarks/README.md --json benchmarks/results/counts.json
 
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
+	rm -rf $(VENV) site demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv:
@@ -141,4 +145,9 @@ $(VENV)/.peft-source: $(VENV)/.peft-suite
 $(VENV)/.dev: $(VENV)/.test
 	@echo "installing ruff, mypy and zizmor"
 	@EXTRAS=demo,test,dev; $(install)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.venv $(SPEC)
+	@echo "installing patchkit with what builds the documentation"
+	@EXTRAS=docs; $(install)
 	@touch $@

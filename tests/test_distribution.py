@@ -57,9 +57,10 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
     with tarfile.open(built(SdistBuilder, tmp_path)) as archive:
         paths = [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]
     assert {path.parts[0] for path in paths} == {
-        *("patchkit", "kernels", "tests", "tools", "examples", "benchmarks"),
+        *("patchkit", "kernels", "tests", "tools", "docs", "examples", "benchmarks"),
         *(
             "Makefile",
+            "mkdocs.yml",
             "constraints.txt",
             "constraints-oldest.txt",
             "pyproject.toml",

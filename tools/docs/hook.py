@@ -1,0 +1,27 @@
+"""A hook of mkdocs: adds the generated pages, and puts generated tables where a page asks for them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs runs a hook as a file, from wherever it was started
+
+from tools.docs.pages import activations, pages
+
+ACTIVATIONS = "{{ activations }}"
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Add the generated pages to those of the folder."""
+    from mkdocs.structure.files import File
+
+    for name, text in pages().items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the tables in."""
+    return markdown.replace(ACTIVATIONS, activations()) if ACTIVATIONS in markdown else markdown
