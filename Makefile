@@ -23,7 +23,7 @@ install = $(PIP) --constraint $(CONSTRAINTS) --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-cpu-settings test-peft attack mutants docs lint format matrix coverage counts clean
+.PHONY: help demo test quick test-cpu-settings test-peft attack mutants docs dist lint format matrix coverage counts clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
@@ -39,6 +39,7 @@ help:
 	@echo "make coverage   patch and compare a tiny model of every type of transformers that takes text, and write coverage.md"
 	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
 	@echo "make docs       build the documentation into site/, with warnings as errors"
+	@echo "make dist       build the source distribution and the wheel, check them, and try the wheel in a clean environment"
 	@echo "make clean      remove what these made in this folder, $(VENV) included"
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
@@ -101,6 +102,16 @@ counts: $(VENV)/.test
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+# The clean environment has nothing but the wheel and what it depends on.
+dist: $(VENV)/.release
+	@rm -rf dist
+	@$(BIN)/python tools/release.py build
+	@$(BIN)/twine check --strict dist/*
+	@rm -rf $(VENV)/clean && $(PYTHON) -m venv $(VENV)/clean
+	@$(VENV)/clean/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint $(CONSTRAINTS) dist/*.whl
+	@cd / && $(abspath $(VENV)/clean/bin)/patchkit env
+	@cd / && $(abspath $(VENV)/clean/bin)/patchkit check --arch llama
+
 clean:
 	rm -rf $(VENV) site demo-output trainer-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -150,4 +161,9 @@ $(VENV)/.dev: $(VENV)/.test
 $(VENV)/.docs: $(VENV)/.venv $(SPEC)
 	@echo "installing patchkit with what builds the documentation"
 	@EXTRAS=docs; $(install)
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.test
+	@echo "installing what builds and checks distributions"
+	@EXTRAS=demo,test,release; $(install)
 	@touch $@

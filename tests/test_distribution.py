@@ -61,6 +61,7 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
         *(
             "Makefile",
             "mkdocs.yml",
+            "CITATION.cff",
             "constraints.txt",
             "constraints-oldest.txt",
             "pyproject.toml",
@@ -68,6 +69,15 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
             "PKG-INFO",
             ".gitignore",
         ),
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "compat_matrix.md", "coverage.md"),
+        *(
+            "README.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "CODE_OF_CONDUCT.md",
+            "SECURITY.md",
+            "SUPPORT.md",
+            "compat_matrix.md",
+            "coverage.md",
+        ),
     }
     assert not [path for path in paths if "__pycache__" in path.parts or path.suffix == ".pyc"]

@@ -20,10 +20,11 @@ STEPS = [(*place, step) for place, job in JOBS.items() for step in job["steps"]]
 
 RUNS_RELEASES = {("watch.yml", "check")}
 WRITES = {("watch.yml", "propose")}
+PUBLISHES = ("release.yml", "publish")
 
 
 def test_there_are_workflows() -> None:
-    assert set(WORKFLOWS) == {"ci.yml", "watch.yml", "weekly.yml"}
+    assert set(WORKFLOWS) == {"ci.yml", "dependencies.yml", "release.yml", "watch.yml", "weekly.yml"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -31,7 +32,7 @@ def test_actions_are_pinned_by_hash_and_say_their_version(file: Path) -> None:
     uses = [line for line in file.read_text().splitlines() if re.match(r"\s*(- )?uses:", line)]
     assert uses
     for line in uses:
-        assert re.fullmatch(r"\s*(- )?uses: actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+        assert re.fullmatch(r"\s*(- )?uses: (actions|pypa)/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
 
 
 def test_one_action_is_one_version() -> None:
@@ -57,14 +58,16 @@ def triggers(workflow: dict[Any, Any]) -> dict[str, Any]:
 def test_every_job_has_its_permissions_and_a_time_limit(place: tuple[str, str]) -> None:
     job = JOBS[place]
     assert 0 < job["timeout-minutes"] <= 120
-    if place not in WRITES:
+    if place == PUBLISHES:
+        assert job["permissions"] == {"id-token": "write"}
+    elif place not in WRITES:
         assert job["permissions"] in ({}, {"contents": "read"})
     assert {place} != WRITES or job["permissions"] == {"contents": "write", "pull-requests": "write"}
 
 
 def test_no_checkout_leaves_its_token_on_the_disk() -> None:
     checkouts = [step for _, _, step in STEPS if step.get("uses", "").startswith("actions/checkout@")]
-    assert len(checkouts) == len(JOBS) - 1  # watch.yml/verdict needs none
+    assert len(checkouts) == len(JOBS) - 2  # watch.yml/verdict needs none, and what publishes takes what was built
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
@@ -104,6 +107,19 @@ def test_what_writes_runs_nothing_of_the_release() -> None:
     with_token = [step for step in job["steps"] if "GH_TOKEN" in step.get("env", {})]
     assert with_token == [job["steps"][-1]], "the token is there when everything else is done"
     assert "PIP_EXTRA_INDEX_URL" not in yaml.safe_dump(WORKFLOWS["watch.yml"].get("env", {}))
+
+
+def test_what_publishes_runs_nothing_of_the_repository() -> None:
+    """The token of the trusted publisher is given to a job that only downloads and uploads, and that a person allows."""
+    job = JOBS[PUBLISHES]
+    assert [step["uses"].partition("@")[0] for step in job["steps"]] == [
+        "actions/download-artifact",
+        "pypa/gh-action-pypi-publish",
+    ]
+    assert job["environment"] == "pypi"
+    assert triggers(WORKFLOWS["release.yml"]) == {"push": {"tags": ["v*"]}}
+    asking = [place for place, one in JOBS.items() if "id-token" in one["permissions"]]
+    assert asking == [PUBLISHES]
 
 
 def test_every_setting_of_a_cpu_has_a_job() -> None:
