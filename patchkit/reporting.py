@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from patchkit.advice import Advice, advice_of
 from patchkit.arch.registry import architectures
 from patchkit.arch.spec import BLOCK_PARTS, PARTS
 from patchkit.errors import NotPatchedError
@@ -102,6 +103,11 @@ class Report:
         """How much of what has something to fuse runs fused, from 0 to 1; 0 where there is nothing."""
         concerned = [row for row in self.rows if not row.expected]
         return len([row for row in concerned if row.level == "fused"]) / len(concerned) if concerned else 0.0
+
+    @property
+    def advice(self) -> tuple[Advice, ...]:
+        """What to do about each reason for which a part is not fused, most parts first."""
+        return advice_of(self.rows)
 
     def save_html(self, path: str | Path) -> None:
         """Write the report as a page that needs nothing else: a bar for each part, every module on demand.

@@ -20,6 +20,7 @@ from patchkit.cli.cache import cache
 from patchkit.cli.check import check
 from patchkit.cli.console import error_console, own_output
 from patchkit.cli.diff import diff
+from patchkit.cli.doctor import doctor
 from patchkit.cli.env import env
 from patchkit.cli.matrix import matrix
 from patchkit.cli.new_arch import new_arch
@@ -78,6 +79,7 @@ def _options(
 
 
 app.command()(diff)
+app.command()(doctor)
 app.command()(env)
 app.command()(archs)
 app.command()(bench)

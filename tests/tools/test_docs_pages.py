@@ -12,7 +12,7 @@ import pytest
 from patchkit.rewrite.rules.registry import rules
 from patchkit_kernels.ops.activations import Activation
 from tools.docs import hook
-from tools.docs.pages import GALLERY, activations, pages, section_of
+from tools.docs.pages import GALLERY, activations, pages, remedies, section_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = pages()
@@ -64,8 +64,20 @@ def test_no_link_leads_out_of_the_site():
         assert not re.search(r"\]\((?!https?:)[^)]*\)", text), name
 
 
-def test_the_hook_puts_the_table_in():
-    page = (ROOT / "docs" / "fused.md").read_text("utf-8")
-    assert hook.ACTIVATIONS in page
-    assert activations() in hook.on_page_markdown(page, page=SimpleNamespace())
+@pytest.mark.parametrize(
+    ("name", "rows"), [("fused", activations), ("troubleshooting", remedies)], ids=["activations", "remedies"]
+)
+def test_the_hook_puts_tables_in(name, rows):
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    assert "{{" in page
+    shown = hook.on_page_markdown(page, page=SimpleNamespace())
+    assert rows() in shown
+    assert "{{" not in shown
+
+
+def test_a_page_without_tables_stays_as_it_is():
     assert hook.on_page_markdown("nothing") == "nothing"
+
+
+def test_every_remedy_is_one_row():
+    assert all(row.replace("\\|", "").count("|") == 3 for row in remedies().splitlines())

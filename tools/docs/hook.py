@@ -8,9 +8,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs runs a hook as a file, from wherever it was started
 
-from tools.docs.pages import activations, pages
+from tools.docs.pages import activations, pages, remedies
 
-ACTIVATIONS = "{{ activations }}"
+TABLES = {"{{ activations }}": activations, "{{ remedies }}": remedies}
+"""What a page says where a table is to stand, and what makes its rows."""
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -24,4 +25,7 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the tables in."""
-    return markdown.replace(ACTIVATIONS, activations()) if ACTIVATIONS in markdown else markdown
+    for name, rows in TABLES.items():
+        if name in markdown:
+            markdown = markdown.replace(name, rows())
+    return markdown

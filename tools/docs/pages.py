@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from patchkit.advice import REMEDIES
 from patchkit.arch.registry import find
 from patchkit.arch.spec import BLOCK_PARTS, MLP, Attention, Block, GatedMLP
 from patchkit.cli.diff import diff_lines
@@ -128,6 +129,11 @@ def activations() -> str:
 
     names: tuple[Activation, ...] = get_args(Activation)
     return "\n".join(f"| `{name}` | {_formula(PLAIN[name].activation.value)} |" for name in names)
+
+
+def remedies() -> str:
+    """Rows of a table: every reason for which a part is not fused, and what to do about it."""
+    return "\n".join(f"| `{one.reason}` | {one.text} |" for one in REMEDIES)
 
 
 def _formula(function: Any) -> str:
