@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from patchkit.testing import tiny_inputs, tiny_model
 
 
-def small(name: str = "llama", **sizes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+def small(name: str = "llama", **sizes: Any) -> tuple[Any, dict[str, Tensor]]:
     """A model without adapters, and inputs with labels."""
     model = tiny_model(name, **sizes)
     return model, tiny_inputs(name, model)
