@@ -267,7 +267,7 @@ ERRORS = {
 @pytest.mark.parametrize("message", ERRORS)
 def test_sizes_that_an_error_names(message: str) -> None:
     config = Config(breadth=1536, flag=True, inner=Config(out=48))
-    found = dict(repairs(config, RuntimeError(message)))
+    found = dict(repairs(config, message))
     assert set(found) == ERRORS[message]
     assert (config.breadth, config.inner.out) == (1536, 48)
     for change, changed in found.items():

@@ -67,7 +67,7 @@ def tiny_model_from(
     climb = _Climb(found.model_class, seed)
     seen: set[str] = set()
     progress: set[str] = set()  # the changes that alone lead to another error
-    failures: dict[str, tuple[str, Any, BaseException]] = {}
+    failures: dict[str, tuple[str, Any]] = {}
     try:
         rungs = _rungs(found)
     except Exception as error:  # a class may need arguments, and its own checks may raise anything
@@ -87,20 +87,20 @@ def tiny_model_from(
             continue
         whole = "whole_widths" in rung.changes
         model = climb.model(rung.name, config, _MOST_WITH_WHOLE_WIDTHS if whole else _MOST_PARAMETERS)
-        if not isinstance(model, PreTrainedModel):
-            if str(model) not in failures:
+        if isinstance(model, str):
+            if model not in failures:
                 progress.update(rung.changes)
-            failures.setdefault(str(model), (rung.name, config, model))
+            failures.setdefault(model, (rung.name, config))
             continue
         return _finished(model, dtype)
-    for name, config, failure in failures.values():
+    for failure, (name, config) in failures.items():
         mended = climb.mended(name, config, failure)
         if mended is not None:
             return _finished(mended, dtype)
     if climb.partial is not None:
         return _finished(climb.partial.model, dtype)
     unshrunk = _of_own_sizes(climb, found, config_overrides)
-    if isinstance(unshrunk, PreTrainedModel):
+    if unshrunk is not None:
         return _finished(unshrunk, dtype)
     raise TinyModelError(
         f"no tiny {found.model_class.__name__} of {found.config_class.__name__}:\n"
@@ -114,14 +114,15 @@ def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model.train()
 
 
-def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -> PreTrainedModel | BaseException:
+def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -> PreTrainedModel | None:
     """The last rung: the model as it is, if it is no large one. Those that convolve have sizes that no rule knows."""
     start = source.config if source.config is not None else source.config_class()
     try:
         config = _with(as_it_is(start), overrides)
-    except Exception as error:  # a configuration's own checks may raise anything
-        return error
-    return climb.model("its own sizes", config, _MOST_WITH_OWN_SIZES)
+    except Exception:  # a configuration's own checks may raise anything
+        return None
+    model = climb.model("its own sizes", config, _MOST_WITH_OWN_SIZES)
+    return None if isinstance(model, str) else model
 
 
 def _rungs(source: Source) -> list[_Rung]:
@@ -175,25 +176,25 @@ class _Climb:
         self.reasons: list[str] = []
         self.partial: _LeavesOutError | None = None
         self._errors: set[str] = set()
-        self._small: set[int] = set()
         self._left = _MOST_REPAIRS
 
-    def model(self, name: str, config: Any, most: int = _MOST_PARAMETERS) -> PreTrainedModel | BaseException:
-        """The model of a configuration with at most so many parameters, or why it is none."""
+    def model(self, name: str, config: Any, most: int = _MOST_PARAMETERS) -> PreTrainedModel | str:
+        """The model of a configuration with at most so many parameters, or why it is none.
+
+        What is kept of an error is what it says: the frames of each hold a model.
+        """
         try:
-            if most not in self._small:
-                _require_few_parameters(config, self.model_class, most)
-                self._small.add(most)
+            _require_few_parameters(config, self.model_class, most)
             return _made(config, self.model_class, self.seed)
         except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
             if isinstance(error, _LeavesOutError) and (self.partial is None or error.missing < self.partial.missing):
-                self.partial = error
+                self.partial = error.with_traceback(None)
             if str(error) not in self._errors:
                 self._errors.add(str(error))
                 self.reasons.append(f"{name}: {in_short(error)}")
-            return error
+            return str(error)
 
-    def mended(self, name: str, config: Any, failure: BaseException, depth: int = 1) -> PreTrainedModel | None:
+    def mended(self, name: str, config: Any, failure: str, depth: int = 1) -> PreTrainedModel | None:
         """The model of a configuration in which sizes are as errors say; None if they lead nowhere.
 
         A change after which the error is one that was there before is not followed.
@@ -207,9 +208,9 @@ class _Climb:
             self._left -= 1
             before = set(self._errors)
             found = self.model(f"{name}, {change}", changed)
-            if isinstance(found, PreTrainedModel):
+            if not isinstance(found, str):
                 return found
-            if str(found) not in before:
+            if found not in before:
                 further.append((f"{name}, {change}", changed, found))
         if depth < _DEEPEST_REPAIR:
             for step in further:

@@ -31,6 +31,8 @@ _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 
 
 _UNSAID_TOKEN = "its forward reads a token that its configuration lacks"
 
+_DOUBLED = Hint("its filters are doubled six times", {"num_filters": 2})
+
 HINTS: Mapping[str, Hint] = MappingProxyType(
     {
         "aria": Hint(
@@ -63,6 +65,9 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
         "dots3_note_vision_encoder": Hint(
             "its adapter is as wide as it; a layer has fewer experts than the others, and no fewer than a token takes",
             {"adapter_in_dim": 48, "per_layer_config": {1: {"num_local_experts": 2}}},
+        ),
+        "efficientnet": Hint(
+            "factors of its widths and depths", {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}
         ),
         "emu3": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
         "emu3_vqgan": Hint("it is as wide as its last stage", {"hidden_size": 32}),
@@ -122,6 +127,9 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             },
         ),
         "time_series_transformer": Hint(_UNSAID_LENGTH, _SERIES),
+        "vibevoice_acoustic_tokenizer": _DOUBLED,
+        "vibevoice_acoustic_tokenizer_decoder": _DOUBLED,
+        "vibevoice_acoustic_tokenizer_encoder": _DOUBLED,
         "vitmatte": Hint(
             "its defaults are tuples, and it adds them to lists",
             {

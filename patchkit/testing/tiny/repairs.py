@@ -21,14 +21,14 @@ LARGE = 200
 """A size that is not tiny."""
 
 
-def repairs(config: Any, error: BaseException) -> Iterator[tuple[str, Any]]:
+def repairs(config: Any, message: str) -> Iterator[tuple[str, Any]]:
     """Copies of a configuration in which one field has another size that the error names, and which field that is.
 
     Args:
         config: that gave the error; nested ones are looked at too.
-        error: as torch or upstream raised it.
+        message: of the error, as torch or upstream raised it.
     """
-    for wrong, right in _pairs(str(error)):
+    for wrong, right in _pairs(message):
         too_large = wrong > LARGE
         for path in _fields(config, wrong, parts=too_large):
             changed = copy.deepcopy(config)
