@@ -77,6 +77,7 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
             "SECURITY.md",
             "SUPPORT.md",
             "compat_matrix.md",
+            "compat_models.jsonl",
             "coverage.md",
         ),
     }

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import html
-import json
-import shutil
-import subprocess
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +12,6 @@ from synthetic_releases import SMALL_LLAMA, folder_release, path_of, records_of
 
 from patchkit.arch.registry import architectures
 from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
-from patchkit.check.results.matrix_html import to_html
 from patchkit.check.results.models import Models
 from patchkit.check.static.records import Record, Records
 from patchkit.check.static.sweep import sweep
@@ -104,62 +99,6 @@ def test_a_cell_is_proven_only_for_its_very_source_and_rewriter(tmp_path: Path) 
         (proof_of(replace(mlp, finding=replace(mlp.finding, source="0" * 64))), "○○○"),
     ):
         assert str(make_matrix(records, proofs).rows["llama"][0]) == cell
-
-
-CLICKS = """
-<script>
-{
-const shown = () => [...document.querySelectorAll("#body tr")].filter((row) => row.checkVisibility()).map((row) => row.dataset.name);
-const found = { all: shown() };
-const filter = document.getElementById("filter");
-filter.value = "LLAM"; filter.dispatchEvent(new Event("input"));
-found.filtered = shown(); found.count = document.getElementById("count").textContent;
-filter.value = ""; filter.dispatchEvent(new Event("input"));
-const cells = document.querySelectorAll("#body tr[data-name=llama] button");
-cells[0].click();
-const dialog = document.getElementById("dialog");
-found.open = dialog.open; found.title = document.getElementById("title").textContent;
-found.code = [...dialog.querySelectorAll("pre")].map((code) => code.innerText);
-found.added = [...dialog.querySelectorAll(".add")].map((line) => line.textContent);
-document.getElementById("close").click();
-found.closed = !dialog.open;
-found.colours = [...cells[0].children].map((part) => getComputedStyle(part).backgroundColor);
-document.title = "done";
-document.body.replaceChildren(Object.assign(document.createElement("output"), { textContent: JSON.stringify(found) }));
-}
-</script>
-"""
-
-
-@pytest.mark.browser
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
-    """Filter, click and colours, in Chromium without a screen."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("Chromium is not installed")
-    forward = "def forward(self, hidden_states):\n"
-    trap = SMALL_LLAMA.replace(forward, f"{forward}        note = '</script><!-- &amp;'\n")
-    files = {path_of("llama"): trap, path_of("gemma"): SMALL_LLAMA.replace("Llama", "Gemma")}
-    release = folder_release(tmp_path / "release", "5.1.0", files)
-    records = records_of(release, "llama", "gemma", "llava")
-    (mlp,) = (record for record in records.entries if record.finding.class_name == "LlamaMLP")
-    page = to_html(make_matrix(records, proof_of(mlp)), [release])
-    place = tmp_path / "matrix.html"
-    place.write_text(page.replace("</body>", f"{CLICKS}</body>"))
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    shown = subprocess.run(
-        [chromium, *arguments, place.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    found = json.loads(html.unescape(shown.stdout.partition("<output>")[2].partition("</output>")[0]))
-    assert found["all"] == ["gemma", "llama", "llava"]
-    assert (found["filtered"], found["count"]) == (["llama"], "1 of 3")
-    assert (found["open"], found["closed"], found["title"]) == (True, True, "llama, transformers 5.1.0")
-    assert len(found["code"]) == 2
-    assert "note = '</script><!-- &amp;'" in found["code"][0]
-    assert "        return self.apply_o(attend(query, key, value))" in found["code"][0]
-    assert "+         return self.apply_mlp(x)" in found["added"]
-    query, output, proven = found["colours"]
-    assert query == output != proven, "what is proven has a colour of its own"
 
 
 def test_the_installed_release_is_pinned_to_the_newest_of_the_matrix(records: Records) -> None:
