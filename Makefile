@@ -36,7 +36,7 @@ help:
 	@echo "make test-peft  run PEFT's own tests plain and patched; PEFT=path of its checkout or unpacked sdist (else fetched)"
 	@echo "make mutants    put silent faults into the source, one at a time, and count those that the tests find"
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
-	@echo "make coverage   patch and compare a tiny model of every type of transformers that takes text, and write coverage.md"
+	@echo "make coverage   patch and compare a tiny model of every type of transformers, and write coverage.md and coverage.jsonl"
 	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
 	@echo "make docs       build the documentation into site/, with warnings as errors"
 	@echo "make dist       build the source distribution and the wheel, check them, and try the wheel in a clean environment"
@@ -94,7 +94,7 @@ matrix: $(VENV)/.test
 	@$(BIN)/python -m patchkit.cli.main matrix
 
 coverage: $(VENV)/.test
-	@OMP_NUM_THREADS=1 $(BIN)/patchkit scan $(foreach head,causal image-text seq2seq encoder,--head $(head)) --write coverage.md
+	@OMP_NUM_THREADS=1 $(BIN)/patchkit scan --write coverage.md
 
 counts: $(VENV)/.test
 	@$(BIN)/python -W ignore -m patchkit.cli.main bench --families --markdown benchmarks/README.md --json benchmarks/results/counts.json

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from patchkit.check.numeric.model_types import State, TypeOutcome
+    from patchkit.check.numeric.recorded import Recorded
     from patchkit.cli.console import SafeConsole
 
 _STYLES: dict[State, str] = {
@@ -51,13 +52,21 @@ def scan(
         str, typer.Option("--transformers", "-t", metavar="RELEASE", help="A release or a path, as check takes it.")
     ] = "installed",
     anew: Annotated[
-        bool, typer.Option("--anew", help="Run the types whose outcome an earlier scan has put into the cache too.")
+        bool,
+        typer.Option(
+            "--anew", help="Run the types too whose outcome is on record, or was put into the cache by a scan."
+        ),
     ] = False,
     every: Annotated[
         bool, typer.Option("--all-rows", help="Show the types that are verified too, one line each.")
     ] = False,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="FILE", help="Write all of it as Markdown, such as coverage.md.")
+        Path | None,
+        typer.Option(
+            "--write",
+            metavar="FILE",
+            help="Write all of it as Markdown, such as coverage.md, and the record beside it.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = os.cpu_count() or 1,
@@ -66,9 +75,11 @@ def scan(
     """Build a tiny model of each model type, put adapters on its linear layers, patch it, and compare it with itself.
 
     Outputs, loss and every gradient are compared in float32, and in float64 where rounding alone exceeds the tolerance.
-    What was found is remembered until a source, a package or this machine's settings change. Another release runs in an
-    environment of its own, as for check. Exit code 0: no model differs; 1: one does.
+    What was found is remembered until a source, a package or this machine's settings change. In a checkout of patchkit,
+    coverage.jsonl has what was found with its own code. Another release runs in an environment of its own, as for
+    check; types whose sources are those that are on record are not run. Exit code 0: no model differs; 1: one does.
     """
+    from patchkit.check.numeric.recorded import Recorded, record_of_checkout, to_text
     from patchkit.check.numeric.remembered import Remembered, setting_of
     from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
     from patchkit.check.run import environment_of
@@ -78,6 +89,9 @@ def scan(
     environment = environment_of(release)
     heads = head or list(DEFAULT_HEADS)
     remembered = None if anew else Remembered(setting_of(environment))
+    place = record_of_checkout()
+    # What is written is what was found here: a record that is made of itself would never be wrong.
+    recorded = None if anew or write or place is None else Recorded.load(place, environment)
     with progress_of("running tiny models") as advance:
         found = scan_types(
             environment,
@@ -86,6 +100,7 @@ def scan(
             jobs=jobs,
             seconds=time_limit,
             remembered=remembered,
+            recorded=recorded,
             progress=advance,
         )
         outcomes = list(found)
@@ -96,12 +111,15 @@ def scan(
 
         versions = {name: version for name, version in environment.versions.items() if name != "python"}
         write_whole(write, coverage_text(outcomes, versions))
+        write_whole(write.with_suffix(".jsonl"), to_text(outcomes, environment))
     console = output_console()
     if as_json:
         versions = dict(environment.versions)
         console.print(json_text({"versions": versions, "types": [one.to_json() for one in outcomes]}))
     else:
         print_outcomes(console, outcomes, every=every or bool(model_type))
+        if recorded is not None and not recorded.same_release:
+            print_news(console, outcomes, recorded, whole=not model_type)
     if any(one.state == "different" for one in outcomes):
         raise typer.Exit(1)
 
@@ -114,6 +132,23 @@ def print_outcomes(console: SafeConsole, outcomes: Sequence[TypeOutcome], *, eve
     if shown:
         console.print(_types(shown))
     console.print(_heads(outcomes))
+
+
+def print_news(console: SafeConsole, outcomes: Sequence[TypeOutcome], recorded: Recorded, *, whole: bool) -> None:
+    """What a release has that the one on record has not, in one line each."""
+    release = recorded.made_with.versions.get("transformers", "?")
+    run = dict.fromkeys(one.model_type for one in outcomes if not one.seen_in)
+    here = {one.model_type for one in outcomes}
+    heads = {one.head for one in outcomes}
+    gone = sorted({name for name, head in recorded.lines if head in heads} - here) if whole else []
+    for what, names in (
+        (f"new since {release}", [name for name in run if recorded.is_new(name)]),
+        (f"of other sources than in {release}", [name for name in run if not recorded.is_new(name)]),
+        (f"in {release} and gone", gone),
+    ):
+        console.print(one_line(f"{what}: {', '.join(names) or 'none'}"))
+    same = sum(bool(one.seen_in) for one in outcomes)
+    console.print(one_line(f"of the same sources as in {release}, as they were found with it: {same}"))
 
 
 def _types(outcomes: Sequence[TypeOutcome]) -> Table:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from patchkit.check import run as run_check
-from patchkit.check.numeric import remembered, scanning
+from patchkit.check.numeric import recorded, remembered, scanning
 from patchkit.check.numeric.model_types import STATES, TypeOutcome
 from patchkit.cli.main import app
 from patchkit.errors import UnknownModelTypeError
@@ -31,9 +31,9 @@ def asked(monkeypatch):
     """What the scan was asked for; it finds what the list in it says."""
     asked = {"found": list(FOUND)}
 
-    def scan_types(environment, heads, patterns, *, jobs, seconds, remembered, progress):
+    def scan_types(environment, heads, patterns, *, jobs, seconds, remembered, recorded, progress):
         asked.update(environment=environment, heads=list(heads), patterns=list(patterns), jobs=jobs, seconds=seconds)
-        asked.update(remembered=remembered)
+        asked.update(remembered=remembered, recorded=recorded)
         for done, one in enumerate(asked["found"]):
             progress(done, len(asked["found"]))
             yield one
@@ -41,6 +41,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(scanning, "scan_types", scan_types)
     environment = SimpleNamespace(versions={"transformers": "5.23.0"})
     monkeypatch.setattr(remembered, "setting_of", lambda environment: f"of {environment.versions['transformers']}")
+    monkeypatch.setattr(recorded, "record_of_checkout", lambda: None)
     monkeypatch.setattr(releases, "resolve", lambda wanted: [asked.update(wanted=wanted) or "a release"])
     monkeypatch.setattr(run_check, "environment_of", lambda release: asked.update(release=release) or environment)
     return asked
@@ -122,3 +123,48 @@ def test_an_unknown_type_is_wrong_usage(asked, monkeypatch):
 def test_another_release_runs_in_an_environment_of_its_own(asked, arguments, wanted):
     assert run(*arguments, "--head", "causal", "--head", "seq2seq").exit_code == 0
     assert (asked["wanted"], asked["release"]) == ([wanted], "a release")
+
+
+# ---- what is on record
+
+
+@pytest.fixture
+def on_record(asked, monkeypatch, tmp_path):
+    """A record of 5.22.0, which has llama, dbrx and opt, in a checkout."""
+
+    known = [("llama", "causal"), ("dbrx", "causal"), ("opt", "causal"), ("vit", "vision")]
+    record = SimpleNamespace(
+        same_release=False,
+        made_with=SimpleNamespace(versions={"transformers": "5.22.0"}),
+        lines=dict.fromkeys(known),
+        is_new=lambda model_type: (model_type, "causal") not in known,
+    )
+    monkeypatch.setattr(recorded, "record_of_checkout", lambda: tmp_path / "coverage.jsonl")
+    monkeypatch.setattr(recorded.Recorded, "load", lambda path, environment: record)
+    monkeypatch.setattr(recorded, "to_text", lambda outcomes, environment: f"{len(outcomes)} outcomes\n")
+    asked["found"] = [
+        TypeOutcome("llama", "causal", "verified", whole=14, seen_in="5.22.0"),
+        TypeOutcome("dbrx", "causal", "not built", "it wants a GPU"),
+        TypeOutcome("llama5", "causal", "verified", whole=14),
+    ]
+    return asked
+
+
+def test_what_is_new_in_another_release_is_said(on_record):
+    lines = run("--head", "causal").output.splitlines()
+    assert lines[-4:] == [
+        "new since 5.22.0: llama5",
+        "of other sources than in 5.22.0: dbrx",
+        "in 5.22.0 and gone: opt",
+        "of the same sources as in 5.22.0, as they were found with it: 1",
+    ]
+    chosen = run("llama", "--head", "causal").output.splitlines()
+    assert "in 5.22.0 and gone: none" in chosen, "what was not asked for is not gone"
+
+
+@pytest.mark.parametrize(("arguments", "used"), [((), True), (("--anew",), False), (("--write", "c.md"), False)])
+def test_what_is_run_anew_or_written_is_not_taken_from_the_record(on_record, tmp_path, monkeypatch, arguments, used):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments, "--head", "causal").exit_code == 0
+    assert (on_record["recorded"] is not None) is used
+    assert [path.name for path in sorted(tmp_path.iterdir())] == (["c.jsonl", "c.md"] if "--write" in arguments else [])

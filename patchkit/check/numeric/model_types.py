@@ -27,6 +27,9 @@ plain PEFT fails on it, or nothing can be compared. ``not built``: there is no t
 
 STATES: tuple[State, ...] = get_args(State)
 
+LOST = "its process "
+"""How the reason begins for an outcome that says nothing of the type."""
+
 _NO_LINEAR = "it has no linear layer that PEFT adapts"
 
 
@@ -48,6 +51,7 @@ class TypeOutcome:
         error: the largest relative difference in that precision.
         seconds: that it took.
         classes: those of ``blocks`` with their modules and descriptions, as :func:`described_classes` says it.
+        seen_in: the release of transformers that it was found with, where that is another than the one of the scan.
     """
 
     model_type: str
@@ -63,6 +67,7 @@ class TypeOutcome:
     error: float = 0.0
     seconds: float = 0.0
     classes: tuple[str, ...] = ()
+    seen_in: str = ""
 
     @property
     def layers(self) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from patchkit.check.numeric.environments import Environment
-from patchkit.check.numeric.model_types import TypeOutcome
+from patchkit.check.numeric.model_types import LOST, TypeOutcome
+from patchkit.check.numeric.recorded import Recorded
 from patchkit.check.numeric.remembered import Remembered
 from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
 from patchkit.processes.interpreters import empty_folder
@@ -31,9 +32,10 @@ def scan_types(
     jobs: int = 1,
     seconds: float,
     remembered: Remembered | None = None,
+    recorded: Recorded | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Iterator[TypeOutcome]:
-    """The outcome of each model type, as soon as it is there; those that are remembered first.
+    """The outcome of each model type, as soon as it is there; those that are remembered or on record first.
 
     Args:
         environment: with the release.
@@ -41,7 +43,8 @@ def scan_types(
         patterns: names of model types, or globs; all if there are none.
         jobs: processes.
         seconds: for one type.
-        remembered: outcomes of earlier scans; those of this one are added. None runs every type.
+        remembered: outcomes of earlier scans; those of this one are added. None remembers nothing.
+        recorded: outcomes that are on record. None runs every type that is not remembered.
         progress: is told how many of how many types are done.
 
     Raises:
@@ -49,6 +52,8 @@ def scan_types(
         ReleaseEnvironmentError: no process can say which types the release has.
     """
     types = remembered.types(heads) if remembered is not None else None
+    if types is None and recorded is not None:
+        types = recorded.types(heads)
     with empty_folder() as folder:
         kind = environment.kind(folder, _ANSWER, seconds)
         worker = None
@@ -62,7 +67,7 @@ def scan_types(
             raise
         if remembered is not None:
             remembered.keep_types(types)
-        known = [one for pair in wanted if remembered is not None and (one := remembered.outcome(*pair)) is not None]
+        known = [one for pair in wanted if (one := _known(*pair, remembered, recorded)) is not None]
         progress(0, len(wanted))
         for done, outcome in enumerate(known, start=1):
             yield outcome
@@ -78,6 +83,12 @@ def scan_types(
             progress(done, len(wanted))
     if remembered is not None:
         remembered.close()
+
+
+def _known(name: str, head: str, remembered: Remembered | None, recorded: Recorded | None) -> TypeOutcome | None:
+    """What was found here counts before what is on record."""
+    found = remembered.outcome(name, head) if remembered is not None else None
+    return recorded.outcome(name, head) if found is None and recorded is not None else found
 
 
 def _types(kind: WorkerKind, heads: Sequence[str]) -> tuple[Worker, dict[str, list[str]]]:
@@ -118,11 +129,11 @@ def _chosen(found: dict[str, list[str]], patterns: Sequence[str]) -> list[tuple[
 def _outcome(name: str, head: str, said: bytes | WorkerLostError) -> tuple[TypeOutcome, bool]:
     """What was said of a type, and whether it would be said again."""
     if isinstance(said, WorkerLostError):
-        return TypeOutcome(name, head, "not run", f"its process was lost: {said}"), False
+        return TypeOutcome(name, head, "not run", f"{LOST}was lost: {said}"), False
     try:
         outcome = TypeOutcome.from_json(json.loads(said))
         if (outcome.model_type, outcome.head) != (name, head):
             raise ValueError(f"it is of {outcome.model_type}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return TypeOutcome(name, head, "not run", f"its process sent what is no outcome: {error}"), False
+        return TypeOutcome(name, head, "not run", f"{LOST}sent what is no outcome: {error}"), False
     return outcome, True

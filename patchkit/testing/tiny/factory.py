@@ -13,10 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 from patchkit.errors import TinyModelError
-from patchkit.testing.random_state import preserved_random_state, seeded
+from patchkit.testing.random_state import seeded
 from patchkit.testing.tiny.heads import Source, source_of
 from patchkit.testing.tiny.hints import HINTS
 from patchkit.testing.tiny.inputs import Search, search_inputs
+from patchkit.testing.tiny.limits import few_parameters, require_few_parameters
 from patchkit.testing.tiny.outcome import in_short, require_a_step
 from patchkit.testing.tiny.repairs import repairs
 from patchkit.testing.tiny.shrinking import Variant, all_sub_configs, as_it_is, is_config, shrunk
@@ -184,8 +185,8 @@ class _Climb:
         What is kept of an error is what it says: the frames of each hold a model.
         """
         try:
-            _require_few_parameters(config, self.model_class, most)
-            return _made(config, self.model_class, self.seed)
+            require_few_parameters(config, self.model_class, most)
+            return _made(config, self.model_class, self.seed, most)
         except Exception as error:  # upstream's constructors may raise anything for sizes they were not made for
             if isinstance(error, _LeavesOutError) and (self.partial is None or error.missing < self.partial.missing):
                 self.partial = error.with_traceback(None)
@@ -220,8 +221,8 @@ class _Climb:
         return None
 
 
-def _made(config: Any, model_class: type[PreTrainedModel], seed: int) -> PreTrainedModel:
-    with seeded(seed):
+def _made(config: Any, model_class: type[PreTrainedModel], seed: int, most: int) -> PreTrainedModel:
+    with seeded(seed), few_parameters(most):
         model = model_class(copy.deepcopy(config))
     initialise(model, seed)
     model.train()
@@ -232,22 +233,6 @@ def _made(config: Any, model_class: type[PreTrainedModel], seed: int) -> PreTrai
     if found.missing:
         raise _LeavesOutError(model, found)
     return model
-
-
-def _require_few_parameters(config: Any, model_class: type[PreTrainedModel], most: int) -> None:
-    """Make sure that a model is small before memory is asked for.
-
-    Raises:
-        TinyModelError: it is not; the message has its largest parameter.
-    """
-    try:
-        with preserved_random_state(), torch.device("meta"):
-            parameters = list(model_class(copy.deepcopy(config)).named_parameters())
-    except Exception:  # some constructors compute with numbers; the real one says what is wrong
-        return
-    if sum(parameter.numel() for _, parameter in parameters) > most:
-        name, largest = max(parameters, key=lambda item: item[1].numel())
-        raise TinyModelError(f"{name} of shape {list(largest.shape)} is not tiny")
 
 
 class _LeavesOutError(TinyModelError):

@@ -209,3 +209,33 @@ def test_without_memory_every_type_is_run(asked, own_cache):
     for _ in range(2):
         scanned()
     assert len(asked) == 10
+
+
+# ---- what is on record
+
+
+class Record:
+    """The record of a release in which one type is known."""
+
+    def types(self, heads):
+        return None
+
+    def outcome(self, model_type, head):
+        return TypeOutcome(model_type, head, "verified", seen_in="5.0.0") if model_type == "llama" else None
+
+
+def test_what_is_on_record_is_not_run(processes, monkeypatch):
+    monkeypatch.setitem(processes, ("llama", "causal"), WorkerLostError("it was asked"))
+    outcomes = list(scan_types(Environment(), list(TYPES), ["llama*"], seconds=1.0, recorded=Record()))
+    assert [(one.model_type, one.state, one.seen_in) for one in outcomes] == [
+        ("llama", "verified", "5.0.0"),
+        ("llama4", "verified", ""),
+    ]
+
+
+def test_types_that_are_on_record_are_not_asked_for(processes, monkeypatch):
+    monkeypatch.setattr(Worker, "said", WorkerLostError("it was asked"))
+    record = Record()
+    record.types = lambda heads: {"causal": ["llama"], "encoder": []}
+    (outcome,) = scan_types(Environment(), list(TYPES), seconds=1.0, recorded=record)
+    assert outcome.seen_in == "5.0.0"
