@@ -8,7 +8,8 @@ as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,29 @@ def model_type_of(model: nn.Module) -> str:
     """The ``model_type`` of a transformers model's configuration; empty if there is none."""
     found = getattr(state_of(model).get("config"), "model_type", None)
     return found if isinstance(found, str) else ""
+
+
+def forget_replaced(known: MutableMapping[tuple[Any, ...], Any], asked: type) -> None:
+    """Drop what is known of classes that their modules no longer have: a cell that was run again, reloaded remote code.
+
+    What stays is bounded by the classes that there are, and a model's own classes die after it. While only classes of
+    that kind are asked for, nothing is dropped: a model of them would be looked at anew at every module.
+
+    Args:
+        known: by tuples that begin with the class.
+        asked: the class that something new is to be known of.
+    """
+    if _is_current(asked):
+        for key in list(known):
+            if not _is_current(key[0]):
+                known.pop(key, None)
+
+
+def _is_current(cls: type) -> bool:
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, "__dict__", {}).get(name)
+    return found is cls
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

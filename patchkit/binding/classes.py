@@ -18,7 +18,7 @@ from patchkit.arch.spec import Block, Part
 from patchkit.binding.patch import Patch, Refusal, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
-from patchkit.module_tree import PATCH
+from patchkit.module_tree import PATCH, forget_replaced
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten, Site
@@ -48,6 +48,7 @@ def patched_class(
         return Refusal.of(wanted, method)
     key = (cls, method.attribute, block, wanted, precision)
     if key not in _cache:
+        forget_replaced(_cache, cls)
         _cache[key] = _build(cls, block, wanted, precision, method)
     return _cache[key]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from patchkit.arch.discovery import registered
 from patchkit.arch.spec import Architecture, Block
 from patchkit.derivation.derive import derive
-from patchkit.module_tree import unpatched
+from patchkit.module_tree import forget_replaced, unpatched
 
 _NOT_ASKED = frozenset({"torch", "peft", "builtins", "patchkit"})
 """Packages whose classes are no blocks."""
 
-_derived: dict[tuple[type, object], tuple[Architecture, Block] | None] = {}
+_derived: dict[tuple[Any, ...], tuple[Architecture, Block] | None] = {}
 
 
 def described(cls: type) -> tuple[Architecture, Block] | None:
@@ -31,6 +32,7 @@ def described(cls: type) -> tuple[Architecture, Block] | None:
         return None
     key = (cls, inspect.getattr_static(cls, "forward", None))
     if key not in _derived:
+        forget_replaced(_derived, cls)
         block = derive(cls)
         _derived[key] = None if isinstance(block, str) else (architecture_of(cls, block), block)
     return _derived[key]

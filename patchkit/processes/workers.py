@@ -112,6 +112,15 @@ class Worker:
             return None
 
     @property
+    def memory(self) -> int:
+        """Bytes of memory that it has now; 0 where the system does not tell."""
+        try:
+            with open(f"/proc/{self._process.pid}/statm", "rb") as told:
+                return int(told.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError, AttributeError):
+            return 0
+
+    @property
     def alive(self) -> bool:
         """Whether it can be asked again."""
         return not self._stopped and self._process.poll() is None
@@ -189,7 +198,7 @@ def _answer(answers: IO[bytes]) -> tuple[bytes, int, bytes] | None:
 
 
 def ask_all(
-    kind: WorkerKind, requests: Sequence[bytes], jobs: int, first: Worker | None = None
+    kind: WorkerKind, requests: Sequence[bytes], jobs: int, first: Worker | None = None, *, memory: int | None = None
 ) -> Iterator[tuple[int, bytes | WorkerLostError]]:
     """Every request's index with its answer, or why there is none, in the order in which they come.
 
@@ -198,12 +207,13 @@ def ask_all(
         requests: what to ask.
         jobs: how many workers at once.
         first: a worker that runs already; it is stopped with the others.
+        memory: bytes after which a worker makes room for a new one, between two requests. None lets them grow.
     """
     waiting: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
     for item in enumerate(requests):
         waiting.put(item)
     found: queue.SimpleQueue[tuple[int, bytes | WorkerLostError]] = queue.SimpleQueue()
-    crew = _Crew(kind, waiting, found)
+    crew = _Crew(kind, waiting, found, memory)
     try:
         for index in range(min(max(jobs, 1), len(requests))):
             threading.Thread(target=crew.work, args=(first if index == 0 else None,), daemon=True).start()
@@ -222,6 +232,7 @@ class _Crew:
     kind: WorkerKind
     waiting: queue.SimpleQueue[tuple[int, bytes]]
     found: queue.SimpleQueue[tuple[int, bytes | WorkerLostError]]
+    memory: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _workers: list[Worker] = field(default_factory=list)
     _stopped: bool = False
@@ -234,6 +245,8 @@ class _Crew:
             except queue.Empty:
                 return
             try:
+                if worker is not None and self.memory is not None and worker.memory > self.memory:
+                    worker.stop()
                 if worker is None or not worker.alive:
                     worker = self._hire()
                 if worker is None:

@@ -133,6 +133,19 @@ def test_they_end_with_the_process_that_started_them(kind, tmp_path):
     worker.stop()
 
 
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="this system does not tell how much memory others have"
+)
+@pytest.mark.parametrize(("memory", "processes"), [(None, 1), (2**40, 1), (2**27, 2), (1, 4)])
+def test_one_that_has_grown_makes_room(kind, memory, processes):
+    """The second request takes 256 MiB, and keeps them."""
+    who, grow = "import os; answer = str(os.getpid()).encode()", "import sys; sys.kept = bytearray(b'1' * 2**28)"
+    requests = [who, f"{grow}; {who}", who, who]
+    answers = dict(ask_all(kind, [one.encode() for one in requests], 1, memory=memory))
+    assert [answers[0] == answers[1], answers[2] == answers[3]] == [processes < 4] * 2
+    assert len(set(answers.values())) == processes
+
+
 def test_an_interpreter_that_is_not_there(kind, tmp_path):
     (answer,) = ask_all(replace(kind, python=tmp_path / "python"), [b"1"], 1)
     assert "cannot be started: No such file" in str(answer[1])

@@ -22,6 +22,8 @@ DEFAULT_HEADS = (*EACH, "speech-seq2seq", "ctc", "vision", "multimodal", "base",
 
 _ANSWER = "patchkit.check.numeric.model_types:answer"
 _MOST_TYPES = 5000
+_MEMORY = 3 * 2**30
+"""After which a process that has run models is replaced: what the system's allocator keeps only grows."""
 
 
 def scan_types(
@@ -75,7 +77,9 @@ def scan_types(
         done_before = {(one.model_type, one.head) for one in known}
         unknown = [pair for pair in wanted if pair not in done_before]
         requests = [json.dumps({"model_type": name, "head": head}).encode() for name, head in unknown]
-        for done, (index, said) in enumerate(ask_all(kind, requests, jobs, worker), start=len(known) + 1):
+        for done, (index, said) in enumerate(
+            ask_all(kind, requests, jobs, worker, memory=_MEMORY), start=len(known) + 1
+        ):
             outcome, lasting = _outcome(*unknown[index], said)
             if remembered is not None and lasting:
                 remembered.keep(outcome)

@@ -45,7 +45,7 @@ def processes(monkeypatch):
     """What the first process says of the types, and the others of each request."""
     answers = {}
 
-    def ask_all(kind, requests, jobs, first):
+    def ask_all(kind, requests, jobs, first, *, memory):
         for index in reversed(range(len(requests))):
             asked = json.loads(requests[index])
             good = TypeOutcome(asked["model_type"], asked["head"], "verified").to_json()
@@ -156,7 +156,7 @@ def asked(processes, monkeypatch):
     asked = []
     inner = scanning.ask_all
 
-    def ask_all(kind, requests, jobs, first):
+    def ask_all(kind, requests, jobs, first, *, memory):
         asked.extend(json.loads(request)["model_type"] for request in requests)
         return inner(kind, requests, jobs, first)
 
