@@ -181,8 +181,14 @@ class _Code:
             digest = hashlib.sha256(ast.dump(node).encode()).hexdigest()
         else:
             lines = split_lines(source_of(function))
-            digest = source_hash("".join(lines[code.co_firstlineno - 1 : node.end_lineno]))
+            digest = _hash_of("".join(lines[code.co_firstlineno - 1 : node.end_lineno]))
         self.found.add(f"{where} {digest}")
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_of(text: str) -> str:
+    """The hash of a function's text. Every layer of a model has the same helpers."""
+    return source_hash(text)
 
 
 def _reached(function: FunctionType, cls: type | None) -> Iterator[object]:

@@ -41,17 +41,18 @@ def few_parameters(most: int) -> Iterator[None]:
     Raises:
         TinyModelError: they are; the message has the largest until then.
     """
-    thread, sizes = threading.get_ident(), dict[str, nn.Parameter]()
-    count = 0
+    thread, count = threading.get_ident(), 0
+    largest: tuple[str, torch.Tensor] = ("", torch.empty(0))
 
     def watch(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal count
+        nonlocal count, largest
         if parameter is None or threading.get_ident() != thread:
             return
         count += parameter.numel()
-        sizes[f"{type(module).__name__}.{name}"] = parameter
+        if parameter.numel() > largest[1].numel():
+            largest = f"{type(module).__name__}.{name}", parameter
         if count > most:
-            raise _too_large(*max(sizes.items(), key=lambda item: item[1].numel()))
+            raise _too_large(*largest)
 
     handle = register_module_parameter_registration_hook(watch)
     try:
