@@ -48,7 +48,7 @@ class Report:
         rows = tuple(row for plan in plans for row in plan.rows)
         if not rows:
             notes: tuple[str, ...] = (f"supported: {', '.join(architectures())}, and adapted layers in any model",)
-        elif all(row.part not in BLOCK_PARTS for row in rows):
+        elif all(row.part not in BLOCK_PARTS and not row.layers for row in rows):
             notes = ("no block of it is known, so each adapted layer runs alone, where it stands",)
         else:
             notes = ()

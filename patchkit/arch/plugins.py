@@ -113,11 +113,22 @@ def _examine_block(block: object) -> None:
             right = value in get_args(Tower)
         elif value is None:
             right = "None" in str(one.type)
+        elif one.name == "groups":
+            right = _are_groups(value)
         else:
             dotted = one.name == "class_name" or one.name.endswith("_function")
             right = isinstance(value, str) and bool(_MODULE.fullmatch(value) if dotted else value.isidentifier())
         if not right:
             raise ValueError(f"{value!r} is no {one.name} of {type(block).__name__}")
+
+
+def _are_groups(value: object) -> bool:
+    """Whether a word is tuples of two or more names each, every name once."""
+    groups = value if isinstance(value, tuple) else ()
+    if not groups or not all(isinstance(group, tuple) and len(group) > 1 for group in groups):
+        return False
+    names = [name for group in groups for name in group]
+    return all(isinstance(name, str) and name.isidentifier() for name in names) and len(set(names)) == len(names)
 
 
 def _tuple(value: object, name: str) -> tuple[object, ...]:

@@ -16,7 +16,8 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """Every part, in the order in which reports name them."""
 
 BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
-"""The parts that blocks hold: these are rewritten; the others are layers that are patched where they stand."""
+"""The parts of attentions and MLPs, which are rewritten. The others are layers that are patched where they stand; but
+linear ones that read one variable are rewritten, too (:class:`SharedInput`)."""
 
 Tower = Literal["text", "vision"]
 """Where a block sits. Text blocks are patched always, vision blocks only where they carry adapters."""
@@ -147,7 +148,38 @@ class MLP:
         return self.projections() if self.activation_function else (*self.projections(), self.activation)
 
 
-Block = Attention | GatedMLP | MLP
+@dataclass(frozen=True)
+class SharedInput:
+    """A class that gives one variable to several linear layers: k and v of encoder states, ``in_proj_qkvz`` and others.
+
+    Query, key and value of one variable are the case of :class:`Attention`.
+
+    Attributes:
+        class_name: the class in the architecture's ``module``.
+        groups: attribute names of the layers, those of one variable together.
+        tower: see :data:`Tower`.
+    """
+
+    class_name: str
+    groups: tuple[tuple[str, ...], ...] = (("k_proj", "v_proj"),)
+    tower: Tower = "text"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it holds."""
+        return ("linear",)
+
+    def projections(self, part: Part | None = None) -> tuple[str, ...]:
+        """The attribute names of a part's projections, or of all; none for a part that it does not hold."""
+        return tuple(name for group in self.groups for name in group) if part in ("linear", None) else ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The attribute names of all that rewritten code looks up."""
+        return self.projections()
+
+
+Block = Attention | GatedMLP | MLP | SharedInput
 
 BLOCKS: tuple[type[Block], ...] = get_args(Block)
 """Every kind of block."""

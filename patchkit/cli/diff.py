@@ -33,6 +33,7 @@ class PartChoice(str, Enum):
     qkv = "qkv"
     o = "o"
     mlp = "mlp"
+    linear = "linear"
 
 
 def diff(

@@ -15,6 +15,7 @@ from patchkit.derivation.attention import attention_of
 from patchkit.derivation.attributes import Attributes, linear_classes
 from patchkit.derivation.flow import calls_in
 from patchkit.derivation.mlp import mlp_of
+from patchkit.derivation.shared import shared_input_of
 from patchkit.errors import RewriteError
 from patchkit.upstream.classes import Function, class_named, definition, is_decided, method_named, namesakes
 from patchkit.upstream.live import read_method
@@ -25,7 +26,7 @@ NO_LINEAR = "it calls no linear layer"
 
 
 def derive(cls: type) -> Block | str:
-    """Describe a class of a running program by its structure, or say why it is neither an attention nor an MLP.
+    """Describe a class of a running program by its structure, or say why it is no block.
 
     Its ``forward`` is the one that runs, also where ``functools.wraps`` has put something around it. Where
     ``__init__`` cannot be read, its attributes may be anything.
@@ -45,7 +46,7 @@ def derive(cls: type) -> Block | str:
 
 
 def derive_from_text(source: str, class_name: str, filename: str = "<source>") -> Block | str:
-    """Describe a class by its text, or say why it is neither an attention nor an MLP. Nothing is imported or run.
+    """Describe a class by its text, or say why it is no block. Nothing is imported or run.
 
     Args:
         source: text of a module.
@@ -75,6 +76,9 @@ def _derived(class_name: str, function: Function, attributes: Attributes) -> Blo
     mlp = mlp_of(class_name, calls, attributes)
     if not isinstance(mlp, str):
         return mlp
+    shared = shared_input_of(class_name, calls, attributes)
+    if shared is not None:
+        return shared
     return f"no attention: {attention}; no MLP: {mlp}"
 
 

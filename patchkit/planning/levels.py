@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.registry import read_projection
-from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, Part
+from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, Part, SharedInput
 from patchkit.binding.classes import layer_class, looked_up, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, replaced_since
@@ -34,14 +34,22 @@ _Told = tuple[Level, Reason, bool]
 
 
 def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[Row]:
-    """One row for each part of a module.
+    """One row for each part of a module; for each group of layers that are rewritten together, where it has such.
 
     Args:
         candidate: the module.
         outcome: the patch that it has or would get, or why it gets none, or None if none was asked for.
     """
+    shown = candidate.place or type(candidate.module).__name__
+    if isinstance(candidate.block, SharedInput):
+        # What no rule takes together speaks for itself, and so does each layer where there is no patch.
+        if not isinstance(outcome, Patch):
+            return
+        for site in outcome.sites:
+            told = _level_in_block(candidate, candidate.block, site.part, outcome, site.calls)
+            yield Row(candidate.name, f"{shown}.{', '.join(site.calls)}", site.part, *told, layers=site.calls)
+        return
     for part in candidate.parts:
-        shown = candidate.place or type(candidate.module).__name__
         yield Row(candidate.name, shown, part, *_level(candidate, part, outcome))
 
 
@@ -56,7 +64,7 @@ def _level(candidate: Candidate, part: Part, outcome: Patch | Refusal | None) ->
         return "upstream", outcome.why(part), False
     if candidate.block is None:
         return _level_of_layer(candidate.module, part, outcome)
-    return _level_in_block(candidate, candidate.block, part, outcome)
+    return _level_in_block(candidate, candidate.block, part, outcome, candidate.block.projections(part))
 
 
 def _why_not_patched(candidate: Candidate, part: Part) -> Reason:
@@ -89,7 +97,7 @@ def _input_of_layer(module: nn.Module, part: Part) -> Tensor:
     return torch.empty(0, dtype=torch.int64, device=base.weight.device)
 
 
-def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch) -> _Told:
+def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch, names: Sequence[str]) -> _Told:
     module = candidate.module
     rules = {site.rule for site in patch.sites if site.part == part}
     if not rules:
@@ -98,7 +106,6 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
     owner = replaced_on_instance(module) or displaced(type(module), patch.original, patch.forward, looked_up(block))
     if owner is not None:
         return "upstream", owner, False
-    names = block.projections(part)
     choice = _choose(module, block, names, patch, candidate.fed)
     if choice is None:
         return "upstream", "it lacks a projection", False
@@ -112,7 +119,7 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch,
         return None
     with torch.enable_grad():
         x = _input_like(modules).requires_grad_(fed)
-        if isinstance(block, Attention):
+        if isinstance(block, (Attention, SharedInput)):
             return choose_shared(modules, input_of(x, patch.precision))
         activation = _activation_of(module, block, patch)
         return choose_mlp(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from patchkit.adapters.protocol import Reason
-from patchkit.arch.spec import Part
+from patchkit.arch.spec import Part, SharedInput
 from patchkit.binding.classes import layer_class, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, patch_of, replaced_since
@@ -106,12 +106,15 @@ def _holds(block: Planned, place: Place) -> bool:
 def _together(survey: Survey, blocks: Sequence[Planned], layers: Sequence[Planned]) -> list[Planned]:
     """All plans; the rows of a block speak for the layers in it."""
     alone: set[tuple[str, Part]] = set()
-    known = {block.candidate.name for block in blocks}
+    known = {block.candidate.name: block for block in blocks}
     shown = []
     for layer in layers:
         place = survey.places.get(layer.candidate.name)
         if place is None or place.block not in known:
             shown.append(layer)
+            continue
+        if not _speaks_for(known[place.block], place):
+            shown.append(replace(layer, rows=tuple(_by_itself(row, known[place.block]) for row in layer.rows)))
             continue
         if any(row.level == "fused" for row in layer.rows):
             alone.add((place.block, place.part))
@@ -122,6 +125,19 @@ def _together(survey: Survey, blocks: Sequence[Planned], layers: Sequence[Planne
         return replace(row, level="alone") if lifted else row
 
     return [*(replace(block, rows=tuple(map(told, block.rows))) for block in blocks), *shown]
+
+
+def _speaks_for(block: Planned, place: Place) -> bool:
+    """Whether the rows of a block are about a projection: not where it only could share its input with others."""
+    if not isinstance(block.candidate.block, SharedInput):
+        return True
+    return isinstance(block.outcome, Patch) and _holds(block, place)
+
+
+def _by_itself(row: Row, block: Planned) -> Row:
+    """The row of a layer that is not computed with those that read the same variable, with the reason."""
+    why = block.outcome.why(row.part) if isinstance(block.outcome, Refusal) else ""
+    return replace(row, reason=f"by itself: {why}") if why and row.level == "fused" else row
 
 
 def _is_block(candidate: Candidate) -> bool:

@@ -19,8 +19,9 @@ class Row:
         module_class: name of its upstream class; of a linear layer, the class that holds it and its name there.
         part: ``qkv``, ``o``, ``mlp``, ``linear``, ``experts``, ``embedding`` or ``head``.
         level: the level at which it would run now; at every call it is chosen anew.
-        reason: why it is not fused; empty if it is.
+        reason: why it is not fused, or not with others as its source proposes; empty if it is.
         expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
+        layers: of several linear layers that read one variable, their names in the module; else empty.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Row:
     level: Level
     reason: str = ""
     expected: bool = False
+    layers: tuple[str, ...] = ()

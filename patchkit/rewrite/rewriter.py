@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchkit.arch.spec import BLOCK_PARTS, Block, Part
+from patchkit.arch.spec import PARTS, Block, Part
 from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rules.registry import rules, rules_of
@@ -15,14 +15,15 @@ def rewrite(
     source: str,
     block: Block,
     *,
-    only: frozenset[Part] = frozenset(BLOCK_PARTS),
+    only: frozenset[Part] = frozenset(PARTS),
     method: str = "forward",
     filename: str = "<source>",
 ) -> Rewritten:
-    """Rewrite the projection calls of one attention or MLP class.
+    """Rewrite the projection calls of one class.
 
-    The new text calls ``self.apply_qkv(x)``, ``self.apply_o(x)``, ``self.apply_mlp(x)`` and
-    ``self.apply_linear(self.name, x)``, which the patched class has to provide. Nothing of upstream is imported or run.
+    The new text calls ``self.apply_qkv(x)``, ``self.apply_o(x)``, ``self.apply_mlp(x)``,
+    ``self.apply_linear(self.name, x)`` and ``self.apply_shared(x, self.one, self.other)``, which the patched class has
+    to provide. Nothing of upstream is imported or run.
 
     Args:
         source: text of the upstream module.

@@ -107,6 +107,24 @@ def make_apply_qkv(
     return apply_qkv
 
 
+def make_apply_shared(precision: AdapterPrecision) -> Callable[..., tuple[Tensor, ...]]:
+    """The method ``apply_shared(x, *modules)``: ``tuple(module(x) for module in modules)``, fused as q, k and v are."""
+
+    def apply_shared(self: Any, x: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
+        choice = choose_shared(modules, input_of(x, precision))
+        if is_saved_by_hooks():
+            return as_in_forward(self, choice, partial(replay, run, x, modules, choice), merge_choices)
+        return run(x, modules, choice)
+
+    def run(x: Tensor, modules: Sequence[nn.Module], choice: Choice) -> tuple[Tensor, ...]:
+        if choice.precision is not None:
+            projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
+            return fused.lora_projections(x, projections, choice.precision)
+        return tuple([_call(module, x, reading) for module, reading in zip(modules, choice.readings, strict=True)])
+
+    return apply_shared
+
+
 def make_apply_mlp(
     inputs: Sequence[str],
     down: str,
@@ -241,6 +259,7 @@ METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "apply_linear": make_apply_linear,
     "apply_o": make_apply_o,
     "apply_qkv": make_apply_qkv,
+    "apply_shared": make_apply_shared,
     "apply_mlp": make_apply_mlp,
     "apply_ungated_mlp": make_apply_ungated_mlp,
 }

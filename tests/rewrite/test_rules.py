@@ -9,7 +9,7 @@ import libcst as cst
 import pytest
 
 import patchkit.rewrite.rules
-from patchkit.arch.spec import MLP, Attention, GatedMLP, Part
+from patchkit.arch.spec import MLP, Attention, GatedMLP, Part, SharedInput
 from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ProjectionCall
 from patchkit.rewrite.rules.registry import rule_named, rules, rules_of
@@ -29,6 +29,7 @@ def test_whole_rules_come_first() -> None:
         "gated-mlp",
         "output-call",
         "qkv-together",
+        "shared-input",
         "ungated-mlp",
         "call-alone",
     ]
@@ -37,11 +38,12 @@ def test_whole_rules_come_first() -> None:
     assert [rule.name for rule in rules_of("mlp")] == ["gated-mlp", "ungated-mlp", "call-alone"]
     assert [rule.name for rule in rules_of("mlp", GatedMLP("Block"))] == ["gated-mlp", "call-alone"]
     assert [rule.name for rule in rules_of("mlp", MLP("Block"))] == ["ungated-mlp", "call-alone"]
+    assert [rule.name for rule in rules_of("linear", SharedInput("Block"))] == ["shared-input"]
 
 
 @pytest.mark.parametrize("part", get_args(Part))
 def test_a_whole_rule_for_every_part_of_a_block(part: Part) -> None:
-    held = part in (*Attention("Block").parts, *GatedMLP("Block").parts)
+    held = part in (*Attention("Block").parts, *GatedMLP("Block").parts, *SharedInput("Block").parts)
     assert any(rule.whole for rule in rules_of(part)) == held
 
 

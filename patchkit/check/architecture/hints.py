@@ -111,4 +111,4 @@ def _different_words(block: Block, derived: Block) -> list[str]:
 
 def _used(block: Block) -> bool:
     """Whether the activation of an MLP is a module."""
-    return isinstance(block, Attention) or block.activation_function is None
+    return getattr(block, "activation_function", None) is None

@@ -173,7 +173,8 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     counts = counted_layers(model, report)
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": _NO_LINEAR}
-    blocks = sorted({f"{row.module_class} {row.part}" for row in report.rows if row.part not in ("linear", "experts")})
+    rewritten = [row for row in report.rows if row.part not in ("linear", "experts") or row.layers]
+    blocks = sorted({f"{row.module_class} {row.part}" for row in rewritten})
     classes = described_classes(model, report)
     told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "classes": classes, "judged_in": "float32"}
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)
@@ -213,7 +214,8 @@ def described_classes(model: nn.Module, report: Report) -> tuple[str, ...]:
         patch = patch_of(module) if name in fused else None
         if patch is not None and patch.block is not None:
             cls = patch.original
-            found.add(f"{cls.__module__}.{cls.__qualname__}: {description(patch.block)}: {' '.join(fused[name])}")
+            parts = " ".join(dict.fromkeys(fused[name]))
+            found.add(f"{cls.__module__}.{cls.__qualname__}: {description(patch.block)}: {parts}")
     return tuple(sorted(found))
 
 
@@ -221,14 +223,18 @@ def counted_layers(model: nn.Module, report: Report) -> dict[str, int]:
     """How many adapted linear layers run in a block, by themselves, and upstream."""
     from patchkit.planning.survey import survey
 
-    seen, levels = survey(model), {(row.name, row.part): row.level for row in report.rows}
+    seen = survey(model)
+    levels = {(row.name, row.part, layer): row.level for row in report.rows for layer in row.layers or ("",)}
     counts = {"whole": 0, "alone": 0, "left": 0}
     for layer in seen.layers:
         if layer.parts == ("embedding",):
             continue
         place = seen.places.get(layer.name)
-        in_block = levels.get((place.block, place.part)) if place is not None else None
-        own = levels.get((layer.name, layer.parts[0]), "upstream")
+        in_block = None
+        if place is not None:
+            of_all = levels.get((place.block, place.part, ""))
+            in_block = levels.get((place.block, place.part, place.attribute), of_all)
+        own = levels.get((layer.name, layer.parts[0], ""), "upstream")
         if in_block == "fused":
             counts["whole"] += 1
         elif in_block == "alone" or own == "fused":

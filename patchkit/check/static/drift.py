@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import patchkit.arch
-from patchkit.arch.spec import BLOCKS, Architecture, Attention, Block, GatedMLP, Part
+from patchkit.arch.spec import BLOCKS, Architecture, Attention, Block, GatedMLP, Part, SharedInput
 from patchkit.check.static.findings import Finding, Owner, owner_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
@@ -243,7 +243,9 @@ def _nearest(names: Iterable[str], old: str) -> list[str]:
 
 
 def _roles(block: Block) -> tuple[str, ...]:
-    """The fields of a block that name what ``forward`` calls."""
+    """The fields of a block that name what ``forward`` calls, each one attribute."""
+    if isinstance(block, SharedInput):
+        return ()
     if isinstance(block, Attention):
         return ("q", "k", "v", "o") if block.o else ("q", "k", "v")
     inputs = ("gate", "up") if isinstance(block, GatedMLP) else ("up",)
@@ -288,8 +290,15 @@ def described(block: Block) -> str:
     for field in fields(block):
         value = getattr(block, field.name)
         if field.name != "class_name" and value != field.default:
-            words.append(f"{field.name}={None if value is None else string_literal(value)}")
+            words.append(f"{field.name}={_literal(value)}")
     return f"{type(block).__name__}({', '.join(words)})"
+
+
+def _literal(value: str | tuple[Any, ...] | None) -> str:
+    """What a word says, as Python."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
+    return "None" if value is None else string_literal(value)
 
 
 def _file_diff(architecture: Architecture, block: Block, candidate: Block, module: str) -> str:

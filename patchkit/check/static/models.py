@@ -152,8 +152,9 @@ def answer(request: bytes) -> bytes:
 
 def _brief(name: str, text: str, path: str) -> ModelInBrief:
     scanned = scan_text(text, path)
-    classes = tuple(_class(one) for one in scanned if one.block is not None)
-    return ModelInBrief(name, classes, sum(one.block is None and bool(one.class_name) for one in scanned))
+    classes = [one for one in scanned if one.block is not None and not set(one.block.parts).isdisjoint(BLOCK_PARTS)]
+    others = sum(bool(one.class_name) for one in scanned) - len(classes)
+    return ModelInBrief(name, tuple(map(_class, classes)), others)
 
 
 def _class(one: Scanned) -> ClassInBrief:
