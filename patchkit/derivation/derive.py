@@ -45,13 +45,16 @@ def derive(cls: type) -> Block | str:
         return str(error)
 
 
-def derive_from_text(source: str, class_name: str, filename: str = "<source>") -> Block | str:
+def derive_from_text(
+    source: str, class_name: str, filename: str = "<source>", *, shared_input: bool = True
+) -> Block | str:
     """Describe a class by its text, or say why it is no block. Nothing is imported or run.
 
     Args:
         source: text of a module.
         class_name: a class in it, which defines ``forward`` or inherits it from one that is in the text, too.
         filename: what to call the module in error messages.
+        shared_input: whether a class that is neither an attention nor an MLP may be a :class:`SharedInput`.
 
     Raises:
         RewriteError: the text does not parse, is nested too deeply, or has no such class; or a condition decides which
@@ -63,10 +66,11 @@ def derive_from_text(source: str, class_name: str, filename: str = "<source>") -
         owner = next((node for node in lineage if "forward" in namesakes(node.body)), None)
         if owner is None:
             return "neither it nor a base of it in the same text defines forward"
-        return _derived(class_name, method_named(owner, class_name, "forward", filename), _attributes_in(tree, lineage))
+        function = method_named(owner, class_name, "forward", filename)
+        return _derived(class_name, function, _attributes_in(tree, lineage), shared_input=shared_input)
 
 
-def _derived(class_name: str, function: Function, attributes: Attributes) -> Block | str:
+def _derived(class_name: str, function: Function, attributes: Attributes, *, shared_input: bool = True) -> Block | str:
     calls = calls_in(function)
     if not any(attributes.may_be_projection(call.name) for call in calls):
         return NO_LINEAR
@@ -76,7 +80,7 @@ def _derived(class_name: str, function: Function, attributes: Attributes) -> Blo
     mlp = mlp_of(class_name, calls, attributes)
     if not isinstance(mlp, str):
         return mlp
-    shared = shared_input_of(class_name, calls, attributes)
+    shared = shared_input_of(class_name, calls, attributes) if shared_input else None
     if shared is not None:
         return shared
     return f"no attention: {attention}; no MLP: {mlp}"

@@ -24,13 +24,16 @@ from patchkit.rewrite.straight_line import (
 )
 
 
-def why_not_together(method: ParsedMethod, names: Collection[str], calls: Sequence[ProjectionCall]) -> Obstacle | None:
+def why_not_together(
+    method: ParsedMethod, names: Collection[str], calls: Sequence[ProjectionCall], *, within_calls: bool
+) -> Obstacle | None:
     """Why calls of projections cannot be put together, or None if they can.
 
     Args:
         method: the method.
         names: attribute names of the projections.
         calls: every call of them, at least one, in the order of evaluation.
+        within_calls: whether calls that stand around the last of them, and so are made after it, are no obstacles.
     """
     first = calls[0]
     for name in names:
@@ -47,10 +50,14 @@ def why_not_together(method: ParsedMethod, names: Collection[str], calls: Sequen
         if not (isinstance(call.argument, cst.Name) and call.argument.value == first.argument.value):
             text = f"{method.quote(call.node)} takes another input than {method.quote(first.node)}"
             return Obstacle(text, method.line(call.node))
-    return why_not_private(method, first.argument.value) or _why_not_straight(method, calls, first.argument.value)
+    afterwards = set(method.ancestors(calls[-1].node)) if within_calls else set()
+    value = first.argument.value
+    return why_not_private(method, value) or _why_not_straight(method, calls, value, afterwards)
 
 
-def _why_not_straight(method: ParsedMethod, calls: Sequence[ProjectionCall], value: str) -> Obstacle | None:
+def _why_not_straight(
+    method: ParsedMethod, calls: Sequence[ProjectionCall], value: str, afterwards: Collection[cst.CSTNode]
+) -> Obstacle | None:
     indices: list[int] = []
     for call in calls:
         place = place_of(method, call.node)
@@ -69,7 +76,7 @@ def _why_not_straight(method: ParsedMethod, calls: Sequence[ProjectionCall], val
     if outer := next(tries, None):
         return Obstacle("the calls stand in a `try` statement", method.line(outer))
     window = statements(suite)[min(indices) : max(indices) + 1]
-    return why_not_movable(method, window, {call.node for call in calls}, value)
+    return why_not_movable(method, window, {call.node for call in calls}, value, afterwards)
 
 
 def put_together(

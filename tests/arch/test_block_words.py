@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from patchkit.arch.spec import BLOCK_PARTS, BLOCKS, MLP, Attention, Block, GatedMLP, description
+from patchkit.arch.spec import BLOCKS, MLP, PARTS, Attention, Block, GatedMLP, SharedInput, description
 from patchkit.check.static.drift import described
 
 CASES: list[tuple[Block, dict[str, tuple[str, ...]], tuple[str, ...], str]] = [
@@ -64,13 +64,26 @@ CASES: list[tuple[Block, dict[str, tuple[str, ...]], tuple[str, ...], str]] = [
         ("fc1", "fc2", "activation_fn"),
         "MLP(dropout_function='F.dropout')",
     ),
+    (SharedInput("A"), {"linear": ("k_proj", "v_proj")}, ("k_proj", "v_proj"), "SharedInput()"),
+    (
+        SharedInput("A", (("q", "k"), ("a", "b", "c"))),
+        {"linear": ("q", "k", "a", "b", "c")},
+        ("q", "k", "a", "b", "c"),
+        "SharedInput(groups=(('q', 'k'), ('a', 'b', 'c')))",
+    ),
+    (
+        SharedInput("A", (("a", "b"),), "vision"),
+        {"linear": ("a", "b")},
+        ("a", "b"),
+        "SharedInput(groups=(('a', 'b'),))",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("block", "parts", "modules", "said"), CASES, ids=lambda case: str(case)[:60])
 def test_words(block: Block, parts: dict[str, tuple[str, ...]], modules: tuple[str, ...], said: str) -> None:
     assert block.parts == tuple(parts)
-    for part in BLOCK_PARTS:
+    for part in PARTS:
         assert block.projections(part) == parts.get(part, ())
     assert block.projections() == tuple(name for names in parts.values() for name in names)
     assert block.modules == modules

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from patchkit.arch import plugins, registry
-from patchkit.arch.spec import BLOCKS, MLP, Architecture, Attention, GatedMLP, description
+from patchkit.arch.spec import BLOCKS, MLP, Architecture, Attention, GatedMLP, SharedInput, description
 from patchkit.errors import PatchkitWarning
 
 GOOD = Architecture("acme", ("acme",), "acme.modeling", (Attention("AcmeAttention"), GatedMLP("AcmeMLP", gate="w1")))
@@ -117,7 +117,8 @@ def test_every_word_of_the_spec_may_be_said(install, architecture):
 @pytest.mark.parametrize(("kind", "word"), [(kind, one.name) for kind in BLOCKS for one in fields(kind)])
 def test_every_word_of_every_block_may_be_said_and_is_examined(kind, word):
     """Whatever words the spec has: a name, a name with dots for a function, None where that means something."""
-    right = {"class_name": "A.B", "tower": "vision"}.get(word, "F.word" if word.endswith("_function") else "word")
+    special = {"class_name": "A.B", "tower": "vision", "groups": (("a", "b"), ("c", "d", "e"))}
+    right = special.get(word, "F.word" if word.endswith("_function") else "word")
     default = {one.name: one.default for one in fields(kind)}[word]
     said = [right, None] if default is None else [right]
     for value in said:
@@ -125,6 +126,16 @@ def test_every_word_of_every_block_may_be_said_and_is_examined(kind, word):
     for value in ("a b", "a;b", "", 3, "a.b()", *(() if default is None or word == "o" else (None,))):
         with pytest.raises(ValueError, match=f"is no {word} of {kind.__name__}"):
             plugins.examine(replace(GOOD, blocks=(kind(**{"class_name": "A", word: value}),)))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [(), ("a", "b"), (("a",),), (("a", "b"), ("b", "c")), (["a", "b"],), (("a", 3),), (("a", "b c"),)],
+    ids=str,
+)
+def test_groups_are_tuples_of_names_each_once(groups):
+    with pytest.raises(ValueError, match="is no groups of SharedInput"):
+        plugins.examine(replace(GOOD, blocks=(SharedInput("A", groups),)))
 
 
 def test_an_interruption_stays_one_and_names_the_plugin(install, caplog):

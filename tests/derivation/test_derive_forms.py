@@ -208,7 +208,7 @@ def test_dropout_before_down(hidden: str, call: str, steps: bool) -> None:
 @pytest.mark.parametrize("hidden", ["gated", "ungated"])
 def test_what_is_no_dropout_before_down(hidden: str, call: str) -> None:
     body = f"return self.down_proj({call.format(HIDDEN[hidden][0])})"
-    assert isinstance(derive_from_text(class_of(body), "Block"), str)
+    assert isinstance(derive_from_text(class_of(body), "Block", shared_input=False), str)
 
 
 LINEAR = [

@@ -64,7 +64,7 @@ ATTENTIONS = {
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_no_attention(name: str) -> None:
     body, reason = ATTENTIONS[name]
-    why = derive_from_text(class_of(body), "Block")
+    why = derive_from_text(class_of(body), "Block", shared_input=False)
     assert isinstance(why, str)
     assert reason in why.partition("; no MLP: ")[0], why
 
@@ -114,7 +114,7 @@ MLPS = {
 @pytest.mark.parametrize("name", MLPS)
 def test_no_mlp(name: str, activation: str) -> None:
     body, reason = MLPS[name]
-    why = derive_from_text(class_of(body.replace("A(", f"{activation}(")), "Block")
+    why = derive_from_text(class_of(body.replace("A(", f"{activation}(")), "Block", shared_input=False)
     assert isinstance(why, str)
     assert reason in why.partition("; no MLP: ")[2], why
 
@@ -125,7 +125,8 @@ FUNCTIONS = ["F.dropout", "F.layer_norm", "torch.softmax", "checkpoint", "F.line
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("body", ["return self.d(A(self.g(x)) * self.u(x))", "return self.d(A(self.u(x)))"])
 def test_functions_that_are_no_activation(body: str, function: str) -> None:
-    assert isinstance(derive_from_text(class_of(body.replace("A(", f"{function}(")), "Block"), str)
+    source = class_of(body.replace("A(", f"{function}("))
+    assert isinstance(derive_from_text(source, "Block", shared_input=False), str)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_functions_that_are_no_activation(body: str, function: str) -> None:
 )
 def test_calls_that_no_description_can_name(call: str) -> None:
     body = f"act = self.helper\nreturn self.d({call.format('self.g(x)')} * self.u(x))"
-    assert isinstance(derive_from_text(class_of(body), "Block"), str)
+    assert isinstance(derive_from_text(class_of(body), "Block", shared_input=False), str)
 
 
 @pytest.mark.parametrize(

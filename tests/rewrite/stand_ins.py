@@ -137,6 +137,9 @@ class Block:
         results = {name: getattr(self, name)(x) for name in self._site("qkv-together").calls}
         return [results[name] for name in ("q_proj", "k_proj", "v_proj")]
 
+    def apply_shared(self, x: Tensor, *projections: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        return tuple([projection(x) for projection in projections])
+
     def apply_o(self, x: Tensor) -> Tensor:
         return getattr(self, "o_proj")(x)  # noqa: B009
 

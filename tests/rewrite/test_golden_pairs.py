@@ -1,6 +1,6 @@
 """Golden pairs: a class before, the class after, and in its header what the rewriter is to report.
 
-``golden/attention`` and ``golden/mlp`` hold a pair for each idiom, under its name.
+``golden/attention``, ``golden/mlp`` and ``golden/shared`` hold a pair for each idiom, under its name.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stand_ins import assert_same_behaviour
 
-from patchkit.arch.spec import Attention, GatedMLP
+from patchkit.arch.spec import Attention, GatedMLP, SharedInput
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.sites import Rewritten
 
@@ -165,6 +165,22 @@ def test_attention_programs_compute_the_same() -> None:
 
     check()
     assert min(seen["qkv-together"], seen["call-alone"]) > MANY.max_examples // 10, seen
+
+
+def test_programs_with_two_groups_compute_the_same() -> None:
+    """Four layers of mostly one input, as two groups: whatever is moved passes over the other group's draws."""
+    seen: Counter[str] = Counter()
+
+    @MANY
+    @given(program(attention()), st.permutations(["q_proj", "k_proj", "v_proj", "o_proj"]), st.integers(2, 4))
+    def check(source: str, names: list[str], count: int) -> None:
+        groups = [tuple(names[:count]), tuple(names[count:])]
+        rewritten = rewrite(source, SharedInput("Block", tuple(group for group in groups if len(group) > 1)))
+        assert_same_behaviour(source, rewritten)
+        seen[f"{len(rewritten.sites)} groups"] += 1
+
+    check()
+    assert min(seen["0 groups"], seen["1 groups"]) > MANY.max_examples // 10, seen
 
 
 def test_gated_programs_compute_the_same() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from patchkit.arch.registry import architectures, is_built_in
-from patchkit.arch.spec import Attention, Block, GatedMLP, description
+from patchkit.arch.spec import Attention, Block, GatedMLP, SharedInput, description
 from patchkit.check.static.findings import Finding, Owner, block_named, owner_of_forward
 from patchkit.derivation.attention import ONE_FOR_ALL, roles_said
 from patchkit.derivation.derive import derive_from_text
@@ -40,7 +40,7 @@ def read_beside(block: Block, source: str, class_name: str, path: str) -> Readin
         path: what to call that module.
     """
     try:
-        derived = derive_from_text(source, class_name, path)
+        derived = derive_from_text(source, class_name, path, shared_input=isinstance(block, SharedInput))
     except RewriteError as error:
         return Reading(None, (str(error),))
     if isinstance(derived, str):

@@ -43,7 +43,8 @@ _NAMES = (("q", "k", "v"), ("query", "key", "value"))
 def _plan(method: ParsedMethod, block: Block, part: Part, edits: Edits) -> None:
     names = block.projections(part)
     calls = edits.untaken(method.calls_of(*names))
-    obstacle = why_not_together(method, names, calls)
+    # Proofs are of the text that this leaves where a call stands around all three.
+    obstacle = why_not_together(method, names, calls, within_calls=False)
     if obstacle is None:
         _put_together(method, names, part, calls, edits)
     else:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import libcst as cst
 
 from patchkit.arch.spec import Block, Part, SharedInput
 from patchkit.rewrite.edits import Edits
-from patchkit.rewrite.parsed_method import ParsedMethod, ProjectionCall
+from patchkit.rewrite.parsed_method import ParsedMethod, ProjectionCall, end_of
 from patchkit.rewrite.rules.rule import Rule
 from patchkit.rewrite.sites import Site
 from patchkit.rewrite.straight_line import Obstacle, place_of
@@ -34,6 +34,10 @@ VALID = (
         "if x is None:\n    return self.cached\nreturn f(self.k_proj(y), self.v_proj(y))",
         "if x is None:\n    return self.cached\nk, v = self.apply_shared(y, self.k_proj, self.v_proj)\nreturn f(k, v)",
     ),
+    (
+        "return self.drop(self.k_proj(x) * self.act(self.v_proj(x) * y))",
+        "k, v = self.apply_shared(x, self.k_proj, self.v_proj)\nreturn self.drop(k * self.act(v * y))",
+    ),
 )
 
 INVALID = (
@@ -41,6 +45,7 @@ INVALID = (
     ("a = self.k_proj(x)\nif y:\n    b = self.v_proj(x)", "stand in different blocks"),
     ("a = self.k_proj(x)\nx = x + 1\nb = self.v_proj(x)", "`x` is bound again in between"),
     ("a = self.k_proj(x)\nb = self.q_proj(y)\nc = self.v_proj(x)", "may run another projection"),
+    ("return self.act(self.k_proj(x)) * self.v_proj(x)", "may run another module"),
     ("a = self.k_proj(x)\nb = self.dropout(y)\nc = self.v_proj(x)", "may draw random numbers"),
     ("a = self.v_proj(self.k_norm(self.k_proj(x)))", "takes another input than"),
     ("a = self.k_proj(x), (self.v_proj(x) if y else None)", "is evaluated conditionally"),
@@ -58,18 +63,34 @@ def _plan(method: ParsedMethod, block: Block, part: Part, edits: Edits) -> None:
         calls = edits.untaken(method.calls_of(*group))
         if not calls:
             edits.leave((), part, f"absent: {method.quote_of_self(*group)} is never called")
-        elif (obstacle := why_not_together(method, group, calls) or _why_crowded(method, calls[0], edits)) is not None:
-            edits.leave(calls, part, f"not together: {obstacle.text}", obstacle.line)
-        else:
+            continue
+        others = [call for call in method.calls_of(*block.projections()) if call.name not in group]
+        obstacle = why_not_together(method, group, calls, within_calls=True) or _why_crowded(
+            method, calls, others, edits
+        )
+        if obstacle is None:
             _put_together(method, part, calls, edits)
+        else:
+            edits.leave(calls, part, f"not together: {obstacle.text}", obstacle.line)
 
 
-def _why_crowded(method: ParsedMethod, first: ProjectionCall, edits: Edits) -> Obstacle | None:
-    """Why nothing can be put before the statement of a call, or None: one group is put there at most."""
-    place = place_of(method, first.node)
-    if place is None or place.statement not in edits.insert:
-        return None
-    return Obstacle(f"{method.quote(place.statement)} calls another group, too", method.line(first.node))
+def _why_crowded(
+    method: ParsedMethod, calls: Sequence[ProjectionCall], others: Iterable[ProjectionCall], edits: Edits
+) -> Obstacle | None:
+    """Why other groups are in the way of calls that can be put together, or None if none is.
+
+    Each layer of a group draws, whatever it is called, and before a statement stands one group at most.
+    """
+    first, last = (end_of(method.range(call.node)) for call in (calls[0], calls[-1]))
+    for other in others:
+        if first < end_of(method.range(other.node)) < last:
+            text = f"{method.quote(other.node)} stands between and is a layer of another group"
+            return Obstacle(text, method.line(other.node))
+    place = place_of(method, calls[0].node)
+    if place is not None and place.statement in edits.insert:
+        text = f"{method.quote(place.statement)} calls another group, too"
+        return Obstacle(text, method.line(calls[0].node))
+    return None
 
 
 def _put_together(method: ParsedMethod, part: Part, calls: tuple[ProjectionCall, ...], edits: Edits) -> None:
