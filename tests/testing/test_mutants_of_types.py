@@ -10,19 +10,21 @@ from __future__ import annotations
 import pytest
 from fused_mutants import (
     bare,
+    base_term_missing_from_dx,
     gradient_of,
     injected,
     lora_term_missing_from_dx,
     on_adapters,
     on_projections,
     scale_gradient,
+    second_projection_without_adapter,
     times,
 )
 
 from patchkit.check.numeric.model_types import examine
 
 EVERY = ("lora_linear", "lora_projections", "lora_gated_mlp", "lora_mlp")
-ALONE, UNGATED = ("lora_linear",), ("lora_mlp",)
+ALONE, UNGATED, TOGETHER = ("lora_linear",), ("lora_mlp",), ("lora_projections",)
 
 
 def another_activation(function, x, *arguments):
@@ -50,10 +52,16 @@ FAULTS = {
     "another activation": (another_activation, UNGATED),
     "one adapter of an MLP 1 % off": (swaps_up_and_down, UNGATED),
 }
+TOGETHER_FAULTS = {
+    "outputs in another order": lambda function, x, *arguments: tuple(function(x, *arguments))[::-1],
+    "the second without its adapter": second_projection_without_adapter,
+    "no LoRA term in dX": lora_term_missing_from_dx,
+    "no base term in dX": base_term_missing_from_dx,
+}
 TYPES = {  # a type: the functions that it runs through
     "gpt2": ("causal", {"lora_mlp", "lora_linear"}),
     "opt": ("causal", {"lora_projections", "lora_linear", "lora_mlp"}),
-    "t5": ("seq2seq", {"lora_linear", "lora_mlp"}),
+    "t5": ("seq2seq", {"lora_projections", "lora_linear", "lora_mlp"}),
 }
 
 
@@ -73,6 +81,12 @@ def test_a_fault_is_different(model_type, fault):
     found = verdict(model_type, TYPES[model_type][0], wrong, only)
     assert found.state == "different", found
     assert found.judged_in == "float64" or "gradient" in found.reason  # one that is on one side only needs no judge
+
+
+@pytest.mark.parametrize("fault", TOGETHER_FAULTS)
+def test_a_fault_in_layers_of_one_variable_is_different(fault):
+    found = verdict("t5", "seq2seq", TOGETHER_FAULTS[fault], TOGETHER)
+    assert found.state == "different", found
 
 
 @pytest.mark.parametrize("model_type", TYPES)
