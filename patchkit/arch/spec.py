@@ -59,7 +59,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``, mostly without dropout.
+    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``, mostly without dropout, some with a clamp.
 
     Attributes:
         class_name: the class in the architecture's ``module``.
@@ -73,6 +73,8 @@ class GatedMLP:
             none.
         dropout_function: that dropout as ``forward`` calls it, where it is a global function:
             ``nn.functional.dropout``.
+        limit: attribute name of the number by which gate is clamped from above, and up from both sides:
+            ``gate.clamp(max=self.limit)`` and ``up.clamp(min=-self.limit, max=self.limit)``; None if they are not.
         tower: see :data:`Tower`.
     """
 
@@ -85,6 +87,7 @@ class GatedMLP:
     activation_function: str | None = None
     dropout: str | None = None
     dropout_function: str | None = None
+    limit: str | None = None
     tower: Tower = "text"
 
     @property

@@ -73,6 +73,21 @@ class Dropped(Value):
 
 
 @dataclass(eq=False)
+class Clamped(Value):
+    """What ``t.clamp(max=self.limit)`` gives, or with ``min=-self.limit`` too.
+
+    Attributes:
+        limit: name of the attribute.
+        from_both_sides: whether it has a lower end as well.
+        argument: ``t``.
+    """
+
+    limit: str = ""
+    from_both_sides: bool = False
+    argument: Value = field(default_factory=Value)
+
+
+@dataclass(eq=False)
 class Product(Value):
     """A product of two factors, in the order in which they are written."""
 
@@ -310,9 +325,25 @@ class _Follower:
             return self.calls[-1]
         if (whole := _split_in_two(node, owner, given)) is not None:
             return Halves(node, origins, whole)
+        if owner is not None and (clamp := self._clamp(node)) is not None:
+            return Clamped(node, origins, *clamp, owner)
         if is_global and function[-1] == "dropout" and given and not isinstance(node.args[0], ast.Starred):
             return Dropped(node, origins, ".".join(function), given[0])
         return Applied(node, origins, ".".join(function), alone) if is_global and alone else Value(node, origins)
+
+    def _clamp(self, node: ast.Call) -> tuple[str, bool] | None:
+        """Limit and whether it is one from both sides, of ``t.clamp(max=self.limit)`` and its like."""
+        if not isinstance(node.func, ast.Attribute) or node.func.attr != "clamp" or node.args:
+            return None
+        ends = {keyword.arg: keyword.value for keyword in node.keywords}
+        above, below = ends.pop("max", None), ends.pop("min", None)
+        limit = _dotted(above) if above is not None else []
+        if ends or len(limit) != 2 or limit[0] != self.self_name:
+            return None
+        if below is None or (isinstance(below, ast.Constant) and below.value is None):
+            return limit[1], False
+        negative = isinstance(below, ast.UnaryOp) and isinstance(below.op, ast.USub)
+        return (limit[1], True) if negative and _dotted(below.operand) == limit else None  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)

@@ -13,18 +13,22 @@ from typing import NamedTuple, TypeGuard
 
 from patchkit.arch.spec import MLP, GatedMLP
 from patchkit.derivation.attributes import Attributes
-from patchkit.derivation.flow import Applied, Called, Dropped, Half, Product, Value
+from patchkit.derivation.flow import Applied, Called, Clamped, Dropped, Half, Product, Value
 
 _NO_ACTIVATION = re.compile(r"norm|drop|softmax|checkpoint|conv|linear|pool")
 """Parts of the names of functions that are no activation."""
 
 
 class _Activated(NamedTuple):
-    """What an activation gives: the words of the description that name it, the call, and what it is given."""
+    """What an activation gives: the words of the description that name it, the call, and what it is given.
+
+    And the attribute by which that was clamped from above, if it was.
+    """
 
     words: dict[str, str]
     call: Value
     argument: Called | Half
+    limit: str | None = None
 
 
 class _Found(NamedTuple):
@@ -96,6 +100,13 @@ def _gated(down: Called, value: Value, attributes: Attributes) -> _Found | str |
         return None
     (gate,) = activated
     up = value.factors[1] if gate.call is value.factors[0] else value.factors[0]
+    limit = None
+    if isinstance(up, Clamped) and up.from_both_sides:
+        limit, up = up.limit, up.argument
+    if limit != gate.limit:
+        return None
+    if limit is not None:
+        gate = gate._replace(words={**gate.words, "limit": limit})
     if isinstance(gate.argument, Half) and isinstance(up, Half):
         return _gated_by_halves(down, gate, gate.argument, up, attributes)
     if isinstance(gate.argument, Half) or not _is_projection(up, attributes):
@@ -124,7 +135,7 @@ def _gated_by_halves(
 
 def _ungated(down: Called, value: Value, attributes: Attributes) -> _Found | str | None:
     activated = _activated(value, attributes)
-    if activated is None or not isinstance(activated.argument, Called):
+    if activated is None or not isinstance(activated.argument, Called) or activated.limit is not None:
         return None
     up = activated.argument
     if up.name == down.name:
@@ -150,9 +161,11 @@ def _activated(value: Value, attributes: Attributes) -> _Activated | None:
         words = {"activation_function": value.function}
     else:
         return None
-    argument = value.argument
+    argument, limit = value.argument, None
+    if isinstance(argument, Clamped) and not argument.from_both_sides:
+        limit, argument = argument.limit, argument.argument
     if isinstance(argument, Half) or (argument is not None and _is_projection(argument, attributes)):
-        return _Activated(words, value, argument)
+        return _Activated(words, value, argument, limit)
     return None
 
 

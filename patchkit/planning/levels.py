@@ -25,6 +25,7 @@ from patchkit.runtime.choice import NO_ADAPTER, NO_GRADIENT, Choice, choose_mlp,
 from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
+from patchkit.runtime.limit import read_limit
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
 NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
@@ -122,6 +123,7 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch,
         if isinstance(block, (Attention, SharedInput)):
             return choose_shared(modules, input_of(x, patch.precision))
         activation = _activation_of(module, block, patch)
+        limit = block.limit if isinstance(block, GatedMLP) else None
         return choose_mlp(
             modules[:-1],
             modules[-1],
@@ -129,6 +131,7 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch,
             x,
             input_of(x, patch.precision),
             gated=isinstance(block, GatedMLP),
+            limit=None if limit is None else read_limit(getattr(module, limit, None)),
             casts=any(site.casts for site in patch.sites),
             dropout=read_dropout(getattr(module, block.dropout, None) if block.dropout else None, {}),
         )

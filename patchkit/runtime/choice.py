@@ -28,6 +28,7 @@ class Choice(NamedTuple):
         reason: why the block is not fused, where that is not the reason of a projection.
         activation: of an MLP, if it is one that is fused.
         dropout: of an MLP: the probability with which an element of what its down projection is given is zeroed.
+        limit: of an MLP: by what gate and up are clamped; None for nothing.
     """
 
     level: Level
@@ -36,6 +37,7 @@ class Choice(NamedTuple):
     reason: Reason | None = None
     activation: Activation | None = None
     dropout: float = 0.0
+    limit: float | None = None
 
 
 def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice:
@@ -44,13 +46,13 @@ def choose_shared(modules: Sequence[nn.Module], given: Input | Reason) -> Choice
         return Choice("upstream", (given,) * len(modules))
     readings, precision, with_adapter = _examine_all(modules, given)
     if not with_adapter:
-        return quick(Choice, ("upstream", readings, None, NO_ADAPTER, None, 0.0))
+        return quick(Choice, ("upstream", readings, None, NO_ADAPTER, None, 0.0, None))
     if precision is None:
         found = common_precision(readings)
         if isinstance(found, str):
             return Choice("alone", readings, reason=found)
         precision = found
-    return quick(Choice, ("fused", readings, precision, None, None, 0.0))
+    return quick(Choice, ("fused", readings, precision, None, None, 0.0, None))
 
 
 def choose_mlp(
@@ -63,11 +65,12 @@ def choose_mlp(
     gated: bool = True,
     dropout: float | Reason = 0.0,
     casts: bool = False,
+    limit: float | Reason | None = None,
 ) -> Choice:
     """The level of an MLP; if it has no gate, ``inputs`` is its up projection alone.
 
     ``dropout`` is the probability of what stands before the down projection, or why that must be called; ``casts``
-    whether its input is cast to the dtype of its weight.
+    whether its input is cast to the dtype of its weight; ``limit`` that of gate and up, or why they must be clamped.
     """
     if isinstance(given, str):
         return Choice("upstream", (given,) * (len(inputs) + 1))
@@ -99,9 +102,11 @@ def choose_mlp(
         return Choice(level, readings, reason="the down projection's weight is of another dtype than its input")
     if isinstance(dropout, str):
         return Choice(level, readings, reason=f"dropout before the down projection: {dropout}")
+    if isinstance(limit, str):
+        return Choice(level, readings, reason=f"clamp of gate and up: {limit}")
     if not with_adapter and not _wants_gradient(x, readings):
         return Choice("upstream", readings, reason=NO_GRADIENT)
-    return quick(Choice, ("fused", readings, found, None, name, dropout))
+    return quick(Choice, ("fused", readings, found, None, name, dropout, limit))
 
 
 def _in_features(module: nn.Module) -> int:

@@ -19,6 +19,7 @@ from patchkit.runtime.before_down import Between, read_dropout
 from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, watched
 from patchkit.runtime.choice import Choice, choose_mlp, choose_shared
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
+from patchkit.runtime.limit import read_limit
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import Watched, merge_choices, merge_readings, replay
 
@@ -133,11 +134,12 @@ def make_apply_mlp(
     precision: AdapterPrecision,
     *,
     gate_first: bool,
+    limited: bool = False,
 ) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_mlp(x)`` of a class that computes ``down(dropout(activation(gate(x)) * up(x)))``.
 
-    What stands before down is said by keyword arguments of each call: dropout, what it is given besides, and for which
-    dtypes of its weight the hidden state is not cast to that dtype.
+    What stands in between is said by keyword arguments of each call: the limit of gate and up, dropout, what it is
+    given besides, and for which dtypes of down's weight the hidden state is not cast to that dtype.
 
     Args:
         inputs: attribute names of the gate and up projections, or of the one that yields both.
@@ -146,14 +148,15 @@ def make_apply_mlp(
             itself is then the second argument of each call.
         order: the names of these modules in the order in which upstream calls them.
         gate_first: for one joint projection: whether the first half of its output is the gate.
+        limited: whether gate and up are clamped, by a limit that is said at each call.
     """
     calls = tuple(inputs.index(name) for name in order if name in inputs)
     # An activation may draw, and hooks may watch: it runs between the same calls as upstream.
     before = sum(name in inputs for name in order[: order.index(activation)])
     called_gate_first = gate_first if len(inputs) == 1 else calls[0] == 0
 
-    def run(x: Tensor, all_modules: Sequence[nn.Module], choice: Choice) -> Tensor:
-        *modules, down_module, activation_module, between = all_modules
+    def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
+        *modules, down_module, activation_module, between, limit = all_modules
         if choice.precision is not None and choice.activation is not None:
             projections = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return fused.lora_gated_mlp(
@@ -164,19 +167,20 @@ def make_apply_mlp(
                 choice.precision,
                 gate_first=called_gate_first,
                 dropout=choice.dropout,
+                limit=choice.limit,
             )
         outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls[:before]}
         if len(inputs) == 1:
             gate, outputs[1] = _halves(outputs[0], gate_first)
         else:
             gate = outputs[0]
-        activated = activation_module(gate)
+        activated = activation_module(gate.clamp(max=limit) if limited else gate)
         outputs |= {i: _call(modules[i], x, choice.readings[i]) for i in calls[before:]}
-        hidden = activated * outputs[1]
+        hidden = activated * (outputs[1].clamp(min=-limit, max=limit) if limited else outputs[1])
         hidden = hidden if between is None else between(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)
 
-    return _mlp_method(inputs, down, activation, precision, run, gated=True)
+    return _mlp_method(inputs, down, activation, precision, run, gated=True, limited=limited)
 
 
 def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
@@ -198,7 +202,7 @@ def make_apply_ungated_mlp(
     """
 
     def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
-        up_module, down_module, activation_module, between = all_modules
+        up_module, down_module, activation_module, between, _ = all_modules
         if choice.precision is not None and choice.activation is not None:
             first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
             return fused.lora_mlp(x, first, last, choice.activation, choice.precision, dropout=choice.dropout)
@@ -217,10 +221,11 @@ def _mlp_method(
     run: Callable[[Tensor, Sequence[Any], Choice], Tensor],
     *,
     gated: bool,
+    limited: bool = False,
 ) -> Callable[..., Tensor]:
     """The method ``apply_mlp``: it finds the modules, chooses the level, and has ``run`` compute.
 
-    ``run`` is given the projections, the activation, and what stands before down (None for nothing).
+    ``run`` is given the projections, the activation, what stands before down (None for nothing), and the limit.
     """
 
     def apply_mlp(
@@ -230,6 +235,7 @@ def _mlp_method(
         *,
         dropout: Any = None,
         cast_unless: Sequence[torch.dtype] | None = None,
+        limit: Any = None,
         **how: Any,
     ) -> Tensor:
         modules = tuple([submodule(self, name) for name in inputs])
@@ -244,9 +250,10 @@ def _mlp_method(
             gated=gated,
             dropout=0.0 if dropout is None else read_dropout(dropout, how),
             casts=cast_unless is not None,
+            limit=read_limit(limit) if limited else None,
         )
         between = None if dropout is cast_unless is None else Between(down_module, dropout, how, cast_unless)
-        all_modules: tuple[Any, ...] = (*modules, down_module, activation_module, between)
+        all_modules: tuple[Any, ...] = (*modules, down_module, activation_module, between, limit)
         if is_saved_by_hooks():
             again: Callable[[Any], Tensor] = partial(replay, run, x, all_modules, choice)
             return as_in_forward(self, choice, again, merge_choices)

@@ -20,6 +20,7 @@ def lora_gated_mlp(
     *,
     gate_first: bool = True,
     dropout: float = 0.0,
+    limit: float | None = None,
 ) -> Tensor:
     """``down(dropout(act(gate(x)) * up(x)))`` with adapters.
 
@@ -32,8 +33,9 @@ def lora_gated_mlp(
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
         gate_first: whether the first of ``inputs``, or the first half of the joint one, is the gate.
         dropout: see :func:`~patchkit_kernels.lora.mlp.lora_mlp`.
+        limit: by which gate is cut off from above, and up from both sides; None for none.
 
     Returns:
         ``[..., hidden]`` in ``precision.output``.
     """
-    return apply_lora_mlp(x, inputs, down, activation, precision, gate_first, dropout)
+    return apply_lora_mlp(x, inputs, down, activation, precision, gate_first, dropout, limit)

@@ -1,7 +1,9 @@
 """What stands between the projections of an MLP: ``act(gate) * up``, or ``act(up)`` where there is no gate.
 
 The projections of x yield gate and up each, both side by side in one tensor, or up alone. ``gate_first`` says which of
-the first two is the gate; it is None for an MLP without one.
+the first two is the gate; it is None for an MLP without one. Gate and up may have a limit, as in DeepSeek V4::
+
+    act(min(gate, limit)) * max(min(up, limit), -limit)
 """
 
 from __future__ import annotations
@@ -15,9 +17,53 @@ from patchkit_kernels.ops.activations import GATED, PLAIN, Activation
 from patchkit_kernels.ops.elementwise import ElementwiseOps, Results
 
 
-def functions_of(activation: Activation, gate_first: bool | None) -> ElementwiseOps:
+class Limited:
+    """The ops of a gated activation whose inputs have a limit, with those of the activation itself.
+
+    No gradient flows where an input was cut off, and it does where one is the limit, as autograd has it.
+    """
+
+    def __init__(self, functions: ElementwiseOps, limit: float) -> None:
+        self._functions, self._limit = functions, limit
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """``act(gate) * up`` within the limit."""
+        return self._functions.forward(*self._cut_off(*inputs))
+
+    def reference(self, *inputs: Tensor) -> Tensor:
+        """The same in operations that autograd differentiates."""
+        return self._functions.reference(*self._cut_off(*inputs))
+
+    def backward(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of gate and up."""
+        grads = as_tuple(self._functions.backward(grad, *self._cut_off(*inputs)))
+        return tuple(map(_zero_outside_, grads, self._within(*inputs)))
+
+    def backward_recompute(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of up, and the hidden state again; ``grad`` becomes that of gate."""
+        grad_up, hidden = as_tuple(self._functions.backward_recompute(grad, *self._cut_off(*inputs)))
+        for found, within in zip((grad, grad_up), self._within(*inputs), strict=True):
+            _zero_outside_(found, within)
+        return grad_up, hidden
+
+    def _cut_off(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        return gate.clamp(max=self._limit), up.clamp(min=-self._limit, max=self._limit)
+
+    def _within(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        return gate <= self._limit, (up >= -self._limit) & (up <= self._limit)
+
+
+def _zero_outside_(grad: Tensor, within: Tensor) -> Tensor:
+    return grad.masked_fill_(within.logical_not_(), 0.0)
+
+
+def functions_of(
+    activation: Activation, gate_first: bool | None, limit: float | None = None
+) -> ElementwiseOps | Limited:
     """The ops from what :func:`inputs_of` gives to the hidden state, and back."""
-    return PLAIN[activation] if gate_first is None else GATED[activation]
+    if gate_first is None:
+        return PLAIN[activation]
+    return GATED[activation] if limit is None else Limited(GATED[activation], limit)
 
 
 def inputs_of(projected: Sequence[Tensor], gate_first: bool | None) -> Sequence[Tensor]:

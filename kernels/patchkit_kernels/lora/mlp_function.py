@@ -33,7 +33,7 @@ from patchkit_kernels.lora.call import Call, Needs
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
-from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
+from patchkit_kernels.lora.hidden_state import Limited, as_tuple, functions_of, grads_of_projected, inputs_of
 from patchkit_kernels.lora.projection import Precision, Projection, dropout_scale
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
@@ -53,6 +53,7 @@ class LoraMLP(torch.autograd.Function):
         unread: Tensor | None,
         activation: Activation,
         gate_first: bool | None,
+        limit: float | None,
         dropout: float,
         structure: Structure,
         precision: tuple[torch.dtype, ...],
@@ -63,13 +64,13 @@ class LoraMLP(torch.autograd.Function):
         In between it saves what the projections of x yield, or down's input if nothing flows back through them.
         """
         ctx.activation, ctx.gate_first, ctx.structure, ctx.precision = activation, gate_first, structure, precision
-        ctx.dropout, ctx.unread = dropout, unread
+        ctx.limit, ctx.dropout, ctx.unread = limit, dropout, unread
         ctx.set_materialize_grads(False)
         x_needed, needed = _of_arguments(ctx.needs_input_grad)
         into, down = _calls(tensors, needed, structure, Precision(*precision))
         flows_back = x_needed or any(needs.any for needs in into.needs)
         projected, made = project(x, into, remakes=x_needed and unread is None)
-        hidden = functions_of(activation, gate_first).forward(*inputs_of(projected, gate_first))
+        hidden = functions_of(activation, gate_first, limit).forward(*inputs_of(projected, gate_first))
         mask = _drop(hidden, dropout)
         (y,), made_down = project(hidden, down, remakes=flows_back)
         between = projected if flows_back else [hidden] if _reads_hidden(down.needs[0], remakes=False) else []
@@ -101,7 +102,7 @@ class LoraMLP(torch.autograd.Function):
                 if flows_back:
                     projected = [substitute(*pair) for pair in zip(between, projected, strict=True)]
                 if flows_back or not between:
-                    functions = functions_of(ctx.activation, ctx.gate_first)
+                    functions = functions_of(ctx.activation, ctx.gate_first, ctx.limit)
                     hidden = functions.reference(*inputs_of(projected, ctx.gate_first))
                     hidden = hidden if mask is None else masked(hidden, mask, dropout_scale(ctx.dropout))
                 else:
@@ -114,7 +115,8 @@ class LoraMLP(torch.autograd.Function):
         flow = input_backward([rows], down, [made_down], hidden_dtype)
         hidden, grads = between[0] if between and not flows_back else None, None
         if flow.x is not None:
-            functions, inputs = functions_of(ctx.activation, ctx.gate_first), inputs_of(between, ctx.gate_first)
+            functions = functions_of(ctx.activation, ctx.gate_first, ctx.limit)
+            inputs = inputs_of(between, ctx.gate_first)
             drop = partial(_drop_again, mask=mask, probability=ctx.dropout)
             hidden, grads = _through_activation(functions, drop(flow.x), inputs, down.needs[0])
             hidden = drop(hidden)
@@ -146,13 +148,13 @@ def _drop_again(buffer: Tensor | None, *, mask: Tensor | None, probability: floa
 
 def _of_arguments(needed: Sequence[bool]) -> tuple[bool, Sequence[bool]]:
     """Of what is said of each argument of the function, what is said of x and of the projections' tensors."""
-    x, _unread, _activation, _gate_first, _dropout, _structure, _precision, *tensors = needed
+    x, _unread, _activation, _gate_first, _limit, _dropout, _structure, _precision, *tensors = needed
     return x, tensors
 
 
 def _to_arguments(d_x: Tensor | None, d_tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """A gradient for each argument: those before the tensors have none, but for x."""
-    return d_x, None, None, None, None, None, None, *d_tensors
+    return d_x, None, None, None, None, None, None, None, *d_tensors
 
 
 def _calls(
@@ -176,7 +178,7 @@ def _reads_hidden(down_needs: Needs, *, remakes: bool) -> bool:
 
 
 def _through_activation(
-    functions: ElementwiseOps, d_hidden: Tensor, inputs: Sequence[Tensor], down_needs: Needs
+    functions: ElementwiseOps | Limited, d_hidden: Tensor, inputs: Sequence[Tensor], down_needs: Needs
 ) -> tuple[Tensor | None, Sequence[Tensor]]:
     """The hidden state again, if down's gradients need it, and the gradients of its inputs.
 
@@ -196,6 +198,7 @@ def apply_lora_mlp(
     precision: Precision,
     gate_first: bool | None,
     dropout: float,
+    limit: float | None = None,
 ) -> Tensor:
     """:class:`LoraMLP` of its projections.
 
@@ -207,6 +210,7 @@ def apply_lora_mlp(
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
         gate_first: see :mod:`patchkit_kernels.lora.hidden_state`.
         dropout: the probability with which an element of the hidden state is zeroed.
+        limit: of gate and up, see there; None for none.
     """
     projections = with_factors((*inputs, down), precision)
     y: Tensor = LoraMLP.apply(  # type: ignore[no-untyped-call]
@@ -214,6 +218,7 @@ def apply_lora_mlp(
         unread_input(x, projections[:-1]),
         activation,
         gate_first,
+        limit,
         dropout,
         structure_of(projections),
         tuple(precision),

@@ -174,7 +174,8 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": _NO_LINEAR}
     rewritten = [row for row in report.rows if row.part not in ("linear", "experts") or row.layers]
-    blocks = sorted({f"{row.module_class} {row.part}" for row in rewritten})
+    # Of layers that run together, the row names them after the class.
+    blocks = sorted({f"{row.module_class.partition('.')[0]} {row.part}" for row in rewritten})
     classes = described_classes(model, report)
     told: dict[str, Any] = {**counts, "blocks": tuple(blocks), "classes": classes, "judged_in": "float32"}
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)

@@ -11,8 +11,10 @@ from typing import Any
 import libcst as cst
 
 from patchkit.arch.spec import Block, GatedMLP, Part
+from patchkit.rewrite.clamp import clamp_of
 from patchkit.rewrite.dataflow import Value
 from patchkit.rewrite.edits import Edits
+from patchkit.rewrite.global_calls import named
 from patchkit.rewrite.mlp_match import METHOD, Match, Matcher, plan_mlp
 from patchkit.rewrite.parsed_method import ParsedMethod, ProjectionCall
 from patchkit.rewrite.rules.rule import Rule
@@ -71,8 +73,8 @@ class _GatedMatcher(Matcher):
             # Of more than two factors, show all.
             more = others and isinstance(others[0].expression, cst.BinaryOperation)
             self.fail(others[0] if others and not more else product)
-        gate = self.follow_activation(activated[0])
-        up = factors[1] if activated[0] is factors[0] else factors[0]
+        gate = self._before_clamp(self.follow_activation(activated[0]), from_both_sides=False)
+        up = self._before_clamp(factors[1] if activated[0] is factors[0] else factors[0], from_both_sides=True)
         gate_first = True
         if self.gated.gate_up:
             gate_first = self._match_halves(gate, up, self.gated.gate_up)
@@ -80,6 +82,22 @@ class _GatedMatcher(Matcher):
             self.match_source(gate, self.gated.gate)
             self.match_source(up, self.gated.up)
         return self.result(gate_first)
+
+    def _before_clamp(self, value: Value, *, from_both_sides: bool) -> Value:
+        """What is clamped to give a value, if gate and up have a limit; which is then looked up by the new call.
+
+        Raises:
+            NoMatchError: it is not clamped in that way.
+        """
+        name, node = self.gated.limit, value.expression
+        if name is None:
+            return value
+        clamp = clamp_of(self.method, node) if value.part is None else None
+        if clamp is None or clamp.attribute != name or clamp.from_both_sides != from_both_sides:
+            self.fail(value)
+        if not from_both_sides:
+            self.given = (*self.given, named("limit", clamp.limit))
+        return self.temporaries.follow(clamp.of, value.index)
 
     def _factors(self, product: Value) -> list[Value]:
         expression = product.expression
@@ -145,6 +163,7 @@ def _arguments(block: Block, site: Site) -> dict[str, Any]:
         "activation": block.activation_function or block.activation,
         "order": site.calls,
         "gate_first": site.gate_first,
+        "limited": block.limit is not None,
     }
 
 

@@ -22,7 +22,7 @@ from patchkit.testing.tiny.heads import HEADS, types_with
     [
         ("qwen3", "causal", 14, 0, 0, ("Qwen3Attention o", "Qwen3Attention qkv", "Qwen3MLP mlp")),
         ("gpt2", "causal", 4, 4, 0, ("GPT2MLP mlp",)),
-        ("t5", "seq2seq", 8, 24, 0, ("T5DenseActDense mlp",)),
+        ("t5", "seq2seq", 20, 12, 0, ("T5Attention linear", "T5DenseActDense mlp")),
         (
             "mixtral",
             "causal",
@@ -31,7 +31,7 @@ from patchkit.testing.tiny.heads import HEADS, types_with
             0,
             ("MixtralAttention o", "MixtralAttention qkv"),
         ),
-        ("musicgen", "causal", 4, 18, 1, ("ModuleList head", "MusicgenDecoderLayer mlp")),
+        ("musicgen", "causal", 12, 10, 1, ("ModuleList head", "MusicgenAttention linear", "MusicgenDecoderLayer mlp")),
     ],
 )
 def test_layers_are_counted_where_they_run(model_type, head, whole, alone, left, blocks):

@@ -40,7 +40,8 @@ class Apart(nn.Module):
 
 class Cross(nn.Module):
     def forward(self, x, y):
-        q, k, v = self.q_proj(x), self.k_proj(y), self.v_proj(y)
+        q = self.q_proj(x)
+        k, v = self.k_proj(y), self.v_proj(y)
         return self.o_proj(attend(q, k, v))
 
 
