@@ -50,6 +50,12 @@ CASES: list[tuple[Block, dict[str, tuple[str, ...]], tuple[str, ...], str]] = [
         ("w12", "w3", "act_fn"),
         "GatedMLP(down='w3', gate_up='w12')",
     ),
+    (
+        GatedMLP("A", limit="swiglu_limit"),
+        {"mlp": ("gate_proj", "up_proj", "down_proj")},
+        ("gate_proj", "up_proj", "down_proj", "act_fn"),
+        "GatedMLP(limit='swiglu_limit')",
+    ),
     (MLP("A"), {"mlp": ("fc1", "fc2")}, ("fc1", "fc2", "activation_fn"), "MLP()"),
     (MLP("A", "a", "b", "act"), {"mlp": ("a", "b")}, ("a", "b", "act"), "MLP(up='a', down='b', activation='act')"),
     (

@@ -211,6 +211,59 @@ def test_what_is_no_dropout_before_down(hidden: str, call: str) -> None:
     assert isinstance(derive_from_text(class_of(body), "Block", shared_input=False), str)
 
 
+LIMITS = {
+    "in the assignments": "g = self.G(x).clamp(max=self.limit)\nu = self.U(x).clamp(min=-self.limit, max=self.limit)",
+    "in steps": "g = self.G(x)\nu = self.U(x)\ng = g.clamp(min=None, max=self.limit)\n"
+    "u = u.clamp(max=self.limit, min=-self.limit)",
+    "of a joint one": "g, u = self.G(x).chunk(2, dim=-1)\ng = g.clamp(max=self.limit)\n"
+    "u = u.clamp(min=-self.limit, max=self.limit)",
+}
+
+
+@pytest.mark.parametrize("product", ["A(g) * u", "u * A(g)"])
+@pytest.mark.parametrize("form", LIMITS)
+@pytest.mark.parametrize("activation", ["self.act", "F.silu"])
+def test_a_limit_of_gate_and_up(form: str, product: str, activation: str) -> None:
+    body = f"{LIMITS[form]}\nreturn self.D({product})".replace("self.G", "self.w1").replace("self.U", "self.w3")
+    body = body.replace("self.D", "self.w2").replace("A(", f"{activation}(")
+    words = {"activation": "act"} if activation == "self.act" else {"activation_function": activation}
+    names = {"gate_up": "w1"} if "joint" in form else {"gate": "w1", "up": "w3"}
+    expected = GatedMLP("Block", down="w2", limit="limit", **names, **words)
+    assert derive_from_text(class_of(body), "Block") == expected
+    assert_whole(class_of(body), expected)
+
+
+@pytest.mark.parametrize(
+    ("gate", "up"),
+    [
+        ("max=self.limit", None),
+        (None, "min=-self.limit, max=self.limit"),
+        ("max=self.limit", "min=-self.other, max=self.other"),
+        ("max=self.limit", "min=-self.limit, max=self.other"),
+        ("max=self.limit", "min=self.limit, max=self.limit"),
+        ("max=self.limit", "max=self.limit"),
+        ("min=-self.limit, max=self.limit", "min=-self.limit, max=self.limit"),
+        ("max=7", "min=-7, max=7"),
+        ("max=limit", "min=-limit, max=limit"),
+        ("max=self.limit, out=y", "min=-self.limit, max=self.limit"),
+        ("None, self.limit", "-self.limit, self.limit"),
+    ],
+)
+def test_what_is_no_limit_of_gate_and_up(gate: str | None, up: str | None) -> None:
+    g, u = (
+        f"self.{name}(x)" + ("" if ends is None else f".clamp({ends})") for name, ends in (("w1", gate), ("w3", up))
+    )
+    source = class_of(f"return self.w2(self.act({g}) * {u})")
+    assert isinstance(derive_from_text(source, "Block", shared_input=False), str)
+    rewritten = rewrite(source, GatedMLP("Block", "w1", "w3", "w2", activation="act", limit="limit"))
+    assert not any(rule_named(site.rule).whole for site in rewritten.sites)
+
+
+def test_a_limit_of_an_ungated_mlp_is_none_that_is_known() -> None:
+    source = class_of("return self.b(self.act(self.a(x).clamp(max=self.limit)))")
+    assert isinstance(derive_from_text(source, "Block", shared_input=False), str)
+
+
 LINEAR = [
     "nn.Linear(8, 8)", "torch.nn.Linear(8, 8, bias=False)", "FalconLinear(8, 8)", "Conv1D(8, 8)", "make_linear(8, 8)",
     "nn.Linear(8, 8) if config.wide else nn.Identity()", "None if config.narrow else nn.Linear(8, 8)", "Mine(8, 8)",

@@ -63,8 +63,8 @@ def found_in(text: str) -> list[str]:
 def test_one_line_a_class_in_the_order_of_names() -> None:
     assert found_in(TEXT) == [
         "m.py: Alpha: MLP(activation='act'): mlp: ungated-mlp",
-        "m.py: Apart: nothing: no attention: `v_proj` is given something else than one variable; no MLP: `o_proj` is "
-        "given `attend(q, k, v)`: neither act(gate(x)) * up(x) nor act(up(x))",
+        "m.py: Apart: nothing: no attention: `q_proj` and `k_proj` read different variables, or one that changes in "
+        "between; no MLP: `o_proj` is given `attend(q, k, v)`: neither act(gate(x)) * up(x) nor act(up(x))",
         "m.py: Cross: SharedInput(): linear: shared-input",
         "m.py: Late: MLP(activation='act'): mlp: call-alone call-alone; not an MLP: `self.fc1(self.norm(x))` takes "
         "something else than a variable",
