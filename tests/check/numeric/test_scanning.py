@@ -158,7 +158,7 @@ def asked(processes, monkeypatch):
 
     def ask_all(kind, requests, jobs, first, *, memory):
         asked.extend(json.loads(request)["model_type"] for request in requests)
-        return inner(kind, requests, jobs, first)
+        return inner(kind, requests, jobs, first, memory=memory)
 
     monkeypatch.setattr(scanning, "ask_all", ask_all)
     return asked
