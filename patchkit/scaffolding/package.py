@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from patchkit.arch.registry import architectures, is_built_in
 from patchkit.arch.spec import Block
-from patchkit.check.static.drift import described
+from patchkit.check.static.drift import described, words_of
 from patchkit.errors import NewArchitectureError
 from patchkit.escaping import one_line
 from patchkit.scaffolding.description import Described
@@ -130,8 +130,7 @@ def _lines_of(block: Block) -> list[str]:
     line = f"        {described(block)},"
     if len(line) <= _WIDTH + 2:
         return [line]
-    kind, _, words = described(block).removesuffix(")").partition("(")
-    return [f"        {kind}(", *(f"            {word}," for word in words.split(", ")), "        ),"]
+    return [f"        {type(block).__name__}(", *(f"            {word}," for word in words_of(block)), "        ),"]
 
 
 def _as_isort(name: str) -> tuple[bool, str]:

@@ -13,7 +13,7 @@ from stranger import Stranger, pip_install
 from typer.testing import CliRunner
 
 from patchkit.arch import registry
-from patchkit.arch.spec import MLP, Architecture, Attention, GatedMLP
+from patchkit.arch.spec import MLP, Architecture, Attention, GatedMLP, SharedInput
 from patchkit.check.architecture import verification as room
 from patchkit.check.architecture.verification import verification
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
@@ -242,11 +242,15 @@ def test_a_description_of_many_words_is_laid_out():
     """As ruff would lay it out; it is the same description."""
     long = MLP("Block", **dict.fromkeys(("up", "down", "activation", "dropout"), "a_rather_long_name_of_an_attribute"))
     source = Source("a test", "acme.modeling", "", ("acme",))
-    text = _architecture(names_for("acme_long"), source, Described((long, MLP("Short")), {}, ("Why " * 50,)))
+    groups = SharedInput(
+        "Groups", (("a_rather_long_name", "another_rather_long_name"), ("a_third_one", "a_fourth_one"))
+    )
+    blocks = (long, groups, MLP("Short"))
+    text = _architecture(names_for("acme_long"), source, Described(blocks, {}, ("Why " * 50,)))
     assert max(map(len, text.splitlines())) <= 120
     namespace: dict[str, object] = {}
     exec(text, namespace)
-    assert namespace["ACME_LONG"] == Architecture("acme_long", ("acme",), "acme.modeling", (long, MLP("Short")))
+    assert namespace["ACME_LONG"] == Architecture("acme_long", ("acme",), "acme.modeling", blocks)
     assert text.count("\n# ") == 2
 
 

@@ -286,12 +286,17 @@ def _edit(architecture: Architecture, block: Block, module: str, candidate: Bloc
 
 def described(block: Block) -> str:
     """A block as an architecture file writes it: only what is not the default."""
+    return f"{type(block).__name__}({', '.join(words_of(block))})"
+
+
+def words_of(block: Block) -> list[str]:
+    """The arguments of :func:`described`, one by one."""
     words = [string_literal(block.class_name)]
     for field in fields(block):
         value = getattr(block, field.name)
         if field.name != "class_name" and value != field.default:
             words.append(f"{field.name}={_literal(value)}")
-    return f"{type(block).__name__}({', '.join(words)})"
+    return words
 
 
 def _literal(value: str | tuple[Any, ...] | None) -> str:
