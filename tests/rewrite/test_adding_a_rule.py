@@ -102,7 +102,15 @@ def test_its_examples_are_true(toy: Rule) -> None:
 
 def test_the_order(toy: Rule) -> None:
     names = [rule.name for rule in registry.rules()]
-    assert names == ["gated-mlp", "output-call", "output-unpacked", "qkv-together", "shared-input", "ungated-mlp", "call-alone"]
+    assert names == [
+        "gated-mlp",
+        "output-call",
+        "output-unpacked",
+        "qkv-together",
+        "shared-input",
+        "ungated-mlp",
+        "call-alone",
+    ]
 
 
 BODY = "return self.o_proj(x), self.o_proj(*(y,)), self.o_proj(x, y)"
