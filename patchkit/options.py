@@ -29,6 +29,7 @@ class Options:
     experts: bool = True
     embedding: bool = True
     head: bool = True
+    loss: bool = False
     strict: bool = False
     precision: AdapterPrecision = "peft"
     trust: Trust = "verify"
@@ -50,6 +51,7 @@ class NamedOptions(TypedDict, total=False):
     experts: bool
     embedding: bool
     head: bool
+    loss: bool
     strict: bool
     precision: AdapterPrecision
     trust: Trust

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from patchkit.runtime.levels import Level
 
 
+_NO_LOGITS = "in training with labels the output of the model has no logits: its loss is computed without them"
+
+
 @dataclass(frozen=True)
 class Report:
     """The levels of a model's parts. Printed, it is a table with one line for equal rows.
@@ -52,6 +55,8 @@ class Report:
             notes = ("no block of it is known, so each adapted layer runs alone, where it stands",)
         else:
             notes = ()
+        if any(row.part == "loss" and row.level == "fused" for row in rows):
+            notes += (_NO_LOGITS,)
         named = users_model(model)
         return cls(unpatched(type(named)).__name__, rows, notes, model_type_of(named))
 

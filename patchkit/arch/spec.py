@@ -9,15 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-Part = Literal["qkv", "o", "mlp", "linear", "experts", "embedding", "head"]
+Part = Literal["qkv", "o", "mlp", "linear", "experts", "embedding", "head", "loss"]
 """A part of a model that patchkit patches: an option of ``patchkit.apply``."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 """Every part, in the order in which reports name them."""
 
 BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
-"""The parts of attentions and MLPs, which are rewritten. The others are layers that are patched where they stand; but
-linear ones that read one variable are rewritten, too (:class:`SharedInput`)."""
+"""The parts of attentions and MLPs, which are rewritten.
+
+The others are layers that are patched where they stand; but linear ones that read one variable are rewritten, too
+(:class:`SharedInput`), and the loss is, in a model's own forward, which no architecture file describes.
+"""
 
 Tower = Literal["text", "vision"]
 """Where a block sits. Text blocks are patched always, vision blocks only where they carry adapters."""
@@ -182,10 +185,42 @@ class SharedInput:
         return self.projections()
 
 
-Block = Attention | GatedMLP | MLP | SharedInput
+@dataclass(frozen=True)
+class LanguageModel:
+    """A class whose ``forward`` makes logits with its head and hands them to its loss function.
 
-BLOCKS: tuple[type[Block], ...] = get_args(Block)
-"""Every kind of block."""
+    It stands in no architecture file: which attribute is the head follows from the source of the class.
+
+    Attributes:
+        class_name: the class.
+        head: attribute name of the head.
+        tower: see :data:`Tower`.
+    """
+
+    class_name: str
+    head: str = "lm_head"
+    tower: Tower = "text"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it holds."""
+        return ("loss",)
+
+    def projections(self, part: Part | None = None) -> tuple[str, ...]:
+        """The attribute name of the head, for the loss or for all; none for a part that it does not hold."""
+        return (self.head,) if part in ("loss", None) else ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The attribute names of all that rewritten code looks up."""
+        return self.projections()
+
+
+Block = Attention | GatedMLP | MLP | SharedInput | LanguageModel
+"""What is rewritten: a class and the names of its projections."""
+
+BLOCKS: tuple[type[Block], ...] = (Attention, GatedMLP, MLP, SharedInput)
+"""Every kind of block that an architecture file describes."""
 
 
 def description(block: Block) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from patchkit.adapters.registry import STANDS_FOR
-from patchkit.arch.spec import Block, Part
+from patchkit.arch.spec import Block, LanguageModel, Part
 from patchkit.binding.patch import Patch, Refusal, type_of_patch
 from patchkit.binding.wrappers import rewrapped
 from patchkit.errors import RewriteError
@@ -26,7 +26,7 @@ from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
-from patchkit.upstream.known_wrappers import is_checkpointing_wrapper, puts_checkpointing_around
+from patchkit.upstream.known_wrappers import is_checkpointing_wrapper, names_configuration, puts_checkpointing_around
 from patchkit.upstream.live import LiveMethod, compiled, find_code, read_method, with_code
 from patchkit.upstream.text import split_lines
 
@@ -63,7 +63,9 @@ def _build(
     if not rewritten.sites:
         return Refusal(parts, rewritten.skips)
     methods = _methods(block, rewritten.sites, precision)
-    forward = _why_not_derivable(cls, methods) or _compile(rewritten, method)
+    forward = _why_not_derivable(cls, methods, whole_model=isinstance(block, LanguageModel)) or _compile(
+        rewritten, method
+    )
     if isinstance(forward, str):
         return Refusal.of(parts, forward)
     descriptor = PatchedForward(forward, cls, method.attribute, looked_up(block))
@@ -116,10 +118,14 @@ _QUIET = frozenset({"builtins", "abc", "typing", "typing_extensions", "torch"})
 """Packages whose classes may watch subclasses being made: nothing that a user could see follows from one more."""
 
 
-def _why_not_derivable(cls: type[nn.Module], methods: Iterable[str]) -> str | None:
+def _why_not_derivable(cls: type[nn.Module], methods: Iterable[str], *, whole_model: bool) -> str | None:
     """Why a subclass with these methods cannot be made without running a user's code, or None if it can."""
-    hooks = [base for base in cls.__mro__ if "__init_subclass__" in vars(base)]
-    watchers = [base for base in hooks if not puts_checkpointing_around(vars(base)["__init_subclass__"])]
+    hooks = {base: vars(base)["__init_subclass__"] for base in cls.__mro__ if "__init_subclass__" in vars(base)}
+    watchers = [
+        base
+        for base, hook in hooks.items()
+        if not puts_checkpointing_around(hook) and not (whole_model and names_configuration(hook))
+    ]
     for watcher, what in ((type(cls), "metaclass"), *[(base, "__init_subclass__") for base in watchers]):
         if watcher.__module__.partition(".")[0] not in _QUIET:
             name = f"{watcher.__module__}.{watcher.__qualname__}"

@@ -10,7 +10,7 @@ from patchkit.arch.spec import Architecture, Block
 from patchkit.derivation.derive import derive
 from patchkit.module_tree import forget_replaced, unpatched
 
-_NOT_ASKED = frozenset({"torch", "peft", "builtins", "patchkit"})
+NOT_ASKED = frozenset({"torch", "peft", "builtins", "patchkit"})
 """Packages whose classes are no blocks."""
 
 _derived: dict[tuple[Any, ...], tuple[Architecture, Block] | None] = {}
@@ -28,7 +28,7 @@ def described(cls: type) -> tuple[Architecture, Block] | None:
     if entry is not None:
         return entry
     cls = unpatched(cls)
-    if cls.__module__.partition(".")[0] in _NOT_ASKED:
+    if cls.__module__.partition(".")[0] in NOT_ASKED:
         return None
     key = (cls, inspect.getattr_static(cls, "forward", None))
     if key not in _derived:

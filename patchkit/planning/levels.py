@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from patchkit.adapters.protocol import Reason
 from patchkit.adapters.registry import read_projection
-from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, Part, SharedInput
+from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, LanguageModel, Part, SharedInput
 from patchkit.binding.classes import layer_class, looked_up, patched_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, replaced_since
@@ -26,6 +26,8 @@ from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 from patchkit.runtime.limit import read_limit
+from patchkit.runtime.loss import NO_GRADIENT as NO_GRADIENT_OF_LOSS
+from patchkit.runtime.loss import choose_head, unfit_loss_function
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
 NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
@@ -107,10 +109,24 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
     owner = replaced_on_instance(module) or displaced(type(module), patch.original, patch.forward, looked_up(block))
     if owner is not None:
         return "upstream", owner, False
+    if isinstance(block, LanguageModel):
+        return _level_of_loss(module, block, patch)
     choice = _choose(module, block, names, patch, candidate.fed)
     if choice is None:
         return "upstream", "it lacks a projection", False
     return _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
+
+
+def _level_of_loss(module: nn.Module, block: LanguageModel, patch: Patch) -> _Told:
+    """What would be chosen in training, for labels that fit."""
+    head = getattr(module, block.head, None)
+    found = unfit_loss_function(getattr(module, "loss_function", None))
+    if found is None:
+        with torch.enable_grad():
+            x = _input_like([head] if isinstance(head, nn.Module) else []).requires_grad_()
+            ready = choose_head(head, x, patch.precision)
+            found = ready if isinstance(ready, str) else None
+    return ("fused", "", False) if found is None else ("upstream", found, found == NO_GRADIENT_OF_LOSS)
 
 
 def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch, fed: bool) -> Choice | None:
@@ -122,6 +138,7 @@ def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch,
         x = _input_like(modules).requires_grad_(fed)
         if isinstance(block, (Attention, SharedInput)):
             return choose_shared(modules, input_of(x, patch.precision))
+        assert not isinstance(block, LanguageModel)  # which _level_of_loss is for
         activation = _activation_of(module, block, patch)
         limit = block.limit if isinstance(block, GatedMLP) else None
         return choose_mlp(

@@ -20,6 +20,7 @@ from patchkit.binding.swap import original_class
 from patchkit.errors import MetaModelError, PatchkitError
 from patchkit.module_tree import PATCH, state_of
 from patchkit.options import Options
+from patchkit.planning.language_models import language_models
 from patchkit.planning.levels import rows_of
 from patchkit.planning.row import Row
 from patchkit.planning.survey import Candidate, Place, Survey
@@ -53,19 +54,22 @@ class Planned:
 
 
 def plan(survey: Survey, options: Options) -> list[Planned]:
-    """The plan for every block of a model, with these options.
+    """The plan for every block of a model, with these options; and for its loss, if that is asked for.
 
     Raises:
         MetaModelError: the weights of all blocks are on the ``meta`` device; of all adapted layers, where no block is.
         RevertError: a patched module's class was changed by something else since, and other options are asked for.
     """
     _check_loaded(survey)
-    return [_examined(candidate, options, _plan) for candidate in survey.blocks if _is_block(candidate)]
+    losses = language_models(survey, asked=options.loss)
+    candidates = [*filter(_is_block, survey.blocks), *losses]
+    return [_examined(candidate, options, _plan) for candidate in candidates]
 
 
 def current(survey: Survey) -> list[Planned]:
-    """What has become of every block of a model by now."""
-    return [_examined(candidate, Options(), _as_it_is) for candidate in survey.blocks if _is_block(candidate)]
+    """What has become of every block of a model by now, and of its loss if that was asked for."""
+    candidates = [*filter(_is_block, survey.blocks), *language_models(survey, asked=False)]
+    return [_examined(candidate, Options(), _as_it_is) for candidate in candidates]
 
 
 def with_layers(survey: Survey, blocks: Sequence[Planned], options: Options) -> list[Planned]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,6 +15,9 @@ from patchkit.rewrite.sites import Site, Skip
 Replacement = Callable[[cst.Call], cst.BaseExpression]
 """Makes the new expression from the call, in which inner calls were replaced already."""
 
+Rebuilding = Callable[[Sequence[cst.BaseStatement]], Sequence[cst.BaseStatement]]
+"""Makes the new lines of a body from its lines."""
+
 _Line = TypeVar("_Line", cst.SimpleStatementSuite, cst.SimpleStatementLine)
 
 
@@ -26,12 +29,15 @@ class Edits:
         replace: calls, and what is to stand in their place.
         insert: statements, and a new one to be put right before each.
         drop: statements to be removed.
+        rebuild: bodies of which lines are put together anew, and what makes the new lines of the old ones, in which
+            calls were replaced already. Nothing else of them is inserted or dropped.
         sites: see :class:`patchkit.rewrite.sites.Rewritten`.
     """
 
     replace: dict[cst.Call, Replacement] = field(default_factory=dict)
     insert: dict[cst.CSTNode, cst.BaseSmallStatement] = field(default_factory=dict)
     drop: set[cst.CSTNode] = field(default_factory=set)
+    rebuild: dict[cst.CSTNode, Rebuilding] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     _taken: set[cst.Call] = field(default_factory=set)
     _left: list[tuple[Skip, frozenset[cst.Call]]] = field(default_factory=list)
@@ -104,6 +110,8 @@ class _Editor(cst.CSTTransformer):
     def leave_IndentedBlock(  # noqa: N802
         self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
     ) -> cst.IndentedBlock:
+        if original_node in self.edits.rebuild:
+            return updated_node.with_changes(body=self.edits.rebuild[original_node](updated_node.body))
         body: list[cst.BaseStatement] = []
         comments: tuple[cst.EmptyLine, ...] = ()
         for before, after in zip(original_node.body, updated_node.body, strict=True):

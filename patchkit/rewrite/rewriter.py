@@ -19,9 +19,9 @@ def rewrite(
     method: str = "forward",
     filename: str = "<source>",
 ) -> Rewritten:
-    """Rewrite the projection calls of one class.
+    """Rewrite the projection calls of one class, or the loss of a language model.
 
-    The new text calls ``self.apply_qkv(x)``, ``self.apply_o(x)``, ``self.apply_mlp(x)``,
+    The new text calls ``self.apply_qkv(x)``, ``self.apply_o(x)``, ``self.apply_mlp(x)``, ``self.apply_loss(x)``,
     ``self.apply_linear(self.name, x)`` and ``self.apply_shared(x, self.one, self.other)``, which the patched class has
     to provide. Nothing of upstream is imported or run.
 

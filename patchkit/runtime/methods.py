@@ -20,6 +20,7 @@ from patchkit.runtime.checkpointing import as_in_forward, is_saved_by_hooks, wat
 from patchkit.runtime.choice import Choice, choose_mlp, choose_shared
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.limit import read_limit
+from patchkit.runtime.loss import make_apply_loss
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import Watched, merge_choices, merge_readings, replay
 
@@ -268,6 +269,7 @@ METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "apply_qkv": make_apply_qkv,
     "apply_shared": make_apply_shared,
     "apply_mlp": make_apply_mlp,
+    "apply_loss": make_apply_loss,
     "apply_ungated_mlp": make_apply_ungated_mlp,
 }
 """What makes each method, by the name under which rewritten code calls it, or that a rule gives as its ``maker``."""

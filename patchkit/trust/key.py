@@ -8,6 +8,7 @@ from functools import lru_cache
 from torch import nn
 
 from patchkit.arch.registry import foreign_description
+from patchkit.arch.spec import Block, LanguageModel, description
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import Refusal
 from patchkit.derivation.known import described
@@ -21,12 +22,13 @@ from patchkit.upstream.live import read_method
 from patchkit.upstream.text import parsed
 
 
-def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
+def key_of(cls: type, module: nn.Module | None = None, block: Block | None = None) -> Key | str:
     """The key of a class, or why it has none: its source cannot be read, or is not what runs.
 
     Args:
         cls: an unpatched class. The key is that of the class in its MRO whose body defines ``forward``.
         module: an instance. Its own modules count where projections are moved past a call of one.
+        block: how it is described, if that is as a language model: then the proof is one of its loss.
     """
     method = read_method(cls, "forward")
     if isinstance(method, str):
@@ -35,12 +37,16 @@ def key_of(cls: type, module: nn.Module | None = None) -> Key | str:
     try:
         digest = hash_of_class(method.source, owner.__qualname__)
         names = _names_in(method.source, method.function.__qualname__)
-        elsewhere = outside(cls, owner, _passed_over(cls), names, method.function, module)
+        is_loss = isinstance(block, LanguageModel)
+        elsewhere = outside(cls, owner, () if is_loss else _passed_over(cls), names, method.function, module)
     except RewriteError as error:
         return str(error)
-    entry = described(cls)
-    description = foreign_description(*entry) if entry else ""
-    return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere, description)
+    if isinstance(block, LanguageModel):
+        told = description(block)
+    else:
+        entry = described(cls)
+        told = foreign_description(*entry) if entry else ""
+    return Key(f"{owner.__module__}.{owner.__qualname__}", digest, REWRITE_VERSION, elsewhere, told)
 
 
 def _passed_over(cls: type) -> list[str]:

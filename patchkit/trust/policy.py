@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from patchkit.arch.discovery import registered
+from patchkit.arch.spec import LanguageModel
 from patchkit.binding.patch import Patch
 from patchkit.errors import CacheError, PatchkitWarning
 from patchkit.trust.key import key_of
@@ -68,7 +69,7 @@ def _refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]],
     for found, cls in blocks:
         if cls in refused or (cls in keys and not keys[cls].outside):
             continue
-        key = key_of(cls, found.module)
+        key = key_of(cls, found.module, found.block)
         if isinstance(key, str):
             refused[cls] = f"it cannot be looked up in the ledger: {key}"
         elif keys.setdefault(cls, key) != key:
@@ -85,7 +86,8 @@ def _refusals(model: nn.Module, blocks: Iterable[tuple[Found, type[nn.Module]]],
 
 
 def _refusal_of(candidate: Candidate) -> str | None:
-    key = key_of(type(candidate.module), candidate.module) if _decided and candidate.block is not None else ""
+    known = _decided and candidate.block is not None
+    key = key_of(type(candidate.module), candidate.module, candidate.block) if known else ""
     return None if isinstance(key, str) else _decided.get(key) or None
 
 
@@ -94,10 +96,15 @@ def _verify(model: nn.Module, unknown: Mapping[type[nn.Module], tuple[Found, Key
     if not unknown:
         return {}
     # The harness: the one import that runs up, and loaded only if there is something to verify.
+    from patchkit.check.numeric.loss_on_the_spot import verify_losses_on_the_spot
     from patchkit.check.numeric.on_the_spot import verify_on_the_spot
 
     start = time.perf_counter()
-    trials = verify_on_the_spot(model, {cls: found for cls, (found, _) in unknown.items()})
+    found_of = {cls: found for cls, (found, _) in unknown.items()}
+    losses = {cls: found for cls, found in found_of.items() if isinstance(found.block, LanguageModel)}
+    blocks = {cls: found for cls, found in found_of.items() if cls not in losses}
+    trials = verify_on_the_spot(model, blocks) if blocks else {}
+    trials |= verify_losses_on_the_spot(model, losses) if losses else {}
     refused: dict[type, str] = {}
     passed: list[Trial] = []
     for cls, (found, key) in unknown.items():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import CodeType, FunctionType
 
 _CHECKPOINTING = ("transformers.modeling_layers", "GradientCheckpointingLayer.__init_subclass__")
+_CONFIGURATION = ("transformers.modeling_utils", "PreTrainedModel.__init_subclass__")
 _MAKERS = (_CHECKPOINTING, ("transformers.integrations.moe", "use_experts_implementation"))
 """The functions that define the wrappers. Where their module is not loaded, they have wrapped nothing."""
 
@@ -35,6 +36,12 @@ def is_checkpointing_wrapper(function: object) -> bool:
 def puts_checkpointing_around(hook: object) -> bool:
     """Whether an ``__init_subclass__`` is the one that does so, and nothing else."""
     maker = _function_at(*_CHECKPOINTING)
+    return maker is not None and getattr(hook, "__func__", hook) is maker
+
+
+def names_configuration(hook: object) -> bool:
+    """Whether an ``__init_subclass__`` is that of transformers' models, which notes the class's ``config_class``."""
+    maker = _function_at(*_CONFIGURATION)
     return maker is not None and getattr(hook, "__func__", hook) is maker
 
 

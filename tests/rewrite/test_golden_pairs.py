@@ -1,6 +1,6 @@
 """Golden pairs: a class before, the class after, and in its header what the rewriter is to report.
 
-``golden/attention``, ``golden/mlp`` and ``golden/shared`` hold a pair for each idiom, under its name.
+``golden/attention``, ``golden/mlp``, ``golden/shared`` and ``golden/loss`` hold a pair for each idiom, under its name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patchkit.arch.spec import BLOCKS, Block
+from patchkit.arch.spec import BLOCKS, Block, LanguageModel
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten
@@ -25,7 +25,7 @@ def load(name: str) -> tuple[str, str, Block, list[str]]:
     header = [line for line in before.splitlines() if line.startswith("# ")]
     (block,) = (line.removeprefix("# block: ") for line in header if line.startswith("# block: "))
     report = [line for line in header if line.startswith(("# site: ", "# skip: "))]
-    return before, after, eval(block, {kind.__name__: kind for kind in BLOCKS}), report
+    return before, after, eval(block, {kind.__name__: kind for kind in (*BLOCKS, LanguageModel)}), report
 
 
 def report(rewritten: Rewritten) -> list[str]:

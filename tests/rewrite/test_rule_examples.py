@@ -6,12 +6,18 @@ import textwrap
 
 import pytest
 
-from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, SharedInput
+from patchkit.arch.spec import MLP, Attention, Block, GatedMLP, LanguageModel, SharedInput
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rule_named, rules
 from patchkit.rewrite.rules.rule import Rule
 
-BLOCKS: tuple[Block, ...] = (Attention("Block"), GatedMLP("Block"), MLP("Block"), SharedInput("Block"))
+BLOCKS: tuple[Block, ...] = (
+    Attention("Block"),
+    GatedMLP("Block"),
+    MLP("Block"),
+    SharedInput("Block"),
+    LanguageModel("Block"),
+)
 
 
 def block_of(rule: Rule) -> Block:

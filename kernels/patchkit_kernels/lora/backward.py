@@ -57,7 +57,7 @@ def input_backward(
     """
     precision, x_needed = call.precision, x_grad_dtype is not None
     projections = [
-        None if grad is None else _through_terms(grad, projection, needs, entries, precision, x_needed=x_needed)
+        None if grad is None else through_terms(grad, projection, needs, entries, precision, x_needed=x_needed)
         for grad, projection, needs, entries in zip(grads, call.projections, call.needs, kept, strict=True)
     ]
     live = [flow for flow in projections if flow is not None]
@@ -100,7 +100,7 @@ def parameter_backward(flow: Flow, x: Tensor | None) -> list[Grads | None]:
     return results
 
 
-def _through_terms(
+def through_terms(
     grad: Tensor,
     projection: Projection,
     needs: Needs,

@@ -39,7 +39,7 @@ def project(x: Tensor, call: Call, *, remakes: bool) -> tuple[list[Tensor], list
     rest = iter([Kept(mask, t) for mask, t in zip(masks, reduced, strict=True)])
     outputs, kept = [], []
     for projection, need in zip(projections, needs, strict=True):
-        y, made = _project(flat, projection, [next(rest) for _ in projection.adapters], precision)
+        y, made = project_rows(flat, projection, [next(rest) for _ in projection.adapters], precision)
         outputs.append(y)
         kept.append([_to_keep(*pair, precision, remakes) for pair in zip(made, need.adapters, strict=True)])
     return outputs, kept
@@ -66,7 +66,7 @@ def project_again(
     outputs = []
     for projection, entries in zip(projections, kept, strict=True):
         made = [Kept(mask, recalled(value, next(rest)), direction) for mask, value, direction in entries]
-        outputs.append(_project(flat, projection, made, precision, differentiable=True)[0])
+        outputs.append(project_rows(flat, projection, made, precision, differentiable=True)[0])
     return outputs
 
 
@@ -78,7 +78,7 @@ def draw_masks(x: Tensor, adapters: Sequence[Adapter], precision: Precision) -> 
     ]
 
 
-def _project(
+def project_rows(
     flat: Tensor, projection: Projection, made: list[Kept], precision: Precision, *, differentiable: bool = False
 ) -> tuple[Tensor, list[Kept]]:
     """One projection: the base product, into whose buffer every adapter's term is added.

@@ -25,6 +25,7 @@ from patchkit.binding.patch import Refusal
 from patchkit.binding.swap import swap
 from patchkit.check.numeric.outcomes import Status
 from patchkit.module_tree import PATCH
+from patchkit.planning.language_models import language_models
 from patchkit.planning.levels import rows_of
 from patchkit.planning.survey import Candidate, survey
 from patchkit.testing import CheckResult, Findings, Inputs, Patcher, Reverter, run_checks
@@ -136,8 +137,10 @@ def subjects_of(model: nn.Module) -> tuple[list[Subject], dict[type[nn.Module], 
 
 
 def blocks_of(model: nn.Module) -> list[Found]:
-    """The blocks of a model that no other library owns."""
-    return [candidate.found for candidate in survey(model).blocks if candidate.owner is None]
+    """The blocks of a model that no other library owns, and the language models in it whose loss is patched."""
+    seen = survey(model)
+    candidates = [*seen.blocks, *language_models(seen, asked=False)]
+    return [candidate.found for candidate in candidates if candidate.owner is None]
 
 
 def prove(

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import patchkit.arch
-from patchkit.arch.spec import BLOCKS, Architecture, Attention, Block, GatedMLP, Part, SharedInput
+from patchkit.arch.spec import (
+    BLOCKS,
+    Architecture,
+    Attention,
+    Block,
+    GatedMLP,
+    LanguageModel,
+    Part,
+    SharedInput,
+)
 from patchkit.check.static.findings import Finding, Owner, owner_of_forward
 from patchkit.check.static.records import Record
 from patchkit.errors import RewriteError
@@ -248,6 +257,8 @@ def _roles(block: Block) -> tuple[str, ...]:
         return ()
     if isinstance(block, Attention):
         return ("q", "k", "v", "o") if block.o else ("q", "k", "v")
+    if isinstance(block, LanguageModel):
+        return ("head",)
     inputs = ("gate", "up") if isinstance(block, GatedMLP) else ("up",)
     if isinstance(block, GatedMLP) and block.gate_up:
         inputs = ("gate_up",)

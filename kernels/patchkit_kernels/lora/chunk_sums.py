@@ -1,0 +1,157 @@
+"""The gradients of a projection's tensors as sums over chunks of tokens, where dy is known a chunk at a time.
+
+The formulas: :mod:`patchkit_kernels.lora.backward`. Sums over tokens (dW, db, dB, dc, dg) are added up in float32 at
+least and rounded once, at the end. What has a row for each token is put together: dx, and dt of every adapter, from
+which the low-rank part of dx and dA are one product each, as where there are no chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchkit_kernels.lora.backward import through_terms
+from patchkit_kernels.lora.call import AdapterFlow, AdapterGrads, AdapterNeeds, Grads, Kept, Needs
+from patchkit_kernels.lora.low_rank import drop
+from patchkit_kernels.lora.products import scaled_product
+from patchkit_kernels.lora.projection import Adapter, Precision, Projection, dropout_scale, present
+from patchkit_kernels.ops.dropout import masked_
+
+
+class _Sum:
+    """A sum of tensors in a dtype that is wide enough; nothing until the first is added."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        """Add one; it is ours and may be written over."""
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        self.total = wide if self.total is None else self.total.add_(wide)
+
+    def rounded(self, like: Tensor) -> Tensor:
+        """The sum in the dtype of a tensor."""
+        return present(self.total).to(like.dtype)
+
+
+class _AdapterSums:
+    """What is gathered of one adapter."""
+
+    def __init__(self) -> None:
+        self.lora_b, self.bias, self.factor = _Sum(), _Sum(), _Sum()
+        self.reduced: list[Tensor] = []
+        """dt of each chunk."""
+
+    def add(self, flow: AdapterFlow, t: Tensor, precision: Precision) -> None:
+        """Add what flows back through the adapter in one chunk."""
+        if flow.reduced is not None:
+            self.reduced.append(flow.reduced)
+        if flow.needs.lora_b:
+            d_low_rank = flow.term.low_rank.to(precision.lora)
+            self.lora_b.add(scaled_product(d_low_rank.t(), t, flow.adapter.scaling))
+        if flow.needs.bias:
+            d_low_rank = flow.term.low_rank
+            wide = torch.promote_types(d_low_rank.dtype, torch.float32)
+            self.bias.add(d_low_rank.sum(0, dtype=wide).mul_(flow.adapter.scaling))
+        if flow.needs.factor:
+            self.factor.add(present(flow.term.factor))
+
+
+class ChunkSums:
+    """What is gathered of one projection.
+
+    Args:
+        projection: with W and every B in the dtypes of their products.
+        needs: which of its tensors need a gradient.
+        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
+        flat: x, ``[tokens, in]``.
+        x_needed: whether it needs a gradient.
+    """
+
+    def __init__(
+        self, projection: Projection, needs: Needs, precision: Precision, flat: Tensor, *, x_needed: bool
+    ) -> None:
+        self._projection, self._needs, self._precision, self._flat = projection, needs, precision, flat
+        self._d_x = torch.empty_like(flat, memory_format=torch.contiguous_format) if x_needed else None
+        self._weight, self._bias = _Sum(), _Sum()
+        self._adapters = [_AdapterSums() for _ in projection.adapters]
+
+    def add(self, part: slice, grad: Tensor, made: Sequence[Kept]) -> None:
+        """Add one chunk.
+
+        Args:
+            part: its tokens.
+            grad: dy of these, ``[chunk, out]``.
+            made: of each adapter t, and the direction of DoRA.
+        """
+        precision, needs = self._precision, self._needs
+        flow = through_terms(grad, self._projection, needs, made, precision, x_needed=self._d_x is not None)
+        base = flow.base.to(precision.base)
+        if self._d_x is not None:
+            weight = self._projection.weight
+            assert isinstance(weight, Tensor)  # narrows the type: a quantised weight is not computed here
+            self._d_x[part] = base @ weight
+        if needs.weight:
+            self._weight.add(_wide_product(base.t(), self._flat[part].to(precision.base)))
+        if needs.bias:
+            self._bias.add(grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)))
+        # From the last adapter to the first.
+        for one, sums, kept in zip(flow.adapters, self._adapters[::-1], made[::-1], strict=True):
+            sums.add(one, present(kept.reduced), precision)
+
+    def result(self, projection: Projection, masks: Sequence[Tensor | None]) -> tuple[Tensor | None, Grads]:
+        """dx ``[tokens, in]``, or None if it is not needed, and the gradients of the projection's tensors.
+
+        Args:
+            projection: with its tensors as they were given, whose dtypes the gradients have.
+            masks: of dropout, packed, for each adapter; None where nothing is dropped.
+        """
+        adapters = [
+            self._adapter_grads(*one)
+            for one in zip(projection.adapters, self._needs.adapters, self._adapters, masks, strict=True)
+        ]
+        weight, bias = projection.weight, projection.bias
+        assert isinstance(weight, Tensor)  # narrows the type, as above
+        d_weight = self._weight.rounded(weight) if self._needs.weight else None
+        d_bias = self._bias.rounded(present(bias)) if self._needs.bias else None
+        return self._d_x, Grads(d_weight, d_bias, adapters)
+
+    def _adapter_grads(
+        self, adapter: Adapter, needs: AdapterNeeds, sums: _AdapterSums, mask: Tensor | None
+    ) -> AdapterGrads:
+        d_a = None
+        if sums.reduced:
+            d_t = torch.cat(sums.reduced)
+            lora_x = self._flat.to(self._precision.lora)
+            if needs.lora_a:
+                dropped = lora_x if mask is None else drop(lora_x, mask, adapter)
+                d_a = (d_t.t() @ dropped).to(adapter.lora_a.dtype)
+            if self._d_x is not None:
+                self._add_low_rank(d_t, adapter, mask)
+        return AdapterGrads(
+            d_a,
+            sums.lora_b.rounded(adapter.lora_b) if needs.lora_b else None,
+            sums.bias.rounded(present(adapter.bias)) if needs.bias else None,
+            sums.factor.rounded(present(adapter.factor)) if needs.factor else None,
+        )
+
+    def _add_low_rank(self, d_t: Tensor, adapter: Adapter, mask: Tensor | None) -> None:
+        """``dx += dt A``, through the mask if there is one."""
+        d_x, lora_a = present(self._d_x), adapter.lora_a.to(self._precision.lora)
+        if mask is not None:
+            d_x.add_(masked_(d_t @ lora_a, mask, dropout_scale(adapter.dropout)))
+        elif d_x.dtype == d_t.dtype:
+            d_x.addmm_(d_t, lora_a)
+        else:
+            d_x.add_(d_t @ lora_a)
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` in float32 at least: chunks of a half precision would each be rounded."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.device.type == "cuda":  # the product that is summed in float32 anyway, not rounded; torch 2.8 has it
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()

@@ -1,0 +1,21 @@
+# The name for the head's input is taken.
+# block: LanguageModel("Model")
+# site: line 11: loss loss-of-logits: lm_head
+
+
+class Model(PreTrainedModel):
+    @can_return_tuple
+    def forward(self, input_ids, labels=None, logits_to_keep=0, **kwargs):
+        outputs = self.model(input_ids, **kwargs)
+        states = outputs[0]
+        logits = self.lm_head(states[:, 1:])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=states.past_key_values,
+        )

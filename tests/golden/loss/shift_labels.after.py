@@ -1,0 +1,27 @@
+# Labels that are shifted already, as florence 2.
+# block: LanguageModel("Model")
+# site: line 10: loss loss-of-logits: lm_head
+
+
+class Model(PreTrainedModel):
+    @can_return_tuple
+    def forward(self, input_ids, labels=None, logits_to_keep=0, **kwargs):
+        outputs = self.model(input_ids, **kwargs)
+        states = outputs[0]
+        logits = loss = None
+        if labels is not None:
+            loss = self.apply_loss(states)(labels=labels, vocab_size=self.config.vocab_size, shift_labels=labels, **kwargs)
+        if loss is None:
+            logits = self.lm_head(states)
+
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=self.config.vocab_size, shift_labels=labels, **kwargs
+                )
+
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+        )

@@ -1,0 +1,21 @@
+# A soft cap in float32, always.
+# block: LanguageModel("Model")
+# site: line 10: loss loss-of-logits: lm_head
+
+
+class Model(PreTrainedModel):
+    @can_return_tuple
+    def forward(self, input_ids, labels=None, logits_to_keep=0, **kwargs):
+        outputs = self.model(input_ids, **kwargs)
+        logits = self.lm_head(outputs[0]).float()
+        logits = torch.tanh(logits / self.cap) * self.cap
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+        )

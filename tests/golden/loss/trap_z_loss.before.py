@@ -1,0 +1,22 @@
+# As bamba.
+# block: LanguageModel("Model")
+# skip: line 13: loss: no loss: `if labels is not None: loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.co...` holds more than the loss
+
+
+class Model(PreTrainedModel):
+    @can_return_tuple
+    def forward(self, input_ids, labels=None, logits_to_keep=0, **kwargs):
+        outputs = self.model(input_ids, **kwargs)
+        logits = self.lm_head(outputs[0])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            if self.z_loss_coefficient > 0:
+                loss = loss + self.z_loss_coefficient * logits.logsumexp(dim=-1).pow(2).mean()
+
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+        )
