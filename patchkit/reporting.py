@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from patchkit.runtime.levels import Level
 
 
-_NO_LOGITS = "in training with labels the output of the model has no logits: its loss is computed without them"
+_NO_LOGITS = (
+    "in training with labels the output of the model has no logits, since its loss is computed without them; "
+    "output_logits=True asks for them"
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from patchkit.rewrite.rules.registry import rule_named
 from patchkit.rewrite.sites import Rewritten, Site
 from patchkit.runtime.dispatch import PatchedForward
 from patchkit.runtime.layers import layer_kind
+from patchkit.runtime.loss import with_logits_if_asked
 from patchkit.runtime.methods import METHODS
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.upstream.known_wrappers import is_checkpointing_wrapper, names_configuration, puts_checkpointing_around
@@ -68,6 +69,8 @@ def _build(
     )
     if isinstance(forward, str):
         return Refusal.of(parts, forward)
+    if isinstance(block, LanguageModel):
+        forward = with_logits_if_asked(forward, method.attribute)
     descriptor = PatchedForward(forward, cls, method.attribute, looked_up(block))
     namespace = {
         "__module__": cls.__module__,

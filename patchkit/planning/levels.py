@@ -27,7 +27,7 @@ from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 from patchkit.runtime.limit import read_limit
 from patchkit.runtime.loss import NO_GRADIENT as NO_GRADIENT_OF_LOSS
-from patchkit.runtime.loss import choose_head, unfit_loss_function
+from patchkit.runtime.loss import AS_TUPLE, choose_head, gives_tuple, unfit_loss_function
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
 NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
@@ -120,7 +120,7 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
 def _level_of_loss(module: nn.Module, block: LanguageModel, patch: Patch) -> _Told:
     """What would be chosen in training, for labels that fit."""
     head = getattr(module, block.head, None)
-    found = unfit_loss_function(getattr(module, "loss_function", None))
+    found = AS_TUPLE if gives_tuple(module) else unfit_loss_function(getattr(module, "loss_function", None))
     if found is None:
         with torch.enable_grad():
             x = _input_like([head] if isinstance(head, nn.Module) else []).requires_grad_()

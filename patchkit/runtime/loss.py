@@ -8,6 +8,8 @@ outside training, where logits are what somebody asks for.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -67,6 +69,35 @@ class ReadyLoss(NamedTuple):
     form: Form
     target: Tensor
     divisor: Tensor | float | None
+
+
+AS_TUPLE: Reason = "its output is a tuple, in which nothing may be missing"
+_ASKS_FOR_LOGITS = "output_logits"
+
+
+def with_logits_if_asked(rewritten: Callable[..., Any], upstream: Callable[..., Any]) -> Callable[..., Any]:
+    """The rewritten ``forward``, but upstream's for a call that asks for logits, or for a tuple.
+
+    ``output_logits=True`` asks for logits, where upstream's own ``forward`` has no argument of that name. A tuple
+    (``return_dict=False``) leaves out what is None, so that what comes behind the logits would stand in their place.
+    """
+    own = _ASKS_FOR_LOGITS in inspect.signature(upstream).parameters
+
+    @functools.wraps(rewritten)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = False if own else kwargs.pop(_ASKS_FOR_LOGITS, False)
+        if asked or gives_tuple(self, kwargs.get("return_dict")):
+            return upstream(self, *args, **kwargs)
+        return rewritten(self, *args, **kwargs)
+
+    return forward
+
+
+def gives_tuple(model: Any, return_dict: bool | None = None) -> bool:
+    """Whether a model gives a tuple if ``return_dict`` is what it is called with."""
+    if return_dict is None:
+        return_dict = getattr(getattr(model, "config", None), "return_dict", True)
+    return return_dict is False
 
 
 def make_apply_loss(head: str, precision: AdapterPrecision) -> Callable[..., Callable[..., Tensor | None]]:

@@ -41,7 +41,8 @@ class Run:
     """What one forward and, if asked for, backward gave.
 
     Attributes:
-        outputs: tensors by name, detached: ``logits`` ([tokens, vocab], padding left out), ``loss`` (scalar).
+        outputs: tensors by name, detached: ``logits`` ([tokens, vocab], padding left out) unless the model gave none,
+            ``loss`` (scalar).
         gradients: by parameter name, in the parameter's shape and dtype, and those of inputs where asked for.
         without_gradient: names of trainable parameters that got none.
     """
@@ -287,12 +288,14 @@ def _autocast(inputs: Inputs, dtype: torch.dtype | None) -> AbstractContextManag
 
 
 def _outputs(outputs: Any, inputs: Inputs) -> dict[str, Tensor]:
-    logits = outputs.logits.detach()
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
-        # What stands at padding is arbitrary, and NaN with some attention implementations.
-        logits = logits[mask.bool()]
-    found = {"logits": logits}
+    found: dict[str, Tensor] = {}
+    if outputs.logits is not None:
+        logits = outputs.logits.detach()
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
+            # What stands at padding is arbitrary, and NaN with some attention implementations.
+            logits = logits[mask.bool()]
+        found["logits"] = logits
     if outputs.loss is not None:
         found["loss"] = outputs.loss.detach()
     return found

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from patchkit.arch.discovery import Found
 from patchkit.binding.classes import patched_class
@@ -38,10 +38,10 @@ LOSS_CHECKS = (
 class LossAlone(WithoutCache):
     """A language model that shows its loss and nothing else."""
 
-    def forward(self, **inputs: Any) -> SimpleNamespace:
+    def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
         """The inputs of the model, with labels."""
         loss = super().forward(**inputs).loss
-        return SimpleNamespace(logits=loss.reshape(1, 1), loss=loss)
+        return CausalLMOutputWithPast(loss=loss, logits=loss.reshape(1, 1))
 
 
 def verify_losses_on_the_spot(
