@@ -5,7 +5,8 @@ it made is a chain of functions, each of which calls the next one. A chain is co
 that is certain to do the same:
 
 * each of its functions was made by a decorator that the method's source names: another one was put there at run time;
-* each holds the next one in a single variable of its closure, and does nothing with it but call it and read its name.
+* each holds the next one in a single variable of its closure, and does nothing with it but call it and read its name,
+  or those of its parameters.
 
 Every other variable of a closure is shared with upstream's chain, so counts go on where they were.
 
@@ -57,7 +58,7 @@ def rewrapped(new: Any, method: LiveMethod) -> Callable[..., Any] | str:
     chain = _chain(method)
     if isinstance(chain, str):
         return chain
-    if why := _why_not_from_source(chain, method):
+    if why := _why_not_from_source(chain, method) or _why_tells_by_variables(chain, new, method.function):
         return why
     for wrapper in reversed(chain):
         new = _around(wrapper, new)
@@ -121,9 +122,43 @@ def _why_not_only_called(function: FunctionType, variable: str) -> str | None:
             return f"calls `{node.id}`"
         called = isinstance(parent, ast.Call) and parent.func is node
         described = isinstance(parent, ast.Attribute) and parent.attr in _METADATA and isinstance(parent.ctx, ast.Load)
-        if node.id == variable and not called and not described:
+        if node.id == variable and not called and not described and not _reads_variables(node, parents):
             return f"does something else with it than call it (line {node.lineno})"
     return None
+
+
+def _reads_variables(node: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> bool:
+    """Whether a name stands in ``function.__code__.co_varnames``."""
+    code = parents.get(node)
+    names = parents.get(code) if isinstance(code, ast.Attribute) and code.attr == "__code__" else None
+    return isinstance(names, ast.Attribute) and names.attr == "co_varnames" and isinstance(names.ctx, ast.Load)
+
+
+def _why_tells_by_variables(chain: Sequence[Wrapper], new: Any, old: Any) -> str | None:
+    """Why a wrapper might tell two functions by the names of their variables, or None if it cannot.
+
+    transformers' ``merge_with_config_defaults`` looks there for parameters, at their positions. New variables come
+    among the old ones, which keep their order, and have none of the names that a wrapper knows.
+    """
+    names, before = new.__code__.co_varnames, old.__code__.co_varnames
+    added = set(names) - set(before)
+    same = tuple(name for name in names if name not in added) == before
+    parameters = old.__code__.co_argcount + old.__code__.co_kwonlyargcount
+    same = same and names[:parameters] == before[:parameters]
+    for function, _ in chain:
+        constants = {const for code in (function.__code__, *inner_codes(function.__code__)) for const in _flat(code)}
+        if "co_varnames" in function.__code__.co_names and (not same or added & constants):
+            return f"{_name(function)}, which wraps it, looks at the names of its variables"
+    return None
+
+
+def _flat(code: CodeType) -> Iterator[object]:
+    """The constants of a code, and those in tuples among them."""
+    for const in code.co_consts:
+        if isinstance(const, (tuple, frozenset)):
+            yield from const
+        elif isinstance(const, str):
+            yield const
 
 
 def _body(node: ast.AST) -> list[ast.stmt]:
