@@ -34,6 +34,11 @@ class PartChoice(str, Enum):
     o = "o"
     mlp = "mlp"
     linear = "linear"
+    loss = "loss"
+
+
+BY_DEFAULT = (PartChoice.qkv, PartChoice.o, PartChoice.mlp, PartChoice.linear)
+"""What is shown if no part is named: what ``patchkit.apply`` patches if nothing is said."""
 
 
 def diff(
@@ -41,7 +46,8 @@ def diff(
         list[str], typer.Option("--arch", "-a", metavar="NAME", help="An architecture or a glob; may be repeated.")
     ],
     part: Annotated[
-        list[PartChoice] | None, typer.Option("--part", help="Only this part of the model; may be repeated.")
+        list[PartChoice] | None,
+        typer.Option("--part", help="Only this part of the model; may be repeated. By default all but the loss."),
     ] = None,
     context: Annotated[int, typer.Option("--context", "-U", min=0, help="Unchanged lines around each change.")] = 3,
     no_color: Annotated[bool, typer.Option("--no-color", help="Plain text, on a terminal too.")] = False,
@@ -54,7 +60,7 @@ def diff(
     from patchkit.cli.console import error_console, output_console
 
     console = output_console(colour=not no_color)
-    only: frozenset[Part] = frozenset(choice.value for choice in part or PartChoice)
+    only: frozenset[Part] = frozenset(choice.value for choice in part or BY_DEFAULT)
     failed = False
     selected = select(arch)
     for architecture in selected:
@@ -125,14 +131,22 @@ def diff_lines(
         SourceNotFoundError: see :func:`read_source`.
         RewriteError: if the source has no such class or cannot be parsed.
     """
-    if not architecture.blocks:
-        yield from _text_model_lines(architecture, only, context, shown)
+    own, blocks = "loss" in only, only - {"loss"}
+    if not architecture.blocks and blocks:
+        yield from _text_model_lines(architecture, blocks, context, shown)
+    if not architecture.blocks and not own:
         return
     source = read_source(architecture.module)
-    yield f"# {architecture.name}"
+    if architecture.blocks or not blocks:
+        yield f"# {architecture.name}"
     for block in architecture.blocks:
-        if wanted := only.intersection(block.parts):
+        if wanted := blocks.intersection(block.parts):
             yield from _block_lines(source, block, wanted, context)
+    if own:
+        from patchkit.derivation.language_model import language_models_in
+
+        for model in language_models_in(source.text, source.path):
+            yield from _block_lines(source, model, frozenset(model.parts), context)
 
 
 def _text_model_lines(

@@ -19,25 +19,29 @@ from patchkit.upstream.text import failures_of, parsed
 _LOSS_FUNCTION = "loss_function"
 
 
-def language_model_of(cls: type) -> LanguageModel | None:
-    """Describe a class of a running program, or None if its ``forward`` hands nothing to a loss function.
+NO_LOSS_FUNCTION = "its forward hands no logits to a loss function of the model"
+"""The reason for a class that has nothing to describe."""
+
+
+def language_model_of(cls: type) -> LanguageModel | str:
+    """Describe a class of a running program, or say why it is no language model as they are known.
 
     Args:
         cls: a class, patched or not.
     """
     cls = unpatched(cls)
     if cls.__module__.partition(".")[0] in NOT_ASKED or not hasattr(cls, _LOSS_FUNCTION):
-        return None
+        return NO_LOSS_FUNCTION
     method = read_method(cls, "forward")
     if isinstance(method, str):
-        return None
+        return method
     try:
         with failures_of(method.filename, f"{cls.__qualname__} cannot be described"):
             tree = parsed(method.source, method.filename)
             head = _head_of(definition(tree, method.function.__qualname__, method.filename))
-    except RewriteError:
-        return None
-    return None if head is None else LanguageModel(cls.__qualname__, head)
+    except RewriteError as error:
+        return str(error)
+    return NO_LOSS_FUNCTION if head is None else LanguageModel(cls.__qualname__, head)
 
 
 def language_models_in(source: str, filename: str = "<source>") -> Iterator[LanguageModel]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
+from patchkit.adapters.protocol import Reason
 from patchkit.arch.spec import LanguageModel
 from patchkit.binding.patch import patch_of
 from patchkit.derivation.known import architecture_of
 from patchkit.derivation.language_model import language_model_of
 from patchkit.module_tree import children_of, unpatched
-from patchkit.planning.survey import Candidate, Survey
+from patchkit.planning.survey import Candidate, Survey, asked_for
 
 
 def language_models(survey: Survey, *, asked: bool) -> Iterator[Candidate]:
@@ -21,16 +24,29 @@ def language_models(survey: Survey, *, asked: bool) -> Iterator[Candidate]:
     """
     for name, module in survey.modules:
         patch = patch_of(module)
-        block = patch.block if patch is not None else None
-        if not isinstance(block, LanguageModel):
-            block = _described(module) if asked and patch is None else None
-        if block is not None and block.head in children_of(module):
-            cls = unpatched(type(module))
-            yield Candidate(name, module, block.parts, block, architecture_of(cls, block))
+        if patch is not None and isinstance(patch.block, LanguageModel):
+            yield _candidate(name, module, patch.block)
+        elif asked and patch is None:
+            yield from _described(name, module)
 
 
-def _described(module: object) -> LanguageModel | None:
+def _described(name: str, module: nn.Module) -> Iterator[Candidate]:
+    """A module that is a language model by its source, or else one that has a head, with the reason to leave it."""
     try:
-        return language_model_of(type(module))
-    except Exception:  # a class may answer anything to being looked at; its loss is upstream's without it
-        return None
+        block = language_model_of(type(module))
+    except Exception as error:  # a class may answer anything to being looked at; its loss is upstream's without it
+        block = f"it cannot be examined ({type(error).__name__}: {error})"
+    children = children_of(module)
+    if isinstance(block, LanguageModel):
+        if block.head in children:
+            yield _candidate(name, module, block)
+        return
+    heads = set(asked_for([(name, module)], "get_output_embeddings"))
+    head = next((attribute for attribute, child in children.items() if child is not None and id(child) in heads), None)
+    if head is not None:
+        yield _candidate(name, module, LanguageModel(type(module).__qualname__, head), block)
+
+
+def _candidate(name: str, module: nn.Module, block: LanguageModel, owner: Reason | None = None) -> Candidate:
+    cls = unpatched(type(module))
+    return Candidate(name, module, block.parts, block, architecture_of(cls, block), owner=owner)

@@ -26,8 +26,8 @@ from patchkit.runtime.dispatch import displaced
 from patchkit.runtime.layers import layer_kind
 from patchkit.runtime.levels import Level, Ready, adapted, input_of
 from patchkit.runtime.limit import read_limit
-from patchkit.runtime.loss import NO_GRADIENT as NO_GRADIENT_OF_LOSS
 from patchkit.runtime.loss import AS_TUPLE, choose_head, gives_tuple, unfit_loss_function
+from patchkit.runtime.loss import NO_GRADIENT as NO_GRADIENT_OF_LOSS
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
 NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"

@@ -183,8 +183,8 @@ def _layers(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Candidate]:
     An embedding or head that PEFT wraps in another way (another tuner, ``modules_to_save``) is found too. What stands
     inside a layer with an adapter is that layer's own concern.
     """
-    embeddings = set(_asked_for(modules, "get_input_embeddings"))
-    heads = set(_asked_for(modules, "get_output_embeddings"))
+    embeddings = set(asked_for(modules, "get_input_embeddings"))
+    heads = set(asked_for(modules, "get_output_embeddings"))
     kinds = adapter_layers()
     named, within = dict(modules), None
     for name, module in modules:
@@ -229,7 +229,7 @@ def _places(blocks: Sequence[Candidate], layers: Iterable[Candidate]) -> dict[st
     return found
 
 
-def _asked_for(modules: Sequence[tuple[str, nn.Module]], method: str) -> Iterator[int]:
+def asked_for(modules: Sequence[tuple[str, nn.Module]], method: str) -> Iterator[int]:
     """Identities of what the models inside a model name as their input or output embeddings."""
     for _, module in modules:
         getter = getattr(type(module), method, None)

@@ -14,7 +14,7 @@ from transformers.loss import loss_utils
 
 import patchkit
 from patchkit.errors import PatchkitWarning
-from patchkit.testing import add_lora, fused_calls, run, tiny_model
+from patchkit.testing import add_lora, fused_calls, run, tiny_inputs_for, tiny_model, tiny_model_from
 from patchkit.testing.parity import Run, compare_runs, relative_error
 from patchkit_kernels.lora import cross_entropy
 
@@ -394,3 +394,29 @@ def test_the_ledger_alone_leaves_it_upstream(tmp_path, monkeypatch):
     with pytest.warns(PatchkitWarning, match="its source is not in the ledger"):
         patchkit.apply(model, loss=True, trust="ledger")
     assert "loss" not in {one.part for one in patchkit.report(model).rows}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("bart", "hands no logits to a loss function"), ("chameleon", "stands between")],
+)
+def test_models_whose_loss_is_not_known_say_so(kind, reason):
+    model = tiny_model_from(kind).train()
+    with pytest.warns(PatchkitWarning, match=reason):
+        report = apply(model)
+    assert [(one.level, reason in one.reason) for one in report.rows if one.part == "loss"] == [("upstream", True)]
+
+
+FORMS = ["falcon", "gpt2", "opt", "cohere", "granite", "mixtral", "recurrent_gemma", "gemma3n_text", "qwen3"]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_other_models(kind):
+    """Tuples, positions, a scale, a quotient, a joint loss of experts, a cap that is always there, one with a name."""
+    model = tiny_model_from(kind, head="causal")
+    given = tiny_inputs_for(model)
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    model = add_lora(model, target_modules=[head], task_type=None).train()
+    reference = copy.deepcopy(model)
+    apply(model, qkv=False, mlp=False, linear=False)
+    assert_equal(reference, model, given, input_gradients=True)

@@ -152,6 +152,6 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` in float32 at least: chunks of a half precision would each be rounded."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
-    if left.device.type == "cuda":  # the product that is summed in float32 anyway, not rounded; torch 2.8 has it
+    if left.is_cuda and torch.version.hip is None:  # the product is summed in float32 anyway, and is not rounded then
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
