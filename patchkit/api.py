@@ -56,6 +56,9 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         experts: patch the experts whose stacked weights are adapted as parameters (``target_parameters`` of PEFT).
         embedding: patch the token embedding, if it has an adapter.
         head: patch the output embedding (``lm_head``), if it has an adapter.
+        loss: compute the loss of a language model in chunks of tokens, without ever holding its logits. In training
+            with labels the ``logits`` of its output are None then, unless the call asks for them by
+            ``output_logits=True``; without labels, in evaluation and in generation nothing changes. Off by default.
         strict: raise, before anything is changed, if a part would stay at upstream level although it has an adapter,
             or if nothing at all would be patched. A projection without an adapter has nothing to fuse: no error.
         precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by

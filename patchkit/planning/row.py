@@ -17,7 +17,7 @@ class Row:
     Attributes:
         name: qualified name of the module in the model.
         module_class: name of its upstream class; of a linear layer, the class that holds it and its name there.
-        part: ``qkv``, ``o``, ``mlp``, ``linear``, ``experts``, ``embedding`` or ``head``.
+        part: ``qkv``, ``o``, ``mlp``, ``linear``, ``experts``, ``embedding``, ``head`` or ``loss``.
         level: the level at which it would run now; at every call it is chosen anew.
         reason: why it is not fused, or not with others as its source proposes; empty if it is.
         expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.

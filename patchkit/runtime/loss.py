@@ -32,6 +32,7 @@ from patchkit_kernels.lora.cross_entropy import Form
 NOT_IN_TRAINING: Reason = "the model is in evaluation mode"
 NO_GRADIENT: Reason = "nothing of it needs a gradient"
 
+_SHIFTED = "shift_labels"
 _LOSS = Formula({loss_utils: "ForCausalLMLoss fixed_cross_entropy", F: "cross_entropy pad"}, after=FORMULA)
 _PARAMETERS = (
     (
@@ -179,13 +180,21 @@ def unfit_loss_function(function: object) -> Reason | None:
 
 
 def _unknown_parameters() -> Reason | None:
-    """transformers' functions take what they took when they were read, and nothing else."""
+    """transformers' functions take what they took when they were read, and nothing else.
+
+    In older releases labels cannot be given shifted: ``shift_labels`` is one more argument that nothing looks at.
+    """
     for name, known in _PARAMETERS:
-        code = getattr(loss_utils, name).__code__
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]
-        if set(names) != known:
+        names = _parameters(name)
+        if set(names) | {_SHIFTED} != known | {_SHIFTED}:
             return f"{name} of this release of transformers takes {', '.join(names)}"
     return None
+
+
+def _parameters(name: str) -> tuple[str, ...]:
+    code = getattr(loss_utils, name).__code__
+    found: tuple[str, ...] = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]
+    return found
 
 
 def choose_head(head: nn.Module | None, x: Tensor, precision: AdapterPrecision) -> Ready | Reason:
@@ -231,7 +240,8 @@ def _target(x: Tensor, vocabulary: int, ignore_index: int, given: dict[str, Any]
     """The label of each token, shifted as upstream shifts it, or why that is left to upstream."""
     if given.get("vocab_size") != vocabulary:
         return f"its head has {vocabulary} outputs for a vocabulary of {given.get('vocab_size')}"
-    labels, shifted = given.get("labels"), given.get("shift_labels")
+    labels = given.get("labels")
+    shifted = given.get(_SHIFTED) if _SHIFTED in _parameters("ForCausalLMLoss") else None
     chosen = labels if shifted is None else shifted
     if not isinstance(chosen, Tensor) or type(chosen) not in PLAIN_TENSORS or chosen.dtype != torch.int64:
         return "its labels are no tensor of int64"

@@ -202,3 +202,30 @@ def test_error_has_no_traceback() -> None:
     assert outcome.returncode == 2
     assert outcome.stdout == ""
     assert len(outcome.stderr.splitlines()) == 1
+
+
+ACME_MODEL = """
+
+class AcmeForCausalLM(Model):
+    def forward(self, input_ids, labels=None, **kwargs):
+        logits = self.lm_head(self.model(input_ids))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
+        return Output(loss=loss, logits=logits)
+"""
+
+
+def test_the_loss_is_shown_where_it_is_asked_for(tmp_path: Path, acme: None, register: Callable[..., None]) -> None:
+    (tmp_path / "acme" / "modeling.py").write_text(ACME_SOURCE + ACME_MODEL)
+    invoke = CliRunner().invoke
+    usual = invoke(app, ["diff", "--arch", "acme", "--no-color"]).output
+    assert "apply_loss" not in usual
+    assert "AcmeMLP" in usual
+    loss = invoke(app, ["diff", "--arch", "acme", "--part", "loss", "--no-color"]).output
+    assert "#   rewrote loss (line 19): lm_head, rule loss-of-logits" in loss
+    assert "+            loss = self.apply_loss(states)(labels=labels, vocab_size=self.vocab_size, **kwargs)" in loss
+    assert "AcmeMLP" not in loss
+    # An architecture without blocks of its own has a loss of its own.
+    register(Architecture(name="acme", model_types=("acme",), module="acme.modeling", text_models=("other",)))
+    assert invoke(app, ["diff", "--arch", "acme", "--part", "loss", "--no-color"]).output == loss

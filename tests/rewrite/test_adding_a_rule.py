@@ -104,6 +104,7 @@ def test_the_order(toy: Rule) -> None:
     names = [rule.name for rule in registry.rules()]
     assert names == [
         "gated-mlp",
+        "loss-of-logits",
         "output-call",
         "output-unpacked",
         "qkv-together",

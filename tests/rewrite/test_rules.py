@@ -9,7 +9,11 @@ import libcst as cst
 import pytest
 
 import patchkit.rewrite.rules
+<<<<<<< HEAD
 from patchkit.arch.spec import MLP, Attention, GatedMLP, Part, SharedInput
+=======
+from patchkit.arch.spec import MLP, Attention, GatedMLP, LanguageModel, Part
+>>>>>>> ad6b06b (The loss without logits in the Trainer: with accumulation and checkpointing, and logits for what reads them)
 from patchkit.rewrite.edits import Edits
 from patchkit.rewrite.parsed_method import ProjectionCall
 from patchkit.rewrite.rules.registry import rule_named, rules, rules_of
@@ -27,6 +31,7 @@ def test_a_file_holds_one_rule_of_its_name() -> None:
 def test_whole_rules_come_first() -> None:
     assert [rule.name for rule in rules()] == [
         "gated-mlp",
+        "loss-of-logits",
         "output-call",
         "qkv-together",
         "shared-input",
@@ -35,6 +40,7 @@ def test_whole_rules_come_first() -> None:
     ]
     assert [rule.name for rule in rules_of("qkv")] == ["qkv-together", "call-alone"]
     assert [rule.name for rule in rules_of("o")] == ["output-call"]
+    assert [rule.name for rule in rules_of("loss")] == ["loss-of-logits"]
     assert [rule.name for rule in rules_of("mlp")] == ["gated-mlp", "ungated-mlp", "call-alone"]
     assert [rule.name for rule in rules_of("mlp", GatedMLP("Block"))] == ["gated-mlp", "call-alone"]
     assert [rule.name for rule in rules_of("mlp", MLP("Block"))] == ["ungated-mlp", "call-alone"]
@@ -43,7 +49,11 @@ def test_whole_rules_come_first() -> None:
 
 @pytest.mark.parametrize("part", get_args(Part))
 def test_a_whole_rule_for_every_part_of_a_block(part: Part) -> None:
+<<<<<<< HEAD
     held = part in (*Attention("Block").parts, *GatedMLP("Block").parts, *SharedInput("Block").parts)
+=======
+    held = part in (*Attention("Block").parts, *GatedMLP("Block").parts, *LanguageModel("Block").parts)
+>>>>>>> ad6b06b (The loss without logits in the Trainer: with accumulation and checkpointing, and logits for what reads them)
     assert any(rule.whole for rule in rules_of(part)) == held
 
 

@@ -335,7 +335,7 @@ def test_a_class_that_is_refused_hides_none_that_comes_after_it(monkeypatch):
     mlps = [one for one in found if type(one.module) is modeling_llama.LlamaMLP]
     real = trust.key_of
     monkeypatch.setattr(
-        trust, "key_of", lambda cls, module=None: "no source" if "Attention" in cls.__name__ else real(cls, module)
+        trust, "key_of", lambda cls, *of: "no source" if "Attention" in cls.__name__ else real(cls, *of)
     )
     monkeypatch.setattr(trust, "find_proof", lambda key: None)
     blocks = [(one, type(one.module)) for one in (*attentions, *mlps)]
