@@ -24,6 +24,8 @@ from patchkit.testing import TEXT_PROJECTIONS, add_lora, fused_calls, tiny_input
 STEPS, BATCH = 3, 4
 MODEL = "gemma3"
 TARGETS = [*TEXT_PROJECTIONS, "embed_tokens", "lm_head"]
+OPTIONS: dict[str, bool] = dict.fromkeys(sys.argv[6:], True)
+"""Of ``patchkit.apply``: what is off by default and named at the end of the command line."""
 
 MICRO_BATCHES = {"whole batches": 1, "accumulation": 2, "bfloat16": 1}
 """Micro-batches per optimizer step of each way to train; "bfloat16" is FSDP2's mixed precision policy."""
@@ -71,11 +73,11 @@ def train(kind: str, way: str, rank: int, world: int, patch: str) -> dict[str, A
     model = add_lora(tiny_model(MODEL), target_modules=TARGETS).train()
     inputs = tiny_inputs(MODEL, model, batch=BATCH)
     if patch == "before":
-        patchkit.apply(model)
+        patchkit.apply(model, **OPTIONS)
     rows = torch.arange(BATCH).chunk(world)[rank].chunk(MICRO_BATCHES[way])
     wrapped = wrap(model, kind, way)
     if patch == "after":
-        patchkit.apply(wrapped)
+        patchkit.apply(wrapped, **OPTIONS)
     before = adapters(wrapped)
     # A large epsilon, because Adam's first steps are otherwise the signs of gradients, noise included.
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2, eps=1e-3)

@@ -23,11 +23,20 @@ STEPS, LAYERS = 3, 2
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def launch(kind, world, folder):
+def launch(kind, world, folder, *options):
     out = folder / f"{kind}.pt"
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), kind, str(rank), str(world), str(folder / f"{kind}.store"), str(out)],
+            [
+                sys.executable,
+                str(WORKER),
+                kind,
+                str(rank),
+                str(world),
+                str(folder / f"{kind}.store"),
+                str(out),
+                *options,
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -75,6 +84,20 @@ def test_two_processes(kind, alone, tmp_path):
         check_equal(together["trainer", "after"], together["trainer", "never"], FP32_TOLERANCE)
     else:
         check_mixed_precision(together, alone["whole batches", "never"])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_without_logits(kind, tmp_path):
+    """The loss takes the place of the head's function; its gradients are made in forward, and reduced in backward."""
+    together = launch(kind, 2, tmp_path, "loss")
+    for way, micro_batches in {"whole batches": 1, "accumulation": 2}.items():
+        plain = together[way, "never"]
+        for when in ("before", "after"):
+            calls = together[way, when]["calls"]
+            assert calls["lora_cross_entropy"] == STEPS * micro_batches
+            assert calls["lora_linear"] == STEPS * micro_batches * LAYERS
+            check_equal(together[way, when], plain, FP32_TOLERANCE)
 
 
 def check_mixed_precision(together, truth):
