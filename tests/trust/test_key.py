@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 import patchkit
@@ -82,3 +83,15 @@ def test_a_class_without_a_key_says_why(case, monkeypatch):
     assert key_of(cls).startswith(
         "it has no method forward" if case == "no forward" else "there is no source of nowhere.Mine.forward"
     )
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_what_nobody_describes_has_a_key_without_a_description():
+    """Any class of a known source has one, block or not."""
+    key = key_of(Doubled)
+    assert (key.class_name.rpartition(".")[2], key.outside, key.description) == ("Doubled", "", "")
+    assert key.rewrite == identity.REWRITE_VERSION

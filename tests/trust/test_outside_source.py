@@ -111,3 +111,31 @@ def test_the_order_of_names_counts_for_nothing(loaded) -> None:
     first = outside(Forward, Forward, ["rescale()", "other()"], [], function, None)
     assert first == outside(Forward, Forward, ["other()", "rescale()", "other()"], [], function, None)
     assert first != key(module)
+
+
+CLOSURE = """
+def _outer():
+    def a_helper(x):
+        return x * 2
+
+    def z_helper(x):
+        return x * 2
+
+    def rescale(x):
+        return a_helper(b_never_bound) * z_helper(x)
+
+    if False:
+        b_never_bound = 1
+    return rescale
+
+
+rescale = _outer()
+"""
+
+
+@pytest.mark.parametrize("helper", ["a_helper", "z_helper"])
+def test_each_function_of_a_closure_counts(helper: str, loaded) -> None:
+    """What is not bound yet stands between them."""
+    changed = CLOSURE.replace(f"def {helper}(x):\n        return x * 2", f"def {helper}(x):\n        return x * 3")
+    assert changed != CLOSURE
+    assert key(loaded(changed)) != key(loaded(CLOSURE))
