@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.pixtral.modeling_pixtral import PixtralMLP, PixtralVisionConfig
 
 import patchkit
-from patchkit.planning.survey import Place, survey
+from patchkit.planning.survey import NOT_CALLED, Place, survey
 
 
 def adapted(model, targets, **config):
@@ -91,7 +91,10 @@ class TestLayers:
         assert told(adapted(Holder(), targets)) == ([], expected)
         inside = adapted(nn.Sequential(nn.Identity(), Holder()), targets)
         assert told(inside) == ([], under("1", expected))
-        assert told(adapted(nn.Sequential(nn.ReLU(), nn.Linear(8, 8)), ["1"])) == ([], [("1", "linear", "Sequential.1")])
+        assert told(adapted(nn.Sequential(nn.ReLU(), nn.Linear(8, 8)), ["1"])) == (
+            [],
+            [("1", "linear", "Sequential.1")],
+        )
 
     def test_a_container_of_ones_own_class_is_a_holder(self):
         class Steps(nn.Sequential):
@@ -110,6 +113,24 @@ class TestLayers:
         model.fc.base_layer = adapted(nn.Sequential(nn.Linear(8, 8)), ["0"])[0]
         model.fc1 = copy.deepcopy(model.fc)
         assert told(model)[1] == [("fc", "linear", "ModuleDict.fc"), ("fc1", "linear", "ModuleDict.fc1")]
+
+    def test_the_output_projection_that_torch_reads_is_never_called(self):
+        """Of torch's own attention, and of a heir that keeps its forward; one that calls it has an ordinary layer."""
+
+        class Reads(nn.MultiheadAttention):
+            pass
+
+        class Calls(nn.MultiheadAttention):
+            def forward(self, x):
+                return self.out_proj(x)
+
+        kinds = {"a": nn.MultiheadAttention, "b": Reads, "c": Calls, "d": nn.Module}
+        model = nn.ModuleDict({name: kind(8, 2) if kind is not nn.Module else kind() for name, kind in kinds.items()})
+        model.d.out_proj = nn.Linear(8, 8)
+        for part in model.values():
+            part.out_proj = adapted(nn.ModuleList([nn.Linear(8, 8)]), ["0"])[0]
+        owners = {one.name: one.owner for one in survey(model).layers}
+        assert owners == {name + ".out_proj": NOT_CALLED if name in "ab" else None for name in "abcd"}
 
     def test_a_stack_of_matrices_is_the_part_of_experts(self):
         class Bank(nn.Module):
@@ -188,7 +209,9 @@ class TestEmbeddingsAndHeads:
 class TestBlocks:
     def test_registered_then_displaced_then_derived(self):
         """Each in the order of the model; each module once."""
-        model = nn.ModuleDict({"mixer": Mixer(), "own": OwnMLP(), "llama": llama_mlp(), "later": OwnMLP(), "b": Mixer()})
+        model = nn.ModuleDict(
+            {"mixer": Mixer(), "own": OwnMLP(), "llama": llama_mlp(), "later": OwnMLP(), "b": Mixer()}
+        )
         adapted(model, r".*(proj|to_[qkv])")
         blocks, layers = told(model)
         assert blocks == [("llama", False), ("own", False), ("later", False), ("mixer", True), ("b", True)]
@@ -204,6 +227,12 @@ class TestBlocks:
             model["beside"] = llama_mlp() if beside == "llama" else Mixer()
         adapted(model, ["gate_proj"])
         assert ("own", False) in told(model)[0] if beside == "llama" else told(model)[0] == []
+
+    def test_a_class_of_transformers_is_in_no_ones_place(self, monkeypatch):
+        """Another architecture's class with the same names is upstream's."""
+        model = nn.ModuleDict({"own": OwnMLP(), "llama": llama_mlp()})
+        monkeypatch.setattr(OwnMLP, "__module__", "transformers.models.acme.modeling_acme")
+        assert told(model)[0] == [("llama", False)]
 
     def test_what_lacks_a_projection_is_in_no_ones_place(self):
         model = nn.ModuleDict({"less": LessMLP(), "own": OwnMLP(), "llama": llama_mlp()})

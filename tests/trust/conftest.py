@@ -2,3 +2,4 @@
 
 from own_cache import own_cache as own_cache
 from own_cache import use_index as use_index
+from quick_tests import in_time as in_time

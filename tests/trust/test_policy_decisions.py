@@ -236,7 +236,9 @@ def test_only_what_would_be_patched_is_asked_for(trust, world, monkeypatch):
     else:
         assert isinstance(plans[2].outcome, Refusal)
         assert plans[2].target is patched.original
-        reason = NOT_IN_IT if trust == "ledger" else UNSHOWN.replace("; ", "; `patchkit check --arch llama` examines it, ")
+        reason = (
+            NOT_IN_IT if trust == "ledger" else UNSHOWN.replace("; ", "; `patchkit check --arch llama` examines it, ")
+        )
         assert [row.reason for row in plans[2].rows] == [reason]
 
 
