@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -316,6 +318,18 @@ class TestInputs:
         whole = nn.Linear(5, 3)
         whole.weight = nn.Parameter(torch.zeros(3, 5, dtype=torch.int8), requires_grad=False)
         assert levels._input_like([whole, module]).dtype == torch.float64
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_of_a_weight_that_is_not_kept_as_a_tensor(self, dtype, monkeypatch):
+        """A quantised one says in what it is computed with, for an input in float32."""
+        asked = []
+        weight = SimpleNamespace(
+            shape=(3, 5), device=torch.device("cpu"), compute_dtype=lambda given: asked.append(given) or dtype
+        )
+        module = nn.Linear(7, 7)
+        monkeypatch.setattr(levels, "read_projection", lambda one: SimpleNamespace(weight=weight))
+        x = levels._input_like([module])
+        assert (x.shape, x.dtype, x.requires_grad, asked) == ((0, 5), dtype, True, [torch.float32])
 
     def test_of_an_embedding(self):
         for table in (

@@ -13,7 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.pixtral.modeling_pixtral import PixtralMLP, PixtralVisionConfig
 
 import patchkit
-from patchkit.planning.survey import NOT_CALLED, Place, survey
+from patchkit.arch.discovery import find_blocks
+from patchkit.planning import survey as looking
+from patchkit.planning.survey import NOT_CALLED, Candidate, Place, survey
 
 
 def adapted(model, targets, **config):
@@ -263,6 +265,41 @@ class TestBlocks:
         if missing:
             delattr(model.mixer, missing)
         assert told(model)[0] == [("mixer", True)] * (not missing) + [("after", True)]
+
+    def test_a_class_that_cannot_be_looked_at_hides_no_other(self, monkeypatch):
+        class Odd(Mixer):
+            pass
+
+        def described(cls):
+            if cls is Odd:
+                raise RuntimeError("not yours")
+            return real(cls)
+
+        real = looking.described
+        monkeypatch.setattr(looking, "described", described)
+        model = adapted(nn.ModuleDict({"odd": Odd(), "mixer": Mixer()}), ["to_q"])
+        assert told(model) == (
+            [("mixer", True)],
+            [("odd.to_q", "linear", "Odd.to_q"), ("mixer.to_q", "linear", "Mixer.to_q")],
+        )
+
+    @pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning")
+    def test_a_derived_block_that_is_patched_stays_one_with_another_forward(self, monkeypatch):
+        """Its class got that since, from somebody else: the block is known by its patch."""
+        model = adapted(nn.ModuleDict({"mixer": Mixer()}), ["to_q"])
+        patchkit.apply(model, trust="always")
+        assert [one.derived for one in survey(model).blocks] == [True]
+        monkeypatch.setattr(Mixer, "forward", lambda self, x: x)
+        assert told(model)[0] == [("mixer", True)]
+        patchkit.revert(model)
+        assert told(model)[0] == []
+
+    def test_of_a_block_alone_nothing_more_is_known(self):
+        """It is taken to be fed with a gradient, which is what makes it fused where nothing else does."""
+        (found,) = find_blocks(llama_mlp())
+        one = Candidate.of(found)
+        assert (one.fed, one.owner, one.derived, one.place) == (True, None, False, "")
+        assert one.found == found
 
     def test_only_what_holds_an_adapted_layer_is_derived(self):
         model = nn.ModuleDict({"plain": Mixer(), "mixer": Mixer()})
