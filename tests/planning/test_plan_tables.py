@@ -133,6 +133,16 @@ class TestRefusals:
             "down_proj",
         }
 
+    def test_a_layer_of_no_block_hides_none_of_a_block(self):
+        """It stands before the block, whose row speaks for what is in it."""
+        model = nn.ModuleDict({"first": nn.Linear(8, 8), "mlp": Refused(CONFIG), "last": nn.Linear(8, 8)})
+        found = told(
+            planned(inject_adapter_in_model(LoraConfig(r=2, target_modules=["first", "up_proj", "last"]), model))
+        )
+        assert {key: row[0] for key, row in found.items()} == {
+            ("mlp", "mlp"): "alone", ("first", "linear"): "fused", ("last", "linear"): "fused",
+        }  # fmt: skip
+
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_what_another_library_set_on_an_instance_owns_it(self, when):
         model = model_of()
