@@ -85,6 +85,10 @@ class TestOptions:
         plans = planned(model)
         assert class_changes(plans) == []
         assert told(plans) == told(reported(model)) == EVERYTHING
+        for one in (*plans, *reported(model)):
+            module = one.candidate.module
+            assert one.target is type(module)
+            assert one.original is (type(module) if patch_of(module) is None else patch_of(module).original)
         changes = class_changes(planned(model, precision="base"))
         assert {id(module) for module, _ in changes} == {id(model[name]) for name in ("attn", "mlp", "alone")}
         assert all(cls not in before.values() for _, cls in changes)

@@ -109,6 +109,32 @@ def test_no_token_reaches_the_code_of_a_release(monkeypatch, tmp_path):
     assert not [name for name in seen if name.startswith(("PYTHON", "PIP_"))]
 
 
+def test_without_any_variable_there_are_a_home_and_no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {})
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    assert variables_for_release(tmp_path) == {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), **offline}
+    assert variables_for_pip({}) == {"PIP_CONFIG_FILE": os.devnull}
+
+
+SEEN = {
+    # whether the code of a release sees a variable, and pip
+    "PATH": (True, True), "lc_all": (True, True), "TZ": (True, True), "DYLD_FALLBACK_LIBRARY_PATH": (True, True),
+    "OMP_NUM_THREADS": (True, False), "KMP_AFFINITY": (True, False), "CUDA_VISIBLE_DEVICES": (True, False),
+    "TRITON_CACHE_DIR": (True, False), "https_proxy": (False, True), "NO_PROXY": (False, True),
+    "SSL_CERT_FILE": (False, True), "XDG_CONFIG_HOME": (False, True), "NETRC": (False, True), "MYPATH": (False, False),
+    "PATHS": (False, False), "OMP": (False, False), "CUDA_TOKEN": (False, False), "XDG_PASSWORD": (False, False),
+    "TORCH_API_KEY": (False, False), "TORCH_APIKEY": (False, False), "lc_secret": (False, False),
+    "OMP_ACCESS_KEY": (False, False), "OMP_PASSWD": (False, False), "XDG_CREDENTIALS": (False, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_who_sees_a_variable(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {name: "value"})
+    seen = (variables_for_release(tmp_path).get(name) == "value", variables_for_pip({}).get(name) == "value")
+    assert seen == SEEN[name]
+
+
 def test_pip_sees_its_settings_proxies_and_certificates_and_no_tokens(monkeypatch):
     for name in TOKENS:
         monkeypatch.setenv(name, "secret")

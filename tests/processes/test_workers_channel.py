@@ -269,6 +269,37 @@ def test_it_has_all_of_its_time(process, monkeypatch: pytest.MonkeyPatch) -> Non
     worker.stop()
 
 
+def test_what_it_sent_right_before_it_went_counts(process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came between the last look at the channel and the look at the process."""
+    waited = []
+
+    class Queue:
+        def get(self, timeout: float):
+            waited.append(timeout)
+            if len(waited) == 1:
+                raise workers.queue.Empty
+            return ANSWER, 1, b"last"
+
+        def put(self, answer: object) -> None:
+            """The end of the channel, when the test is over."""
+
+    worker = Worker(replace(KIND, seconds=600.0))
+    worker._answers = Queue()  # type: ignore[assignment]
+    process.code = 0
+    assert worker.ask(b"") == b"last"
+    assert waited == [1.0, 1.0]
+
+
+def test_no_thread_keeps_the_program_from_its_end(process) -> None:
+    """A worker that hangs is waited for by nobody."""
+    before = set(threading.enumerate())
+    worker = Worker(KIND)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    assert all(thread.daemon for thread in started)
+    worker.stop()
+
+
 @pytest.mark.parametrize("error", [None, BrokenPipeError])
 def test_it_is_stopped_once_and_its_pipe_is_closed(error, process) -> None:
     """After that its number may be another process's."""
@@ -301,6 +332,7 @@ class Crowd:
 
         def ask(request: bytes) -> bytes:
             with self._lock:
+                assert threading.current_thread().daemon
                 one.asked.append(request)
                 self.busy += 1
                 self.most = max(self.most, self.busy)
@@ -362,7 +394,25 @@ def test_who_stops_reading_starts_no_more(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(one.stopped for one in crowd.made if one.alive)
 
 
+def test_a_thread_that_comes_too_late_ends_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "Worker", Crowd(1))
+    waiting, found = workers.queue.SimpleQueue(), workers.queue.SimpleQueue()
+    for item in enumerate([b"a", b"b"]):
+        waiting.put(item)
+    crew = workers._Crew(KIND, waiting, found)
+    crew.stop()
+    crew.work(None)
+    assert (waiting.qsize(), found.qsize()) == (1, 0)
+
+
 # ---- the other end
+
+
+def test_its_threads_keep_it_from_no_end(kind) -> None:
+    code = "import threading; answer = str([t.daemon for t in threading.enumerate()[1:]]).encode()"
+    worker = Worker(kind)
+    assert worker.ask(code.encode()) == b"[True]"
+    worker.stop()
 
 
 @pytest.fixture
