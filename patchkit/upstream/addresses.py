@@ -30,7 +30,7 @@ class Address:
             ValueError: the address has no such thing.
         """
         parts = urllib.parse.urlsplit(self.url)
-        return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme)
+        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
 
     def redirected(self, location: str) -> Address:
         """Where an answer sends to. The password stays with the scheme, host and port that it was given for.

@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+from bisect import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,8 +128,9 @@ def _with_near_misses(version: str, error: ReleaseError, wheels: Path | None) ->
     wanted = Version(version)
     if wanted in known:
         return error
-    near = [*[v for v in known if v < wanted][-2:], *[v for v in known if v > wanted][:2]]
-    return ReleaseError(f"there is no {PACKAGE} {version}; near it: {', '.join(map(str, near))}")
+    place = bisect(known, wanted)
+    near = ", ".join(map(str, known[max(place - 2, 0) : place + 2]))
+    return ReleaseError(f"there is no {PACKAGE} {version}; near it: {near}")
 
 
 def _from_cache(place: Path) -> Release | None:

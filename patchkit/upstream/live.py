@@ -80,8 +80,7 @@ def _defining(cls: type, name: str, owner: type) -> type:
     attribute = vars(owner)[name]
     while is_known_wrapper(attribute):
         attribute = attribute.__wrapped__
-        above = cls.__mro__[cls.__mro__.index(owner) + 1 :]
-        owner = next((base for base in above if vars(base).get(name) is attribute), owner)
+        owner = next((base for base in cls.__mro__ if vars(base).get(name) is attribute), owner)
     return owner
 
 

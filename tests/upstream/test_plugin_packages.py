@@ -61,3 +61,9 @@ def test_a_package_that_is_not_there():
     architecture = Architecture("gone", (), "acme_that_is_gone.modeling")
     with pytest.raises(ReleaseError, match=r"acme_that_is_gone is not installed$"):
         installed_release(architecture.module.partition(".")[0])
+
+
+def test_what_has_no_file_at_all_is_no_release() -> None:
+    """A module that is built into Python."""
+    with pytest.raises(ReleaseError, match=r"^sys is not installed$"):
+        installed_release("sys")

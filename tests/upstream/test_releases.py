@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from packaging.version import Version
 from synthetic_releases import LLAMA, SMALL_LLAMA, folder_release, make_wheel
 
 from patchkit.errors import ReleaseError, WheelError
+from patchkit.processes.children import is_stopping
 from patchkit.upstream import releases
 from patchkit.upstream.kept_releases import CHECKED
 from patchkit.upstream.release import INSTALLED, WHEEL, Release
@@ -249,3 +251,22 @@ def test_what_is_a_path(spec: str, places: Path, index: Index) -> None:
         with pytest.raises(ReleaseError, match="expected a wheel, or a checkout"):
             resolve([spec])
     assert index.fetched == []
+
+
+def test_where_one_cannot_be_fetched_no_other_is_begun(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for its turn is left; what runs is ended."""
+    begun: list[str] = []
+
+    def fetch(version: str, wheels: Path | None = None) -> Release:
+        begun.append(version)
+        if len(begun) > 1:
+            while not is_stopping():
+                time.sleep(0.01)
+        raise ReleaseError(f"{version} is gone")
+
+    monkeypatch.setattr(releases, "fetch", fetch)
+    monkeypatch.setattr(releases, "_FETCHES", 1)
+    with pytest.raises(ReleaseError, match=r"4\.1 is gone"):
+        resolve([f"4.{minor}" for minor in range(1, 9)])
+    assert len(begun) <= 2
+    assert not is_stopping()
