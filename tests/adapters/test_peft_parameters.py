@@ -11,7 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
-from patchkit.adapters.peft_parameters import AdaptedParameters, adapts_stack, read_parameters, wrappers
+from patchkit.adapters.peft_parameters import (
+    AdaptedParameters,
+    ParameterAdapter,
+    adapts_stack,
+    read_parameters,
+    wrappers,
+)
 from patchkit.testing import add_lora, randomise_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -75,6 +81,21 @@ def test_the_factors_give_pefts_delta(holder, name, config):
     assert delta.shape == wanted.shape
     assert (delta - wanted).norm() <= 1e-6 * wanted.norm()
     assert wanted.norm() > 0.1
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_the_factors_are_matrices_that_products_take(swapped):
+    """B's matrices lie in turns and are copied once; A's lie one after the other and are not."""
+    adapter = ParameterAdapter(torch.randn(6, 5), torch.randn(4, 6), 1.0)
+    left, right = adapter.factors(torch.randn(3, 4, 5) if swapped else torch.randn(3, 5, 4), swapped=swapped)
+    a, b = (right, left) if swapped else (left.mT, right.mT)
+    assert (a.shape, b.shape) == ((3, 2, 5), (3, 4, 2))
+    assert a.data_ptr() == adapter.lora_a.data_ptr()
+    assert a.is_contiguous()
+    assert b.is_contiguous()
+    for e in range(3):
+        assert torch.equal(a[e], adapter.lora_a[2 * e : 2 * e + 2])
+        assert torch.equal(b[e], adapter.lora_b[:, e::3])
 
 
 def test_the_factors_have_the_weights_dtype_and_hand_gradients_on():

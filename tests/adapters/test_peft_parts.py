@@ -207,3 +207,13 @@ def test_dropout_that_is_left_to_peft(kind):
     layer = adapted(["proj"], lora_dropout=0.3).proj
     layer.lora_dropout["default"], reason = DROPOUTS[kind]
     assert read_projection(layer) == reason
+
+
+@pytest.mark.parametrize(("part", "gone"), [("A", "in_features"), ("B", "in_features"), ("dropout", "p")])
+def test_a_replaced_forward_where_another_attribute_is_gone(part, gone):
+    """As many attributes as ever, and not the same ones."""
+    layer = adapted(["proj"], lora_dropout=0.3).proj
+    module = LINEAR[part](layer)
+    delattr(module, gone)
+    module.forward = MethodType(lambda self, *args: args[0].sum(), module)
+    assert read_projection(layer) == "A, B or dropout of adapter 'default': forward was replaced on the instance"

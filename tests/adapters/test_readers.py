@@ -11,13 +11,18 @@ import types
 import loralib
 import pytest
 import torch
+from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from replacing import fill, replaced
 from torch import nn
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 import patchkit
 from patchkit.adapters import registry
+from patchkit.adapters.formula import Formula
 from patchkit.adapters.linear import read_linear
+from patchkit.adapters.peft import peft_library
 from patchkit.adapters.protocol import Library
 from patchkit.adapters.registry import carries_adapter, casts_input
 from patchkit.runtime.levels import Input, examine
@@ -147,3 +152,12 @@ def test_a_subclass_of_a_known_layer_carries_an_adapter():
         pass
 
     assert carries_adapter(nn.Sequential(Mine(4, 4, r=2)))
+
+
+@pytest.mark.parametrize("formula", [None, Formula({})], ids=["without bitsandbytes", "with it"])
+def test_which_layers_of_peft_are_read(formula):
+    """Those over quantised layers where bitsandbytes is there."""
+    library = peft_library({nn.Linear: lambda module: "it is quantised"}, formula)
+    quantised = {getattr(lora, name) for name in ("Linear4bit", "Linear8bitLt") if hasattr(lora, name)}
+    assert set(library.readers) == {lora.Linear, ModulesToSaveWrapper} | (quantised if formula else set())
+    assert (library.layers, library.casts_input, dict(library.embeddings)) == ((BaseTunerLayer,), True, {})
