@@ -71,3 +71,25 @@ def test_attributes_that_share_memory(attribute):
 def test_each_harmless_function(function):
     assert {site.rule for site in over(f"z = {function}(x)").sites} == {"qkv-together"}
     assert {site.rule for site in over(f"z = other.{function}(x)").sites} == {"call-alone"}
+
+
+SECOND_NAMES = {
+    # what stands above the projections of x: whether z may be the same memory then
+    "z = x": True, "z = x.view(1)": True, "z = x.chunk(2)[0]": True, "z, w = x.chunk(2)": True, "z = x[0]": True,
+    "z = x.data": True, "z = x.view(1).transpose(0, 1)": True, "z = y if flag else x": True, "z = y or x": True,
+    "z = (x, y)": True, "z = [y, x]": True, "z: object = x": True, "w = (z := x)": True, "z[0] = x": True,
+    "z.held = x": True, "w = x\n        z = w": True, "for z in x: pass": True, "x = z": True, "x = z.view(1)": True,
+    "z = x.size(0)": False, "z = x.shape[0]": False, "z = x.dim()": False, "z = x + 1": False, "z = -x": False,
+    "z = self.norm(x)": False, "z = self.norm.inner(x)": False, "z = helper(x)": False, "x = self.norm(z)": False,
+    "z = self.norm(x).view(1)": False, "z = x.shape": False, "z = x == y": False, "z = y": False, "z: object": False,
+    "x = z + 1": False, "z = [w for w in y]": False, "w = x\n        z = y": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("above", SECOND_NAMES)
+def test_each_way_to_a_second_name(above):
+    """What may be the input by another name is not given to anybody between the projections; what is new may be."""
+    lines = [above, "a = self.q_proj(x)", "change(z)", "b = self.k_proj(x)", "c = self.v_proj(x)"]
+    body = "".join(f"        {line}\n" for line in lines)
+    found = rewrite(f"class Block:\n    def forward(self, x, y, z, w, flag):\n{body}", Attention("Block"))
+    assert {site.rule for site in found.sites} == {"call-alone" if SECOND_NAMES[above] else "qkv-together"}
