@@ -73,6 +73,91 @@ def test_each_harmless_function(function):
     assert {site.rule for site in over(f"z = other.{function}(x)").sites} == {"call-alone"}
 
 
+NAMES = {
+    # calls whose names have one such word each, and why nothing is moved past them
+    "may draw random numbers": (
+        "F.dropout", "torch.rand", "torch.bernoulli", "torch.multinomial", "torch.normal", "y.normal_", "torch.log_normal",
+        "torch.uniform", "y.exponential_", "y.geometric_", "y.cauchy_", "torch.poisson", "torch.binomial", "F.rrelu",
+        "F.gumbel_softmax", "y.rsample", "add_noise", "router_jitter", "stochastic_depth",
+    ),
+    "may change how projections are computed": (
+        "torch.manual_seed", "torch.fork_rng", "torch.set_default_dtype", "torch.is_grad_enabled",
+        "torch.is_autocast_enabled", "y.train", "y.eval", "y.register_hook", "y.load_state_dict", "y.requires_grad_",
+    ),
+    "may run another projection": ("y.in_proj", "y.forward", "apply_lora", "y.__call__"),
+    "may run another module": ("self.gate", "self.inner.gate", "self.quiet", "self.dense.linear"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "why"), [(name, why) for why, names in NAMES.items() for name in names])
+def test_each_name_that_is_unsafe(name, why):
+    found = over(f"z = {name}(y)")
+    assert {site.rule for site in found.sites} == {"call-alone"}
+    assert any(f"`{name}(y)` stands between and {why}" in skip.reason for skip in found.skips)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["self.q_norm", "self._shape", "self.split_heads", "self.rotary_emb", "self.apply_rope", "self.transpose_for_scores",
+     "self.view_of", "self.permute_for", "self.rescale", "y.inner", "helper", "torch.cat", "self.q_norm.inner"],
+)  # fmt: skip
+def test_each_name_that_is_safe(name):
+    assert {site.rule for site in over(f"z = {name}(y)").sites} == {"qkv-together"}
+
+
+SAYS_SOMETHING = (
+    "x.shape", "x.dtype", "x.device", "x.ndim", "x.layout", "x.is_cuda", "x.is_cpu", "x.is_nested", "x.requires_grad",
+    "x.itemsize", "x.size(0)", "x.dim()", "x.numel()", "x.nelement()", "x.ndimension()", "x.stride()", "x.get_device()",
+    "x.element_size()", "x.is_contiguous()", "x.is_floating_point()", "x.storage_offset()", "len(x)", "isinstance(x, y)",
+    "type(x)", "hasattr(x, y)", "id(x)", "x + y", "-x", "x > y", "y is x", "not x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("read", SAYS_SOMETHING)
+def test_each_read_that_only_says_something(read):
+    """Of the input; what is made of it is no second name of it."""
+    assert {site.rule for site in over(f"z = {read}\n        change(z)").sites} == {"qkv-together"}
+
+
+ONCE = (
+    # expressions that evaluate what is in them exactly once
+    "f({})",
+    "f(a={})",
+    "f(*{})",
+    "f(**{})",
+    "{}.real",
+    "{}[0]",
+    "y[{}]",
+    "y[{}:]",
+    "y[1:{}]",
+    "y[{}, 0]",
+    "y + {}",
+    "-{}",
+    "({}, y)",
+    "[{}, y]",
+    "{{{}, y}}",
+    "{{1: {}}}",
+    "{{{}: 1}}",
+    "(*{}, y)",
+    "[*{}]",
+    "(z := {})",
+    "f(y)[0] @ {}.T",
+)
+LAZILY = (
+    "{} if y else z", "y and {}", "y or {}", "lambda: {}", "[{} for z in y]", "(z for z in {})", "y < z < {}", "f'{{{}}}'",
+    "f(a=y, *{})", "{{**{}}}", "await {}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", [*ONCE, *LAZILY])
+def test_where_a_projection_may_stand(expression):
+    """Taken out of what is evaluated lazily or repeatedly, or in another order, it would run where upstream's does not."""
+    body = f"a = {expression.format('self.q_proj(x)')}\n        b = self.k_proj(x)\n        c = self.v_proj(x)"
+    word = "async def" if "await" in expression else "def"
+    found = rewrite(f"class Block:\n    {word} forward(self, x, y):\n        {body}\n", Attention("Block"))
+    assert {site.rule for site in found.sites} == {"qkv-together" if expression in ONCE else "call-alone"}
+
+
 SECOND_NAMES = {
     # what stands above the projections of x: whether z may be the same memory then
     "z = x": True, "z = x.view(1)": True, "z = x.chunk(2)[0]": True, "z, w = x.chunk(2)": True, "z = x[0]": True,

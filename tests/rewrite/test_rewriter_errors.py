@@ -9,6 +9,7 @@ import pytest
 
 from patchkit.arch.spec import Attention, GatedMLP
 from patchkit.errors import RewriteError
+from patchkit.rewrite import rewriter
 from patchkit.rewrite.parsed_method import ParsedMethod
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.upstream.method_text import MethodText
@@ -120,3 +121,36 @@ def test_nothing_to_rewrite_gives_the_text_back_to_the_byte() -> None:
         assert rewritten.method_source == "\tdef forward(self,x) :\r\n\t\treturn  x \\\r\n\t\t\t+1 ;\f\r\n"
         assert rewritten.sites == ()
         assert all(skip.reason.startswith("absent: ") for skip in rewritten.skips)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RecursionError(),
+            "file.py:1: LlamaAttention.forward cannot be rewritten: it is nested too deeply, or too large",
+        ),
+        (MemoryError(), "file.py:1: LlamaAttention.forward cannot be rewritten: it is nested too deeply, or too large"),
+        (KeyError("odd"), "file.py:1: LlamaAttention.forward cannot be rewritten: KeyError: 'odd'"),
+        (RewriteError("as it is"), "as it is"),
+    ],
+)
+def test_whatever_fails_is_an_error_of_this_class(error, said, monkeypatch):
+    """The text of others can exceed each limit there is, anywhere."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(rewriter, "_plan", fail)
+    with pytest.raises(RewriteError, match=f"^{re.escape(said)}$"):
+        rewrite(SOURCE, Attention("LlamaAttention"), filename="file.py")
+
+
+@pytest.mark.parametrize("length", [99, 100, 101, 300])
+def test_long_code_is_cut_where_it_is_quoted(length):
+    code = f"self.q_proj({'x' * (length - 20)} + y, z)"
+    code = code.replace("x", "x" * (length - len(code) + 1), 1) if len(code) < length else code
+    assert len(code) == length
+    found = rewrite(f"class A:\n    def f(self):\n        a = {code}\n", Attention("A"), method="f")
+    quoted = f"`{code}`" if length <= 100 else f"`{code[:97]}...`"
+    assert any(quoted in skip.reason for skip in found.skips)
