@@ -100,6 +100,21 @@ def test_text_of_others_is_text():
     assert "&lt;script&gt;|`it`" in html
 
 
+@pytest.mark.parametrize(
+    "outcomes", [FOUND, FOUND[:1], [TypeOutcome("x", "causal", state) for state in STATES]], ids=len
+)
+def test_each_table_is_one(outcomes):
+    """A line under the heading has as many columns as the heading, and so has every row."""
+    text = coverage_text(outcomes, VERSIONS)
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    assert html.count("<table>") == sum(line.startswith("|---") for line in text.splitlines()) > 0
+    widths = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
+    tables = "".join("|" if line.startswith("|") else " " for line in text.splitlines()).split()
+    for table in tables:
+        assert len(set(widths[: len(table)])) == 1
+        widths = widths[len(table) :]
+
+
 def test_each_state_is_explained():
     text = coverage_text([TypeOutcome("x", "causal", state) for state in STATES], VERSIONS)
     assert all(f"* **{state}**: " in text for state in STATES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from synthetic_releases import SMALL_LLAMA, folder_release, path_of, records_of
 
 from patchkit.arch.registry import architectures
@@ -18,6 +20,7 @@ from patchkit.check.static.sweep import sweep
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.trust.ledger import SHIPPED_LEDGER, Key, Proof, read_proofs
 from patchkit.upstream.release import installed_release
+from patchkit.upstream.releases import OLDEST
 
 ROOT = Path(__file__).parents[3]
 STALE = "run make matrix"
@@ -39,6 +42,17 @@ def test_every_release_of_the_list_is_recorded_for_every_architecture(records: R
     upstream = {one.name for one in architectures().values() if one.module.startswith("transformers.")}
     for release in RELEASES:
         assert {record.finding.architecture for record in records.of(release)} == upstream, STALE
+
+
+def test_the_list_leaves_nothing_out() -> None:
+    """In order, each minor release of transformers 4 from the oldest that is supported, and of 5 at least every other."""
+    releases = [Version(release) for release in RELEASES]
+    assert releases == sorted(set(releases))
+    assert [one.minor for one in releases if one.major == 4] == list(range(OLDEST.minor, 58))
+    minors = [one.minor for one in releases if one.major == 5]
+    assert minors[0] == 0
+    assert {after - before for before, after in itertools.pairwise(minors)} <= {1, 2}
+    assert minors[-4:] == [20, 21, 22, 23]
 
 
 def test_the_installed_release_is_what_the_records_say(records: Records) -> None:
