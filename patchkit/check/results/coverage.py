@@ -96,7 +96,7 @@ def _classes(outcomes: Sequence[TypeOutcome]) -> Iterator[str]:
     yield from ("", "## Classes", "", "Each is described by its own source, or by an architecture file.", "")
     yield from ("| class | description | fused | verified in |", "|---|---|---|---|")
     for described, types in sorted(proven.items()):
-        name, words, parts = (part.strip() for part in described.split(": ", 2))
+        name, words, parts = described.split(": ", 2)
         shown = ", ".join(sorted(set(types))[:_MOST_TYPES]) + (", ..." if len(set(types)) > _MOST_TYPES else "")
         yield f"| {markdown(name.removeprefix(_MODELS))} | {markdown(words)} | {parts} | {markdown(shown)} |"
 

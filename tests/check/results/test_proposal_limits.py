@@ -90,7 +90,7 @@ PROOFS = {
         {"key": PROOF.key._replace(class_name="a b")}, {"date": "2026-1-3"}, {"date": "today"}, {"date": "2026-01-03\n"}, {"date": ""},
     ],
     "its levels are none": [{"levels": {"mlp": "best"}}, {"levels": {"<b>": "fused"}}, {"levels": {"": "fused"}}],
-    "its checks are none": [{"checks": {"a": -1e-9}}, {"checks": {"<b>": 1.0}}, {"checks": {"x" * 81: 0.0}}, {"checks": {"é": 0.0}}],
+    "its checks are none": [{"checks": {"a": -1e-9, "b": 1.0}}, {"checks": {"<b>": 1.0}}, {"checks": {"x" * 81: 0.0}}, {"checks": {"é": 0.0}}],
     "its versions are none": [
         *({"versions": {n: v for n, v in VERSIONS.items() if n != name}} for name in VERSIONS), {"versions": VERSIONS | {"<b>": "1"}},
     ],
