@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from patchkit.advice import REMEDIES
 from patchkit.arch.registry import find
-from patchkit.arch.spec import BLOCK_PARTS, MLP, Attention, Block, GatedMLP
+from patchkit.arch.spec import BLOCK_PARTS, Block
 from patchkit.cli.diff import diff_lines
 from patchkit.rewrite.rewriter import rewrite
 from patchkit.rewrite.rules.registry import rules
@@ -29,7 +29,7 @@ _SECTIONS = {
 """Sections of CONTRIBUTING.md that are pages of their own."""
 
 
-_BLOCKS: tuple[Block, ...] = (Attention("Block"), GatedMLP("Block"), MLP("Block"))
+_BLOCKS: tuple[Block, ...] = tuple(kind("Block") for kind in get_args(Block))
 
 
 def pages() -> dict[str, str]:
