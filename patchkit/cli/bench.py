@@ -49,6 +49,9 @@ def bench(
     families: Annotated[
         bool, typer.Option("--families", help="Also one model of each family of transformers (minutes).")
     ] = False,
+    host: Annotated[
+        bool, typer.Option("--host", help="Only the host's time for each block of a layer, on tiny tensors.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
 ) -> None:
@@ -62,6 +65,9 @@ def bench(
     from patchkit.errors import TinyModelError
     from patchkit.testing import TINY_MODELS
 
+    if host:
+        _host(steps or 100, json_file)
+        return
     known = [*TINY_MODELS, *(name for name in architectures() if not is_built_in(name))]
     names = [name for name in known if not arch or any(fnmatch.fnmatchcase(name, pattern) for pattern in arch)]
     if not names:
@@ -127,6 +133,26 @@ def _shown(items: Sequence[_Item], text: str) -> Iterator[_Item]:
         for done, item in enumerate(items):
             advance(done, len(items), f"{text} {item if isinstance(item, str) else ''}".rstrip())
             yield item
+
+
+def _host(steps: int, json_file: Path | None) -> None:
+    """The table of :mod:`patchkit.cli.host_table`, on one thread: nothing in it is large enough for more."""
+    import torch
+
+    from patchkit.cli.host_table import print_host_times
+    from patchkit.testing.block_costs import BLOCK_PARTS, BLOCK_PRECISIONS, host_times
+
+    torch.set_num_threads(1)
+    total = 2 * len(BLOCK_PARTS) * len(BLOCK_PRECISIONS)
+    found = []
+    with progress_of("timing") as advance:
+        for done, one in enumerate(host_times(steps)):
+            advance(done, total, f"timing {one.part}, {one.precision}")
+            found.append(one)
+    print_host_times(found)
+    if json_file:
+        times = [one._asdict() for one in found]
+        json_file.write_text(json.dumps({"settings": _settings("cpu", "see each"), "host": times}, indent=1) + "\n")
 
 
 def _compared(name: str, **settings: Any) -> Iterator[Comparison]:

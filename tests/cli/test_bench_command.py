@@ -12,7 +12,7 @@ from patchkit.arch import registry
 from patchkit.arch.spec import Architecture, GatedMLP
 from patchkit.cli import check
 from patchkit.cli.main import app
-from patchkit.testing import comparison
+from patchkit.testing import block_costs, comparison
 
 pytest_plugins = ["example_plugin"]
 
@@ -73,3 +73,19 @@ def test_a_long_command_without_a_terminal_says_now_and_then_how_far_it_is(monke
     every = {0.0: [], 4.0: [2, 5], 11.0: [0, 1, 2, 3, 4, 5]}[step]
     assert [line.rpartition(": ")[2] for line in lines] == [f"{done} of 6" for done in every]
     assert all(line.startswith("comparing") for line in lines)
+
+
+def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):
+    """Of blocks that are patched: the same numbers as PEFT's, from fewer bytes kept."""
+    kept = {name: block_costs.BLOCK_PRECISIONS[name] for name in ("float32", "the same under autocast")}
+    monkeypatch.setattr(block_costs, "BLOCK_PRECISIONS", kept)
+    path = tmp_path / "host.json"
+    result = CliRunner().invoke(app, ["bench", "--host", "--steps", "2", "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    found = [block_costs.HostTime(**one) for one in json.loads(path.read_text())["host"]]
+    assert [one[:3] for one in found] == [
+        (part, name, dropout) for name in kept for dropout in (0.0, 0.1) for part in block_costs.BLOCK_PARTS
+    ]
+    assert all(one.plain > 0 and one.patched > 0 for one in found)
+    assert all(f"{name} " in result.stdout for name in kept)
+    assert "layer" in result.stdout

@@ -1,0 +1,41 @@
+"""The table of ``patchkit bench --host``: microseconds of the host for each block of a layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from patchkit.cli.console import output_console
+
+if TYPE_CHECKING:
+    from patchkit.testing.block_costs import HostTime
+
+LAYER = ("qkv", "o", "mlp")
+"""The blocks that make a layer of most models."""
+
+
+def print_host_times(found: Iterable[HostTime]) -> None:
+    """A row for each precision, with and without dropout, and a column for each block and for the layer."""
+    from rich.table import Table
+
+    from patchkit.testing.block_costs import BLOCK_PARTS
+
+    table = Table(title="host µs of forward and backward, plain PEFT → patched (ratio)", title_justify="left")
+    table.add_column("precision")
+    for heading in ("dropout", *BLOCK_PARTS, "layer"):
+        table.add_column(heading, justify="right")
+    rows: defaultdict[tuple[str, float], dict[str, tuple[float, float]]] = defaultdict(dict)
+    for one in found:
+        rows[one.precision, one.dropout][one.part] = one.plain, one.patched
+    for (precision, dropout), parts in rows.items():
+        layer = (sum(parts[part][0] for part in LAYER), sum(parts[part][1] for part in LAYER))
+        table.add_row(precision, f"{dropout:g}", *[_cell(*parts[part]) for part in BLOCK_PARTS], _cell(*layer))
+    console = output_console()
+    if not console.is_terminal:
+        console.width = 150  # a file has no width of its own
+    console.print(table)
+
+
+def _cell(plain: float, patched: float) -> str:
+    return f"{plain:.0f} → {patched:.0f} ({patched / plain:.2f})"

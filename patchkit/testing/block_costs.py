@@ -1,0 +1,184 @@
+"""What the blocks of a layer cost, patched against plain PEFT, on tensors so small that all is the host's work.
+
+On a GPU the same work (Python, the dispatcher, autograd) decides over small models and short batches. Operations, FLOPs
+and bytes are counted, times are measured; :func:`host_time` is for a table that a person reads, never for a test.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patchkit.testing.lora import add_lora
+from patchkit.testing.measure import count_flops, count_ops, saved_bytes
+from patchkit.testing.tiny.factory import tiny_model_from
+from patchkit.testing.tiny_models import tiny_model
+
+
+class BlockPrecision(NamedTuple):
+    """Dtypes of the base weights and of the adapters, and of an autocast region around the forward, or None."""
+
+    base: torch.dtype
+    lora: torch.dtype
+    autocast: torch.dtype | None = None
+
+    def region(self) -> AbstractContextManager[Any]:
+        """The autocast region."""
+        return nullcontext() if self.autocast is None else torch.autocast("cpu", dtype=self.autocast)
+
+
+_BF16, _FP32 = torch.bfloat16, torch.float32
+BLOCK_PRECISIONS: dict[str, BlockPrecision] = {
+    "float32": BlockPrecision(_FP32, _FP32),
+    "bfloat16 base, float32 adapters": BlockPrecision(_BF16, _FP32),
+    "the same under autocast": BlockPrecision(_BF16, _FP32, _BF16),
+    "bfloat16": BlockPrecision(_BF16, _BF16),
+    "float32 under autocast": BlockPrecision(_FP32, _FP32, _BF16),
+}
+"""In which people train. PEFT's own default over a bfloat16 base is float32 adapters."""
+
+BLOCK_PARTS = ("qkv", "o", "mlp", "ungated mlp")
+TOKENS, RANK, ALPHA = 4, 8, 11
+
+
+class BlockCost(NamedTuple):
+    """Of one forward and backward of a block.
+
+    Attributes:
+        compute_ops: see :class:`~patchkit.testing.measure.OpCount`.
+        flops: of matrix products.
+        bytes_kept: between forward and backward; parameters are not counted.
+    """
+
+    compute_ops: int
+    flops: int
+    bytes_kept: int
+
+
+class Block:
+    """One part of a layer with adapters, plain or patched, and an input for it.
+
+    Args:
+        model: that holds it; its parameters are those whose gradients are made.
+        run: the part, from ``[1, tokens, features]`` to one tensor or several.
+        x: its input.
+        precision: the autocast region in which forward runs.
+    """
+
+    def __init__(self, model: nn.Module, run: Callable[[Tensor], Any], x: Tensor, precision: BlockPrecision) -> None:
+        self._model, self._run, self.x, self._precision = model, run, x, precision
+        self._grads = [torch.ones_like(y) for y in self.forward()]
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """The outputs, with their graph."""
+        with self._precision.region():
+            y = self._run(self.x)
+        return y if isinstance(y, tuple) else (y,)
+
+    def step(self) -> None:
+        """Forward and backward."""
+        torch.autograd.backward(self.forward(), self._grads)
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        self.x.grad = None
+        for parameter in self._model.parameters():
+            parameter.grad = None
+
+    def cost(self) -> BlockCost:
+        """Counted: the same on every machine."""
+        found = []
+        for count in (lambda step: count_ops(step).compute_ops, count_flops):
+            self.clear()
+            found.append(count(self.step))
+        self.clear()
+        return BlockCost(*found, saved_bytes(self.forward, exclude=[self._model]))
+
+
+def block_pair(
+    part: str, precision: BlockPrecision, *, dropout: float = 0.0, hidden: int = 64, tokens: int = TOKENS
+) -> tuple[Block, Block]:
+    """A part of :data:`BLOCK_PARTS`, plain and patched, with the same weights.
+
+    Args:
+        part: which.
+        precision: see :class:`BlockPrecision`.
+        dropout: of every adapter.
+        hidden: the width of the model; its MLP is 1.75 times as wide.
+        tokens: of the input.
+    """
+    import patchkit  # the public face loads the flow that this package is used to test
+
+    options: dict[str, Any] = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": dropout}
+    sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": hidden * 7 // 4}
+    if part == "ungated mlp":
+        plain = add_lora(tiny_model_from("phi", **sizes), target_modules=["fc1", "fc2"], **options)
+    else:
+        plain = add_lora(tiny_model("llama", **sizes), **options)
+    plain = plain.to(precision.base).train()
+    for name, parameter in plain.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(precision.lora)
+    patched = copy.deepcopy(plain)
+    patchkit.apply(patched)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, tokens, hidden, generator=generator).to(precision.base)
+    first, second = (
+        Block(model, _function(model, part), x.clone().requires_grad_(), precision) for model in (plain, patched)
+    )
+    return first, second
+
+
+def _function(model: nn.Module, part: str) -> Callable[[Tensor], Any]:
+    """The first block of this part, as a function of its input."""
+    wanted = {"qkv": "q_proj", "o": "o_proj", "mlp": "gate_proj", "ungated mlp": "fc1"}[part]
+    block: Any = next(module for module in model.modules() if wanted in module._modules)
+    if part.endswith("mlp"):
+        return block  # type: ignore[no-any-return]
+    if part == "o":
+        return getattr(block, "apply_o", block.o_proj)  # type: ignore[no-any-return]
+    if hasattr(block, "apply_qkv"):
+        return block.apply_qkv  # type: ignore[no-any-return]
+    return lambda x: (block.q_proj(x), block.k_proj(x), block.v_proj(x))
+
+
+class HostTime(NamedTuple):
+    """Median microseconds of the processor for one forward and backward of a block, plain and patched."""
+
+    part: str
+    precision: str
+    dropout: float
+    plain: float
+    patched: float
+
+
+def host_time(part: str, precision: str, dropout: float, *, steps: int) -> HostTime:
+    """Time a block of :data:`BLOCK_PARTS` in one of :data:`BLOCK_PRECISIONS`. Plain and patched take turns.
+
+    The time is that which this thread worked, so that others on the machine add to it by emptying its caches only.
+    """
+    pair = block_pair(part, BLOCK_PRECISIONS[precision], dropout=dropout)
+    times: tuple[list[float], list[float]] = ([], [])
+    for step in range(steps + 5):
+        for block, taken in zip(pair, times, strict=True):
+            block.clear()
+            start = time.thread_time_ns()
+            block.step()
+            if step >= 5:  # the first ones warm up
+                taken.append((time.thread_time_ns() - start) / 1000)
+    return HostTime(part, precision, dropout, *map(statistics.median, times))
+
+
+def host_times(steps: int) -> Iterator[HostTime]:
+    """Every part in every precision, without dropout and with it."""
+    for precision in BLOCK_PRECISIONS:
+        for dropout in (0.0, 0.1):
+            for part in BLOCK_PARTS:
+                yield host_time(part, precision, dropout, steps=steps)
