@@ -94,12 +94,12 @@ class Block:
 
     def cost(self) -> BlockCost:
         """Counted: the same on every machine."""
-        found = []
-        for count in (lambda step: count_ops(step).compute_ops, count_flops):
-            self.clear()
-            found.append(count(self.step))
         self.clear()
-        return BlockCost(*found, saved_bytes(self.forward, exclude=[self._model]))
+        ops = count_ops(self.step).compute_ops
+        self.clear()
+        flops = count_flops(self.step)
+        self.clear()
+        return BlockCost(ops, flops, saved_bytes(self.forward, exclude=[self._model]))
 
 
 def block_pair(
