@@ -151,10 +151,20 @@ STRUCTURES: dict[str, Callable[..., Structure]] = {
 }
 
 
+def factors_of(structure: Structure) -> set[str]:
+    """Names of every A and B: what people train."""
+    return {name for name in structure.tensors if name.rpartition(" ")[2][0] in "AB"}
+
+
 def training_sets(structure: Structure) -> Iterator[set[str]]:
-    """Names of trained tensors: all, each alone, all but each; x with and without a gradient."""
+    """Names of trained tensors: all, all A and B, each alone, all but each; x with and without a gradient."""
     names = [name for name in structure.tensors if name != "x"]
-    parameters = [set(names), *[{name} for name in names], *[set(names) - {name} for name in names]]
+    parameters = [
+        set(names),
+        factors_of(structure),
+        *[{name} for name in names],
+        *[set(names) - {name} for name in names],
+    ]
     for chosen in parameters:
         yield chosen
         if "x" in structure.tensors:

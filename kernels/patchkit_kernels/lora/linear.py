@@ -26,6 +26,8 @@ from patchkit_kernels.lora.forward import project, project_again
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
+from patchkit_kernels.lora.straight import trained
+from patchkit_kernels.lora.straight_linear import apply_trained
 
 
 class LoraProjections(torch.autograd.Function):
@@ -108,6 +110,9 @@ def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Pr
     Returns:
         For each projection ``[..., out_i]`` in ``precision.output``: contiguous, a view of nothing.
     """
+    given = trained(projections)
+    if given is not None:
+        return apply_trained(given, precision, x)
     projections = with_factors(projections, precision)
     outputs: tuple[Tensor, ...] = LoraProjections.apply(  # type: ignore[no-untyped-call]
         x, unread_input(x, projections), structure_of(projections), tuple(precision), *flatten(projections)

@@ -38,6 +38,8 @@ from patchkit_kernels.lora.projection import Precision, Projection, dropout_scal
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
+from patchkit_kernels.lora.straight import trained
+from patchkit_kernels.lora.straight_mlp import TrainedParts, apply_trained_mlp
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
 from patchkit_kernels.ops.elementwise import ElementwiseOps
@@ -212,6 +214,10 @@ def apply_lora_mlp(
         dropout: the probability with which an element of the hidden state is zeroed.
         limit: of gate and up, see there; None for none.
     """
+    if not dropout:
+        into, last = trained(inputs), trained((down,))
+        if into is not None and last is not None:
+            return apply_trained_mlp(TrainedParts(into, last, activation, gate_first, precision), x)
     projections = with_factors((*inputs, down), precision)
     y: Tensor = LoraMLP.apply(  # type: ignore[no-untyped-call]
         x,

@@ -167,7 +167,7 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """
     size = torch.Size(shape)
     _check_packed("unpack_mask", packed, size)
-    return _spread(packed, _bits(packed.device)).flatten()[: size.numel()].view(size)
+    return _spread(packed, unpack_table(packed.device)).flatten()[: size.numel()].view(size)
 
 
 def masked(x: Tensor, packed: Tensor, scale: float) -> Tensor:
@@ -209,7 +209,7 @@ def masked_reference(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     return (x * _factors(x, packed, scale).view(x.shape)).contiguous()
 
 
-def _bits(device: torch.device) -> Tensor:
+def unpack_table(device: torch.device) -> Tensor:
     """``[256, 8]``, bool: the bits of every byte, the lowest first."""
     byte = torch.arange(256, dtype=torch.int32, device=device).unsqueeze(1)
     return (byte >> torch.arange(8, dtype=torch.int32, device=device)) & 1 != 0
@@ -222,7 +222,7 @@ def _spread(packed: Tensor, table: Tensor) -> Tensor:
 
 def _factors(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     """What each element of x is multiplied by, zero or the scale, flat, in x's dtype."""
-    table = _bits(x.device).to(x.dtype)
+    table = unpack_table(x.device).to(x.dtype)
     # F.dropout divides its mask by 1 - p in x's dtype; multiplying by the scale would round otherwise now and then.
     table = table.div_(1.0 / scale) if scale else table.zero_()
     return _spread(packed, table).flatten()[: x.numel()]

@@ -231,7 +231,10 @@ def kept_shapes(function, projections):
 
 
 def test_what_is_kept_for_backward():
-    """x; a bit for each element and mask; for DoRA g and, where m trains, the norm and one tensor like the output."""
+    """x; t; a bit for each element and mask; for DoRA g and, where m trains, the norm and one tensor like the output.
+
+    Not t where x and A are there and not everything is of the structure that people train.
+    """
     x, single = torch.randn(16, 8, requires_grad=True), Precision(*[torch.float32] * 4)
 
     def shapes(*extras, frozen=False):
@@ -242,8 +245,9 @@ def test_what_is_kept_for_backward():
 
     whole, bits = ("torch.float32", (16, 8)), ("torch.uint8", (16,))
     factor = norm = ("torch.float32", (6,))
-    direction = ("torch.float32", (16, 6))
-    assert shapes(LORA) == [whole]
+    direction, reduced = ("torch.float32", (16, 6)), ("torch.float32", (16, 2))
+    assert shapes(LORA) == [reduced, whole]
+    assert shapes(DROPPED) == [reduced, whole, bits]
     assert shapes(DROPPED, DROPPED) == [whole, bits, bits]
     assert shapes(DORA) == sorted([whole, factor, norm, direction])
     assert shapes(DORA, frozen=True) == sorted([whole, factor])

@@ -7,7 +7,7 @@ import torch
 from test_adapter_functions import ADAPTERS, TOTAL, errors_of
 
 from patchkit.testing import Result, RoundingErrors, rounding_floor
-from patchkit_kernels.lora import backward, forward, low_rank
+from patchkit_kernels.lora import backward, forward, low_rank, straight, straight_backward, straight_linear
 from patchkit_kernels.lora import linear as lora_linear
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -62,10 +62,52 @@ FAULTS = {
 @pytest.mark.parametrize("adapters", ["lora", "two", "dora"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault, adapters, monkeypatch):
+    monkeypatch.setattr(lora_linear, "trained", lambda _: None)  # the faults are put into the general functions
     name, wrong, modules, lora = FAULTS[fault]
     for module in modules:
         monkeypatch.setattr(module, name, wrong(getattr(module, name)))
     assert errors_of(run, ADAPTERS[adapters], BF16, lora).failures(totals=[TOTAL])
+
+
+def only(index, wrong):
+    """The fault in one of several results."""
+
+    def wrap(function):
+        def call(*args):
+            right = function(*args)
+            right[index] = wrong(lambda: right)()[index]
+            return right
+
+        return call
+
+    return wrap
+
+
+def all_in_tf32(function):
+    def call(rows, factors_b, *others):
+        short = tf32(lambda left, right, _: (left, right))
+        (row, factor) = short(rows[0], factors_b[0], None)
+        return function([row], [factor], *others)
+
+    return call
+
+
+STRAIGHT_FAULTS = {
+    "t stored in bfloat16": ("reduced", rounded(BF16), straight, FP32),
+    "t stored in float16": ("reduced", rounded(FP16), straight, FP32),
+    "dA stored in bfloat16": ("factor_gradients", only(0, rounded(BF16)), straight_linear, FP32),
+    "dB stored in bfloat16": ("factor_gradients", only(1, rounded(BF16)), straight_linear, FP32),
+    "dB stored in float16": ("factor_gradients", only(1, rounded(FP16)), straight_linear, FP32),
+    "dB one hundredth too large": ("factor_gradients", only(1, scaled), straight_linear, BF16),
+    "dt in TF32": ("_side_by_side", all_in_tf32, straight_backward, FP32),
+}
+
+
+@pytest.mark.parametrize("fault", STRAIGHT_FAULTS)
+def test_a_fault_of_the_straight_line_is_seen(fault, monkeypatch):
+    name, wrong, module, lora = STRAIGHT_FAULTS[fault]
+    monkeypatch.setattr(module, name, wrong(getattr(module, name)))
+    assert errors_of(run, ADAPTERS["lora"], BF16, lora).failures(totals=[TOTAL])
 
 
 def test_a_lost_bias_is_seen():

@@ -1,0 +1,166 @@
+"""The structure that people train, and its products in a straight line.
+
+Every projection has one LoRA adapter, whose A and B are trained; all else is frozen, and nothing of DoRA and no bias of
+B takes part. :mod:`patchkit_kernels.lora.forward` and :mod:`patchkit_kernels.lora.backward` compute every structure and
+are the reference; for this one their own work takes longer than the products of a small model. With the A's of one
+input stacked::
+
+    t  = x A^T                  [tokens, sum of ranks]
+    y  = s t B^T + b + x W^T    [tokens, out] of each projection
+
+    dt = s dy B                 dx = dt A + sum dy W
+    dA = dt^T x                 dB = s dy^T t
+
+With dropout each adapter reads an input of its own; for it and the gradients: :mod:`.straight_backward`.
+
+t is kept: a hundredth of x, for a product less. On a GPU, where the adapters compute in the base's dtype, their product
+is written first, and the product with W is added to it while it is still in registers: one pass over y less. Where they
+compute in a wider one, it is added to what W gave, which PEFT rounds too, in the wider dtype, and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
+from patchkit_kernels.lora.shapes import as_rows
+from patchkit_kernels.ops.dropout_once import drop
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+class Trained(NamedTuple):
+    """Projections of one input that are of this structure; each list in their order.
+
+    Attributes:
+        factors_a: A, ``[rank, in]``; all A and B are of one dtype.
+        factors_b: B, ``[out, rank]``.
+        scalings: s.
+        weights: W, ``[out, in]``.
+        biases: b, ``[out]``, or None.
+        dropouts: the probability with which each adapter drops an element of its input; all are zero, or none is.
+    """
+
+    factors_a: list[Tensor]
+    factors_b: list[Tensor]
+    scalings: list[float]
+    weights: list[Tensor | QuantizedWeight]
+    biases: list[Tensor | None]
+    dropouts: list[float]
+
+
+def trained(projections: Sequence[Projection]) -> Trained | None:
+    """The same of projections, if all of them are of this structure; else None.
+
+    Looked up at each call, so that whatever is frozen or trained in between is seen.
+    """
+    factors_a, factors_b, scalings, weights, biases, dropouts = [], [], [], [], [], []
+    for weight, bias, adapters in projections:
+        if len(adapters) != 1 or (bias is not None and bias.requires_grad):
+            return None
+        if isinstance(weight, Tensor) and weight.requires_grad:
+            return None
+        lora_a, lora_b, scaling, lora_bias, magnitude, dropout = adapters[0]
+        if lora_bias is not None or magnitude is not None or dropout == 1.0:
+            return None
+        if not (lora_a.requires_grad and lora_b.requires_grad):
+            return None
+        factors_a.append(lora_a)
+        factors_b.append(lora_b)
+        if not (lora_a.dtype is lora_b.dtype is factors_a[0].dtype):
+            return None
+        scalings.append(scaling)
+        weights.append(weight)
+        biases.append(bias)
+        dropouts.append(dropout)
+    if not factors_a or (any(dropouts) and not all(dropouts)) or torch.compiler.is_compiling():
+        return None
+    return tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts))
+
+
+def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each in this dtype, where the first is not in it; all of them are of one dtype."""
+    return tensors if tensors[0].dtype is dtype else [tensor.to(dtype) for tensor in tensors]
+
+
+def stacked(factors_a: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The A's on top of each other, ``[sum of ranks, in]``."""
+    whole = factors_a[0] if len(factors_a) == 1 else torch.cat(factors_a)
+    return whole if whole.dtype is dtype else whole.to(dtype)
+
+
+def reduced(flat: Tensor, factors_a: list[Tensor]) -> Sequence[Tensor]:
+    """t of each adapter, ``[tokens, rank]``: views of one product of x ``[tokens, in]`` in x's dtype."""
+    t = torch.mm(flat, stacked(factors_a, flat.dtype).t())
+    if len(factors_a) == 1:
+        return (t,)
+    return torch.split_with_sizes(t, [factor.shape[0] for factor in factors_a], 1)
+
+
+def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """``y`` of each projection, ``[tokens, out]`` in ``precision.output``, and t of each, ``[tokens, rank]``.
+
+    And the mask of each, packed, if dropout is drawn: in their order, as PEFT does, for x cast to the adapter's dtype.
+
+    Args:
+        x: ``[..., in]``.
+        given: the projections.
+        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
+    """
+    factors_a, factors_b, scalings, weights, biases, dropouts = given
+    base, lora, output, drawn = precision
+    flat, masks = as_rows(x), []
+    ts: Sequence[Tensor]
+    if dropouts[0]:
+        drawn_x, ts = x if x.dtype is drawn else x.to(drawn), []
+        for factor, dropout in zip(factors_a, dropouts, strict=True):
+            dropped, mask = drop(drawn_x, dropout)
+            (dropped,) = cast([as_rows(dropped)], lora)
+            ts.append(torch.mm(dropped, (factor if factor.dtype is lora else factor.to(lora)).t()))
+            masks.append(mask)
+    else:
+        ts = reduced(flat if flat.dtype is lora else flat.to(lora), factors_a)
+    base_x = flat if flat.dtype is base else flat.to(base)
+    outputs = []
+    low_rank_first = lora is base is output and _reads_in_epilogue(flat)
+    # Selective checkpointing holds results of operations, and refuses to see them change.
+    in_place = not _dispatch_modes()
+    for t, factor, scaling, weight, bias in zip(ts, cast(factors_b, lora), scalings, weights, biases, strict=True):
+        up = factor.t()
+        if not isinstance(weight, Tensor):
+            y = weight.linear(flat)
+        else:
+            weight = weight if weight.dtype is base else weight.to(base)
+            bias = bias if bias is None or bias.dtype is base else bias.to(base)
+            if low_rank_first:
+                y = _low_rank(t, up, scaling, bias)
+                outputs.append(y.addmm_(base_x, weight.t()) if in_place else y.addmm(base_x, weight.t()))
+                continue
+            y = F.linear(base_x, weight, bias)
+        y = y if y.dtype is output else y.to(output)
+        if lora is output:
+            y = y.addmm_(t, up, alpha=scaling) if in_place else y.addmm(t, up, alpha=scaling)
+        else:
+            y = y.add_(torch.mm(t, up), alpha=scaling) if in_place else y.add(torch.mm(t, up), alpha=scaling)
+        outputs.append(y)
+    return outputs, ts, masks
+
+
+def _reads_in_epilogue(x: Tensor) -> bool:
+    """Whether a product that is added to y reads y while it waits for other things, as GPUs do.
+
+    A CPU has no such gap, and the other order takes fewer calls.
+    """
+    return not x.is_cpu
+
+
+def _low_rank(t: Tensor, up: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
+    """``s t B^T + b``."""
+    if bias is not None:
+        return torch.addmm(bias, t, up, alpha=scaling)
+    return torch.addmm(t.new_empty(()), t, up, beta=0, alpha=scaling)  # beta=0: the addend is not read

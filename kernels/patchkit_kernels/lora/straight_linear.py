@@ -1,0 +1,76 @@
+"""Linear projections of the structure that people train, as one autograd function: see :mod:`.straight`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchkit_kernels.lora.backward import input_backward, parameter_backward
+from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.forward import project_again
+from patchkit_kernels.lora.projection import Precision
+from patchkit_kernels.lora.shapes import as_rows, shaped, with_leading
+from patchkit_kernels.lora.straight import Trained, project
+from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
+from patchkit_kernels.lora.straight_saving import call_of, factor_grads, projections_of, restored, to_keep
+
+
+class TrainedProjections(torch.autograd.Function):
+    """Several projections of one input, for which :func:`~.straight.trained` has found what is given."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Trained, precision: Precision, x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        """Each ``[..., out_i]``; keeps x, and t of each. ``factors`` are every A, and then every B."""
+        flat, ts, masks = project(x, given, precision)
+        ctx.given, ctx.precision = given, precision
+        ctx.save_for_backward(x, *to_keep(given, ts, masks, x_needed=ctx.needs_input_grad[2]))
+        ctx.set_materialize_grads(False)
+        return tuple([shaped(y, x) for y in flat])
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of x and of every factor."""
+        x, *saved = ctx.saved_tensors
+        precision: Precision = ctx.precision
+        kept, given = restored(saved, ctx.given)
+        _, _, x_needed, *needed = ctx.needs_input_grad
+        if not all(needed) or any(grad is None for grad in grads) or wants_ordinary_operations(grads):
+            return (None, None, *_general(grads, x, kept, given, (x_needed, *needed), precision))
+        d_x, flow = input_gradient(grads, given, kept, precision, x.dtype if x_needed else None)  # type: ignore[arg-type]
+        found = factor_gradients(flow, as_rows(x), given, kept, precision)
+        return (None, None, None if d_x is None else shaped(d_x, x), *found)
+
+
+def _general(
+    grads: Sequence[Tensor | None],
+    x: Tensor,
+    kept: tuple[Sequence[Tensor], Sequence[Tensor]],
+    given: Trained,
+    needed: Sequence[bool],
+    precision: Precision,
+) -> list[Tensor | None]:
+    """Where not every gradient is given and wanted, or they are to be differentiated or are batched."""
+    call, made = call_of(given, kept, needed[1:], precision)
+    if wants_ordinary_operations(grads):
+
+        def again(x: Tensor, *factors: Tensor) -> list[Tensor]:
+            outputs = project_again(x, projections_of(given, factors), precision, made)
+            return [with_leading(y, x) for y in outputs]
+
+        return differentiable_backward(again, (x, *given.factors_a, *given.factors_b), needed, grads)
+    rows = [None if grad is None else as_rows(grad) for grad in grads]
+    flow = input_backward(rows, call, made, x.dtype if needed[0] else None)
+    d_x = None if flow.x is None else with_leading(flow.x, x)
+    return [d_x, *factor_grads(parameter_backward(flow, as_rows(x)))]
+
+
+def apply_trained(given: Trained, precision: Precision, x: Tensor) -> tuple[Tensor, ...]:
+    """:class:`TrainedProjections` of x ``[..., in]``: each ``[..., out_i]``."""
+    outputs: tuple[Tensor, ...] = TrainedProjections.apply(  # type: ignore[no-untyped-call]
+        given, precision, x, *given.factors_a, *given.factors_b
+    )
+    return outputs

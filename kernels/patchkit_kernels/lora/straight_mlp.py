@@ -1,0 +1,137 @@
+"""An MLP of the structure that people train, with a gate or without, as one autograd function: see :mod:`.straight`.
+
+What it computes and keeps is what :mod:`patchkit_kernels.lora.mlp_function` says, and t of each projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchkit_kernels.lora.backward import input_backward, parameter_backward
+from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.forward import project_again
+from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
+from patchkit_kernels.lora.projection import Precision, present
+from patchkit_kernels.lora.shapes import as_rows, shaped, with_leading
+from patchkit_kernels.lora.stand_in import substitute
+from patchkit_kernels.lora.straight import Trained, project
+from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
+from patchkit_kernels.lora.straight_saving import (
+    call_of,
+    count_kept,
+    factor_grads,
+    projections_of,
+    restored,
+    to_keep,
+)
+from patchkit_kernels.ops.activations import Activation
+
+
+class TrainedParts(NamedTuple):
+    """An MLP, all of whose projections are of this structure.
+
+    Attributes:
+        into: the projections of x: gate and up, one that yields both, or up alone.
+        down: the projection of the hidden state.
+        activation: its name.
+        gate_first: see :mod:`patchkit_kernels.lora.hidden_state`.
+        precision: of all products.
+    """
+
+    into: Trained
+    down: Trained
+    activation: Activation
+    gate_first: bool | None
+    precision: Precision
+
+
+class TrainedMLP(torch.autograd.Function):
+    """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: TrainedParts, x: Tensor, *factors: Tensor) -> Tensor:
+        """``[..., hidden]``; keeps x, what the projections of x yield, and t of each.
+
+        ``factors`` are every A of the projections of x, every B of them, and A and B of down.
+        """
+        into, down, activation, gate_first, precision = parts
+        projected, *made = project(x, into, precision)
+        hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
+        (y,), *made_down = project(hidden, down, precision)
+        ctx.parts = parts
+        kept = to_keep(into, *made, x_needed=ctx.needs_input_grad[1])
+        ctx.save_for_backward(x, *projected, *to_keep(down, *made_down, x_needed=True), *kept)
+        return shaped(y, x)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """The gradients of x and of every factor."""
+        parts: TrainedParts = ctx.parts
+        into, down, activation, gate_first, precision = parts
+        saved, first = ctx.saved_tensors, 1 + len(into.scalings)
+        last = first + count_kept(down)
+        x, projected = saved[0], saved[1:first]
+        kept_down, down = restored(saved[first:last], down)
+        kept, into = restored(saved[last:], into)
+        _, x_needed, *needed = ctx.needs_input_grad
+        if not all(needed) or wants_ordinary_operations([grad]):
+            parts = parts._replace(into=into, down=down)
+            return (None, *_general(grad, x, projected, (kept, kept_down), parts, (x_needed, *needed)))
+        d_hidden, flow = input_gradient([grad], down, kept_down, precision, precision.output)
+        functions, inputs = functions_of(activation, gate_first), inputs_of(projected, gate_first)
+        *others, hidden = as_tuple(functions.run_backward_recompute(present(d_hidden), *inputs))
+        of_down = factor_gradients(flow, hidden, down, kept_down, precision)
+        grads = grads_of_projected((present(d_hidden), *others), len(projected), gate_first)
+        del hidden, flow, d_hidden, others
+        d_x, flow = input_gradient(grads, into, kept, precision, x.dtype if x_needed else None)
+        found = factor_gradients(flow, as_rows(x), into, kept, precision)
+        return (None, None if d_x is None else shaped(d_x, x), *found, *of_down)
+
+
+def _general(
+    grad: Tensor,
+    x: Tensor,
+    projected: Sequence[Tensor],
+    kept: tuple[Any, Any],
+    parts: TrainedParts,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Where not every gradient is wanted, or they are to be differentiated or are batched."""
+    into, down, activation, gate_first, precision = parts
+    functions, count = functions_of(activation, gate_first), len(projected)
+    x_needed, *factors_needed = needed
+    call, made = call_of(into, kept[0], factors_needed[: 2 * count], precision)
+    call_down, made_down = call_of(down, kept[1], factors_needed[2 * count :], precision)
+    if wants_ordinary_operations([grad]):
+
+        def again(x: Tensor, *factors: Tensor) -> list[Tensor]:
+            found = project_again(x, projections_of(into, factors[: 2 * count]), precision, made)
+            found = [substitute(*pair) for pair in zip(projected, found, strict=True)]
+            hidden = functions.reference(*inputs_of(found, gate_first))
+            last = projections_of(down, factors[2 * count :])
+            return [with_leading(project_again(hidden, last, precision, made_down)[0], x)]
+
+        factors = (*into.factors_a, *into.factors_b, *down.factors_a, *down.factors_b)
+        return differentiable_backward(again, (x, *factors), needed, [grad])
+    flow = input_backward([as_rows(grad)], call_down, made_down, precision.output)
+    inputs = inputs_of(projected, gate_first)
+    *others, hidden = as_tuple(functions.run_backward_recompute(present(flow.x), *inputs))
+    found = parameter_backward(flow, hidden)
+    rows = grads_of_projected((present(flow.x), *others), count, gate_first)
+    flow = input_backward(rows, call, made, x.dtype if x_needed else None)
+    d_x = None if flow.x is None else with_leading(flow.x, x)
+    return [d_x, *factor_grads(parameter_backward(flow, as_rows(x))), *factor_grads(found)]
+
+
+def apply_trained_mlp(parts: TrainedParts, x: Tensor) -> Tensor:
+    """:class:`TrainedMLP` of x ``[..., hidden]``."""
+    into, down = parts[:2]
+    y: Tensor = TrainedMLP.apply(  # type: ignore[no-untyped-call]
+        parts, x, *into.factors_a, *into.factors_b, *down.factors_a, *down.factors_b
+    )
+    return y

@@ -1,0 +1,80 @@
+"""Dropout that is drawn once, in forward, and multiplied with once for each tensor that it is for, in backward.
+
+:mod:`patchkit_kernels.ops.dropout` has the ops and the form of a packed mask. Here is what a fused function does with
+them where nothing has to see the ops: what ``F.dropout`` yields is used as it is, and on a CPU the mask is packed and
+unpacked in a few calls. Not for ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from patchkit_kernels.ops.dropout import FUSED_DROPOUT_DEVICES, draw_mask, masked, pack_mask, unpack_table
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """``F.dropout(x, p, training=True)`` and its mask, packed; the generator is left as that call leaves it.
+
+    Args:
+        x: ``[...]``, floating point, any strides.
+        p: the probability of a zero, above 0 and below 1.
+    """
+    if x.is_cpu and x.numel() and not _dispatch_modes():
+        # As in ATen/native/Dropout.cpp: into a tensor like x, since the draws may depend on its dtype and strides.
+        noise = torch.empty_like(x).bernoulli_(1.0 - p)
+        packed = _pack(noise)
+        return noise.div_(1.0 - p).mul_(x), packed
+    if x.device.type in FUSED_DROPOUT_DEVICES and x.numel():
+        dropped, mask = torch.native_dropout(x, p, True)
+        return dropped, pack_mask(mask)
+    packed = pack_mask(draw_mask(x, p))
+    return masked(x, packed, 1.0 / (1.0 - p)), packed
+
+
+def factors_of(packed: Tensor, p: float, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
+    """What each element was multiplied with, ``[rows, columns]``; None where kernels multiply with the bits."""
+    if not packed.is_cpu or _dispatch_modes():
+        return None
+    spread, size = _table(p, dtype).index_select(0, packed.int()).view(-1), rows * columns
+    return (spread if spread.shape[0] == size else spread[:size]).view(rows, columns)
+
+
+def drop_again(x: Tensor, packed: Tensor, p: float, factors: Tensor | None) -> Tensor:
+    """x ``[rows, n]`` multiplied with the mask of its shape and the scale, in the dtype of x.
+
+    Args:
+        x: floating point.
+        packed: of :func:`drop`.
+        p: as there.
+        factors: of :func:`factors_of`, in x's dtype or a wider one.
+    """
+    if factors is None:
+        return masked(x, packed, 1.0 / (1.0 - p))
+    product = x * factors
+    return product if product.dtype is x.dtype else product.to(x.dtype)
+
+
+def _pack(noise: Tensor) -> Tensor:
+    """:func:`~patchkit_kernels.ops.dropout.pack_mask` of a mask of zeros and ones in a floating dtype.
+
+    Each byte is a product of eight elements with powers of two: integers up to 255, which every floating dtype holds.
+    """
+    if noise.numel() % 8:
+        return pack_mask(noise != 0)
+    return torch.mv(noise.reshape(-1, 8), _powers(noise.dtype)).to(torch.uint8)
+
+
+@lru_cache(maxsize=8)
+def _powers(dtype: torch.dtype) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=dtype, device="cpu")
+
+
+@lru_cache(maxsize=32)
+def _table(p: float, dtype: torch.dtype) -> Tensor:
+    """``[256, 8]``: the factors of the eight elements of every byte, as ``F.dropout`` rounds them."""
+    return unpack_table(torch.device("cpu")).to(dtype).div_(1.0 - p)
