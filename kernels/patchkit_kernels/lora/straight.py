@@ -145,8 +145,10 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
         y = y if y.dtype is output else y.to(output)
         if lora is output:
             y = y.addmm_(t, up, alpha=scaling) if in_place else y.addmm(t, up, alpha=scaling)
+        elif in_place:
+            y.add_(torch.mm(t, up), alpha=scaling)
         else:
-            y = y.add_(torch.mm(t, up), alpha=scaling) if in_place else y.add(torch.mm(t, up), alpha=scaling)
+            y = y.add(torch.mm(t, up), alpha=scaling).to(output)
         outputs.append(y)
     return outputs, ts, masks
 

@@ -138,12 +138,18 @@ def factor_gradients(
     else:
         whole = torch.mm(d_ts[0].t(), flat if flat.dtype is lora else flat.to(lora))
         whole = whole if whole.dtype is stored else whole.to(stored)
-        d_as = (whole,) if len(ts) == 1 else torch.split_with_sizes_copy(whole, [t.shape[1] for t in ts])
+        d_as = (whole,) if len(ts) == 1 else _copies(whole, [t.shape[1] for t in ts])
     d_bs = [
         torch.addmm(factor, dy.t(), t, beta=0, alpha=scaling)  # beta=0: B is not read
         for dy, factor, t, scaling in zip(rows, factors_b, ts, given.scalings, strict=True)
     ]
     return [*d_as, *cast(d_bs, stored)]
+
+
+def _copies(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
+    """The parts of a matrix, row after row, each in memory of its own."""
+    found: Any = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value]
+    return found  # type: ignore[no-any-return]
 
 
 def dense(weights: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:

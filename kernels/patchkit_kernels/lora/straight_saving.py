@@ -74,7 +74,8 @@ def call_of(
         for pair in zip(needed[:count], needed[count:], strict=True)
     ]
     call = Call(projections_of(given, (*given.factors_a, *given.factors_b)), needs, precision)
-    return call, [[Kept(mask, t, None)] for mask, t in zip(masks or [None] * count, ts, strict=True)]
+    drawn: Sequence[Tensor | None] = masks or [None] * count
+    return call, [[Kept(mask, t, None)] for mask, t in zip(drawn, ts, strict=True)]
 
 
 def factor_grads(found: Sequence[Grads | None]) -> list[Tensor | None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from projection_cases import make, tensors
 from structures import (
     DROPPED,
     LORA,
@@ -20,7 +23,10 @@ from structures import (
 from test_adapter_functions import ADAPTERS, TOTAL, errors_of
 from test_mlp import Counted
 
+from patchkit.testing import relative_error
 from patchkit_kernels.lora import linear, mlp_function, straight
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
+from patchkit_kernels.lora.projection import Precision
 
 EACH = {"plain": (LORA,), "dropped": (DROPPED,)}
 TRAINED = {
@@ -144,6 +150,33 @@ def test_the_same_in_a_dispatch_mode(name):
         structure.fused()
     assert not {op for op in forward.ops if op.endswith("_") and op != "bernoulli_"}
     assert ("mlp" in name) == any(op.endswith("_backward_recompute") for op in counted.ops)
+
+
+MIXED = {
+    "float32 adapters": (torch.bfloat16, torch.float32),
+    "float32 under autocast": (torch.float32, torch.float32),
+    "autocast": (torch.bfloat16, torch.float32),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("mixed", MIXED)
+def test_the_same_in_a_dispatch_mode_in_mixed_precision(mixed, dropout):
+    """Bit by bit without dropout, in the same dtypes with it."""
+    base, lora = MIXED[mixed]
+    inner = torch.bfloat16 if "autocast" in mixed else None
+    precision = Precision(inner or base, inner or lora, inner or base, lora)
+    extras = (LORA._replace(dropout=dropout),)
+    made = [make(8, 8, 2, dtype=base, lora_dtype=lora, seed=i, extras=extras) for i in range(3)]
+    x, results = torch.randn(4, 8, dtype=base, requires_grad=True), []
+    for mode in (nullcontext, Counted):
+        torch.manual_seed(0)
+        with mode():
+            y = lora_gated_mlp(x, made[:2], made[2], "silu", precision)
+            results.append([y, *torch.autograd.grad(y, [x, *tensors(made)], torch.ones_like(y))])
+    for alone, seen in zip(*results, strict=True):
+        assert alone.dtype == seen.dtype
+        assert torch.equal(alone, seen) or (dropout and relative_error(seen, alone) < 0.02)
 
 
 @pytest.mark.parametrize("adapters", ["lora", "dropout"])
