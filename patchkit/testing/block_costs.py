@@ -46,6 +46,7 @@ BLOCK_PRECISIONS: dict[str, BlockPrecision] = {
 
 BLOCK_PARTS = ("qkv", "o", "mlp", "ungated mlp")
 TOKENS, RANK, ALPHA = 4, 8, 11
+_TURN = 5
 
 
 class BlockCost(NamedTuple):
@@ -160,19 +161,22 @@ class HostTime(NamedTuple):
 
 
 def host_time(part: str, precision: str, dropout: float, *, steps: int) -> HostTime:
-    """Time a block of :data:`BLOCK_PARTS` in one of :data:`BLOCK_PRECISIONS`. Plain and patched take turns.
+    """Time a block of :data:`BLOCK_PARTS` in one of :data:`BLOCK_PRECISIONS`, of two tokens and width 16.
 
-    The time is that which this thread worked, so that others on the machine add to it by emptying its caches only.
+    Plain and patched take turns of a few steps, the first of which is not counted: in a model, another layer has run
+    the same code shortly before. The time is that which this thread worked, so that others on the machine add to it
+    only by emptying its caches.
     """
-    pair = block_pair(part, BLOCK_PRECISIONS[precision], dropout=dropout)
+    pair = block_pair(part, BLOCK_PRECISIONS[precision], dropout=dropout, hidden=16, tokens=2)
     times: tuple[list[float], list[float]] = ([], [])
-    for step in range(steps + 5):
+    for turn in range(-(-steps // _TURN) + 1):
         for block, taken in zip(pair, times, strict=True):
-            block.clear()
-            start = time.thread_time_ns()
-            block.step()
-            if step >= 5:  # the first ones warm up
-                taken.append((time.thread_time_ns() - start) / 1000)
+            for step in range(_TURN + 1):
+                block.clear()
+                start = time.thread_time_ns()
+                block.step()
+                if turn and step:  # the first turn warms up
+                    taken.append((time.thread_time_ns() - start) / 1000)
     return HostTime(part, precision, dropout, *map(statistics.median, times))
 
 

@@ -57,8 +57,11 @@ class Trained(NamedTuple):
 def trained(projections: Sequence[Projection]) -> Trained | None:
     """The same of projections, if all of them are of this structure; else None.
 
-    Looked up at each call, so that whatever is frozen or trained in between is seen.
+    Looked up at each call, so that whatever is frozen or trained in between is seen. None while compiling: a graph has
+    no host's work in it.
     """
+    if torch.compiler.is_compiling():
+        return None
     factors_a, factors_b, scalings, weights, biases, dropouts = [], [], [], [], [], []
     for weight, bias, adapters in projections:
         if len(adapters) != 1 or (bias is not None and bias.requires_grad):
@@ -78,7 +81,7 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
         weights.append(weight)
         biases.append(bias)
         dropouts.append(dropout)
-    if not factors_a or (any(dropouts) and not all(dropouts)) or torch.compiler.is_compiling():
+    if not factors_a or (any(dropouts) and not all(dropouts)):
         return None
     return tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts))
 
