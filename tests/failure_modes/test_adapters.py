@@ -103,11 +103,17 @@ def test_f6_one_mask_for_each_projection(name, monkeypatch):
         copied(**inputs)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
-    from patchkit_kernels.lora import forward as project
+    from patchkit_kernels.lora import straight
 
     drawn = []
-    draw = project.draw_mask
-    monkeypatch.setattr(project, "draw_mask", lambda x, p: drawn.append(draw(x, p)) or drawn[-1])
+    drop = straight.drop
+
+    def noted(x, p):
+        dropped, mask = drop(x, p)
+        drawn.append(mask)
+        return dropped, mask
+
+    monkeypatch.setattr(straight, "drop", noted)
     model(**inputs)
     assert len(drawn) == 7 * 2
     alike = [(a, b) for i, a in enumerate(drawn) for b in drawn[:i] if a.shape == b.shape and torch.equal(a, b)]

@@ -19,6 +19,7 @@ from patchkit.adapters.registry import read_projection
 from patchkit.runtime.levels import Ready, examine, input_of
 from patchkit.runtime.methods import make_apply_linear, make_apply_qkv
 from patchkit_kernels.lora import forward as project
+from patchkit_kernels.lora import straight
 
 
 class Draws(TorchDispatchMode):
@@ -85,8 +86,14 @@ def base_of(layer):
 def drawn(monkeypatch):
     """The dtype and shape of every tensor that the fused functions draw for."""
     seen = []
-    real = project.draw_mask
-    monkeypatch.setattr(project, "draw_mask", lambda x, p: seen.append((x.dtype, tuple(x.shape))) or real(x, p))
+
+    def noted(function):
+        return lambda x, p: seen.append((x.dtype, tuple(x.shape))) or function(x, p)
+
+    monkeypatch.setattr(project, "draw_mask", noted(project.draw_mask))
+    monkeypatch.setattr(
+        straight, "drop", noted(straight.drop)
+    )  # where everything is of the structure that people train
     return seen
 
 
