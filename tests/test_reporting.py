@@ -38,7 +38,9 @@ def named(model):
     return patchkit.report(model).title
 
 
-@pytest.mark.parametrize("wrap", [[], [compiled], [parallel], [parallel, compiled]], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [[], [compiled], [parallel], [parallel, compiled]], ids=["alone", "compiled", "parallel", "both"]
+)
 @pytest.mark.parametrize("adapters", [True, False])
 @pytest.mark.filterwarnings("ignore::patchkit.errors.PatchkitWarning")
 def test_the_title_is_the_users_model(wrap, adapters):

@@ -57,13 +57,14 @@ def _zero_outside_(grad: Tensor, within: Tensor) -> Tensor:
     return grad.masked_fill_(within.logical_not_(), 0.0)
 
 
-def functions_of(
-    activation: Activation, gate_first: bool | None, limit: float | None = None
-) -> ElementwiseOps | Limited:
+def functions_of(activation: Activation, gate_first: bool | None) -> ElementwiseOps:
     """The ops from what :func:`inputs_of` gives to the hidden state, and back."""
-    if gate_first is None:
-        return PLAIN[activation]
-    return GATED[activation] if limit is None else Limited(GATED[activation], limit)
+    return PLAIN[activation] if gate_first is None else GATED[activation]
+
+
+def limited(functions: ElementwiseOps, limit: float | None) -> ElementwiseOps | Limited:
+    """The same of inputs that have a limit, if they have one."""
+    return functions if limit is None else Limited(functions, limit)
 
 
 def inputs_of(projected: Sequence[Tensor], gate_first: bool | None) -> Sequence[Tensor]:

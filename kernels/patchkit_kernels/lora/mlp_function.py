@@ -33,7 +33,7 @@ from patchkit_kernels.lora.call import Call, Needs
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
-from patchkit_kernels.lora.hidden_state import Limited, as_tuple, functions_of, grads_of_projected, inputs_of
+from patchkit_kernels.lora.hidden_state import Limited, as_tuple, functions_of, grads_of_projected, inputs_of, limited
 from patchkit_kernels.lora.projection import Precision, Projection, dropout_scale
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
@@ -72,7 +72,7 @@ class LoraMLP(torch.autograd.Function):
         into, down = _calls(tensors, needed, structure, Precision(*precision))
         flows_back = x_needed or any(needs.any for needs in into.needs)
         projected, made = project(x, into, remakes=x_needed and unread is None)
-        hidden = functions_of(activation, gate_first, limit).forward(*inputs_of(projected, gate_first))
+        hidden = limited(functions_of(activation, gate_first), limit).forward(*inputs_of(projected, gate_first))
         mask = _drop(hidden, dropout)
         (y,), made_down = project(hidden, down, remakes=flows_back)
         between = projected if flows_back else [hidden] if _reads_hidden(down.needs[0], remakes=False) else []
@@ -104,7 +104,7 @@ class LoraMLP(torch.autograd.Function):
                 if flows_back:
                     projected = [substitute(*pair) for pair in zip(between, projected, strict=True)]
                 if flows_back or not between:
-                    functions = functions_of(ctx.activation, ctx.gate_first, ctx.limit)
+                    functions = limited(functions_of(ctx.activation, ctx.gate_first), ctx.limit)
                     hidden = functions.reference(*inputs_of(projected, ctx.gate_first))
                     hidden = hidden if mask is None else masked(hidden, mask, dropout_scale(ctx.dropout))
                 else:
@@ -117,7 +117,7 @@ class LoraMLP(torch.autograd.Function):
         flow = input_backward([rows], down, [made_down], hidden_dtype)
         hidden, grads = between[0] if between and not flows_back else None, None
         if flow.x is not None:
-            functions = functions_of(ctx.activation, ctx.gate_first, ctx.limit)
+            functions = limited(functions_of(ctx.activation, ctx.gate_first), ctx.limit)
             inputs = inputs_of(between, ctx.gate_first)
             drop = partial(_drop_again, mask=mask, probability=ctx.dropout)
             hidden, grads = _through_activation(functions, drop(flow.x), inputs, down.needs[0])
@@ -214,7 +214,7 @@ def apply_lora_mlp(
         dropout: the probability with which an element of the hidden state is zeroed.
         limit: of gate and up, see there; None for none.
     """
-    if not dropout:
+    if not dropout and limit is None:
         into, last = trained(inputs), trained((down,))
         if into is not None and last is not None:
             return apply_trained_mlp(TrainedParts(into, last, activation, gate_first, precision), x)

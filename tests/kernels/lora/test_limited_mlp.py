@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchkit.testing.measure import saved_bytes
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
-from patchkit_kernels.lora.hidden_state import Limited, functions_of
+from patchkit_kernels.lora.hidden_state import Limited, functions_of, limited
 
 LIMIT = 0.4
 
@@ -78,7 +78,7 @@ def test_what_flows_at_the_limit_and_beyond(activation, dtype):
     grad = torch.linspace(-2, 2, gate.numel()).to(dtype)
     grad[7] = float("inf")
     rows = [t.reshape(10, 10) for t in (gate, up, grad)]
-    functions = functions_of(activation, True, 2.0)
+    functions = limited(functions_of(activation, True), 2.0)
     assert isinstance(functions, Limited)
     leaves = [t.clone().requires_grad_() for t in rows[:2]]
     clamped = leaves[0].clamp(max=2.0), leaves[1].clamp(min=-2.0, max=2.0)
