@@ -269,8 +269,8 @@ def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:
         "ops: operations that read or write data; views are not counted.",
         "",
         f"Models: {model}; rank {settings['lora_rank']}, alpha {settings['lora_alpha']}, {settings['batch']} × "
-        f"{settings['length']} tokens. FLOPs rise slightly because the rank-sized product x·Aᵀ is computed again in "
-        "backward instead of being kept.",
+        f"{settings['length']} tokens. The rank-sized product x·Aᵀ is kept where "
+        "one adapter is trained on each projection, and computed again in backward otherwise.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|" + ":-:|" * 3 + "--:|" * (len(HEADINGS) - 4),

@@ -108,4 +108,4 @@ def test_no_more_is_kept_than_without_a_limit():
         for limit in (None, LIMIT)
     ]
     plainly = saved_bytes(lambda: plain_limited(x, inputs, down, "silu", True).sum())
-    assert kept[0] == kept[1] < 0.6 * plainly
+    assert kept[1] <= kept[0] < 0.6 * plainly  # without a limit t of each projection is kept, too
