@@ -8,6 +8,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
+
+from patchkit.cli import doctor as module
+from patchkit.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,9 +101,15 @@ def test_source_that_apply_has_to_verify_first(tmp_path):
     ],
     ids=["ends", "exits", "wants arguments", "raises", "has no adapters"],
 )
-def test_without_a_model(lines, arguments, said, tmp_path):
-    result = doctor(tmp_path, *lines, arguments=arguments)
-    assert result.returncode == 2
+def test_without_a_model(lines, arguments, said, tmp_path, monkeypatch):
+    """In this process, in which other tests' models may be alive."""
+    monkeypatch.setattr(module, "adapted_models", list)
+    script = tmp_path / "train.py"
+    script.write_text("".join(lines))
+    before = sys.argv, list(sys.path), torch.autograd.backward
+    result = CliRunner().invoke(app, ["doctor", str(script), *arguments])
+    assert (sys.argv, sys.path, torch.autograd.backward) == before
+    assert result.exit_code == 2
     assert said in result.stderr
     assert "arguments that it needs after --" in result.stderr
 
@@ -110,7 +121,6 @@ def test_a_script_that_fails_with_a_model(tmp_path):
 
 
 def test_there_is_no_such_script(tmp_path):
-    command = [sys.executable, "-m", "patchkit.cli.main", "doctor", str(tmp_path / "none.py")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path / "none.py")])
+    assert result.exit_code == 2
     assert "does not exist" in " ".join(result.stderr.replace("│", " ").split())
