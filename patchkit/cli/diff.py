@@ -51,6 +51,9 @@ def diff(
     ] = None,
     context: Annotated[int, typer.Option("--context", "-U", min=0, help="Unchanged lines around each change.")] = 3,
     no_color: Annotated[bool, typer.Option("--no-color", help="Plain text, on a terminal too.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead, both sources side by side.")
+    ] = None,
 ) -> None:
     """Show what patchkit changes in the installed transformers source of an architecture.
 
@@ -63,13 +66,21 @@ def diff(
     only: frozenset[Part] = frozenset(choice.value for choice in part or BY_DEFAULT)
     failed = False
     selected = select(arch)
+    found: list[str] = []
     for architecture in selected:
         try:
             for line in diff_lines(architecture, only, context, shown=selected):
-                console.print(one_line(line), style=style_of(line))
+                found.append(line)
+                if html is None:
+                    console.print(one_line(line), style=style_of(line))
         except PatchkitError as error:
             error_console().print(f"patchkit: error: {indented(str(error))}")
             failed = True
+    if html is not None:
+        from patchkit.cli.diff_html import page
+
+        html.write_text(page(found, ", ".join(one.name for one in selected)), encoding="utf-8")
+        console.print(f"written: {html}")
     if failed:
         raise typer.Exit(2)
 
