@@ -27,6 +27,7 @@ def main(
     small: Annotated[
         bool, typer.Option("--small", help="A small random model, whether there are weights or not.")
     ] = False,
+    loss: Annotated[bool, typer.Option("--loss", help="Also compute the loss without logits.")] = False,
 ) -> None:
     """LoRA fine-tuning, plain and with patchkit.apply, from the same seed and on the same text."""
     console = Console(highlight=False)
@@ -43,6 +44,7 @@ def main(
         new_tokens=new_tokens,
         output=output,
         small=small,
+        loss=loss,
     )
     for problem in problems:
         console.print(f"[bold red]not equal:[/] {problem}")

@@ -37,6 +37,7 @@ def compare(
     new_tokens: int,
     output: Path,
     small: bool,
+    loss: bool,
 ) -> list[str]:
     """Run the demo.
 
@@ -49,6 +50,7 @@ def compare(
         new_tokens: tokens to generate with the trained adapter.
         output: folder for the picture and the adapter; made if it is not there.
         small: take the small random model without looking for the real weights.
+        loss: compute the loss of the patched model without logits.
 
     Returns:
         What was not equal and should have been; empty if all is well.
@@ -56,7 +58,7 @@ def compare(
     base = _choose(console, small)
     with phase(console, "tokenizing the training text (Python's reference manual)"):
         tokens = batches(base.tokenizer, steps=steps, batch=batch, length=length, seed=SEED)
-    plain, patched = _prepare(console, base, rank)
+    plain, patched = _prepare(console, base, rank, loss=loss)
     tokens = tokens.to(patched.model.device)
     with phase(console, "measuring what one step keeps for its backward pass"):
         for run in (plain, patched):
@@ -87,15 +89,15 @@ def _choose(console: Console, small: bool) -> BaseModel:
     return small_random()
 
 
-def _prepare(console: Console, base: BaseModel, rank: int) -> tuple[Run, Run]:
+def _prepare(console: Console, base: BaseModel, rank: int, *, loss: bool) -> tuple[Run, Run]:
     """The two runs: the same weights and adapters, one model patched."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with phase(console, f"loading {base.name} twice, with LoRA of rank {rank} on every linear layer"):
         plain, patched = (
             Run(name, add_lora(base.load(), rank).to(device), base.learning_rate) for name in ("plain", "patched")
         )
-    with phase(console, "patchkit.apply(model)"):
-        report = patchkit.apply(patched.model)
+    with phase(console, f"patchkit.apply(model{', loss=True' if loss else ''})"):
+        report = patchkit.apply(patched.model, loss=loss)
     console.print(Padding(report, (0, 0, 1, 6)))
     return plain, patched
 

@@ -38,10 +38,16 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_the_loss_without_logits(tmp_path: Path) -> None:
+    result = run(tmp_path, "--small", "--loss")
+    assert result.exit_code == 0, result.output
+    assert "loss 1 fused" in " ".join(result.output.split())
+
+
 def test_different_losses_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An apply that computes something else must not pass."""
 
-    def wrong(model: torch.nn.Module) -> str:
+    def wrong(model: torch.nn.Module, **_: object) -> str:
         with torch.no_grad():
             next(p for name, p in model.named_parameters() if "down_proj" in name).mul_(1.5)
         return "pretended report"
