@@ -60,7 +60,7 @@ class World:
         monkeypatch.setattr(policy, "add_proofs", self._add)
         monkeypatch.setattr(on_the_spot, "verify_on_the_spot", self._verify)
 
-    def _key_of(self, cls: type, module: nn.Module | None = None) -> Key | str:
+    def _key_of(self, cls: type, module: nn.Module | None = None, block: object = None) -> Key | str:
         self.asked.append(cls.__name__)
         return self.keys.get(id(module), key(cls.__name__))
 
