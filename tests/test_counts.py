@@ -63,6 +63,8 @@ def test_counts_of_a_family_are_what_is_measured_now(committed, model_type):
     (expected,) = (restored_family(one) for one in committed["families"] if one["family"]["model_type"] == model_type)
     assert (found.whole, found.alone, found.left) == (expected.whole, expected.alone, expected.left), STALE
     assert (found.single, found.mixed) == (expected.single, expected.mixed), STALE
+    assert found.rounding is not None
+    assert all(0 < ratio <= LOW_PRECISION_RATIO for ratio in found.rounding)
 
 
 def test_every_architecture_is_in_it_and_fused(committed):

@@ -123,6 +123,22 @@ def test_left_to_torchtune(kind, reason):
     assert_same(reference, model)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((LoRALinear, name) for name in ("lora_a", "lora_b", "dropout")),
+        *((DoRALinear, name) for name in ("lora_a", "lora_b", "dropout", "magnitude", "_get_weight_norm")),
+    ],
+)
+def test_a_part_that_stands_on_the_instance(kind, name):
+    """Python finds it before the submodule, parameter or method of that name."""
+    model = replaced("llama", make(kind))
+    layer = model.model.layers[0].mlp.down_proj
+    layer.__dict__[name] = getattr(layer, name)
+    report = patchkit.apply(model)
+    assert any("A, B or dropout was replaced on the instance" in found for found in reasons(report)), reasons(report)
+
+
 def test_quantised_base():
     """NF4 through torchao, a form of weight that only torchtune reads."""
     sizes = {"hidden_size": 256, "intermediate_size": 512}

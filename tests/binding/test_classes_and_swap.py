@@ -108,6 +108,15 @@ def test_deepcopy_stays_patched_and_is_independent(lora_model):
     assert compare_runs(run(reference, inputs), run(clone, inputs)).passed
 
 
+def test_deepcopy_of_what_a_name_stands_for(lora_model, monkeypatch):
+    """An object that is pickled by a name alone is no other one in a copy."""
+    _, model = lora_model()
+    patchkit.apply(model)
+    (mlp, *_) = (module for module in model.modules() if isinstance(module, LlamaMLP))
+    monkeypatch.setattr(LlamaMLP, "__reduce_ex__", lambda self, protocol: "one_of_a_kind", raising=False)
+    assert copy.deepcopy(mlp) is mlp
+
+
 @pytest.mark.parametrize("save", ["torch", 0, 2, pickle.HIGHEST_PROTOCOL], ids=str)
 def test_pickle_names_the_upstream_class(lora_model, save):
     """F22: the file loads without patchkit, as an unpatched model with the same numbers."""

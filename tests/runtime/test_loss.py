@@ -171,6 +171,13 @@ def test_logits_are_there_where_somebody_asks():
     assert model.train()(**given).logits is None
 
 
+def test_the_report_is_of_training_wherever_it_is_asked_for():
+    model = make()
+    apply(model)
+    with torch.no_grad():
+        assert {row.level for row in patchkit.report(model).rows if row.part == "loss"} == {"fused"}
+
+
 def test_a_configuration_that_asks_for_tuples():
     model = make()
     apply(model)
