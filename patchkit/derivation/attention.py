@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from patchkit.arch.spec import Attention
 from patchkit.derivation.attributes import Attributes
 from patchkit.derivation.flow import Called
+from patchkit.derivation.shared import of_one_variable
 
 _ROLES = {"q": "query|queries", "k": "key|keys", "v": "value|values|val"}
 _WORDS = {role: re.compile(rf"^(w?{role}s?|{role}proj|{words})$") for role, words in _ROLES.items()}
@@ -34,13 +35,8 @@ def attention_of(class_name: str, calls: Sequence[Called], attributes: Attribute
         attributes: what its attributes are.
     """
     projections = [call for call in calls if attributes.may_be_projection(call.name)]
-    times = Counter(call.name for call in projections)
-    groups: dict[tuple[int, int], list[Called]] = {}
-    for call in projections:
-        if call.argument is not None and call.variable and not call.nested and times[call.name] == 1:
-            groups.setdefault((id(call.argument), call.suite), []).append(call)
-    together = [group for group in groups.values() if len(group) >= 3]
-    why = _why_not_together(projections, times)
+    together = [group for group in of_one_variable(projections) if len(group) >= 3]
+    why = _why_not_together(projections, Counter(call.name for call in projections))
     for group in sorted(together, key=lambda group: _roles(group) is None):
         names = _roles(group)
         output = _output(projections, {call.name for call in group} if names is None else set(names))

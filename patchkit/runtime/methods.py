@@ -88,23 +88,12 @@ def make_apply_qkv(
         A method from ``[..., hidden]`` to query, key and value, in this order.
     """
     # Dropout is drawn in the order of calls.
-    calls = tuple(names.index(name) for name in order)
-    places = tuple(calls.index(i) for i in range(len(names)))
+    places = tuple(order.index(name) for name in names)
+    apply_shared = make_apply_shared(precision)
 
     def apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, ...]:
-        modules = tuple([submodule(self, name) for name in names])
-        choice = choose_shared(modules, input_of(x, precision))
-        if is_saved_by_hooks():
-            return as_in_forward(self, choice, partial(replay, run, x, modules, choice), merge_choices)
-        return run(x, modules, choice)
-
-    def run(x: Tensor, modules: Sequence[nn.Module], choice: Choice) -> tuple[Tensor, ...]:
-        if choice.precision is not None:
-            in_order = [choice.readings[i].projection for i in calls]  # type: ignore[union-attr]
-            outputs = fused.lora_projections(x, in_order, choice.precision)
-            return tuple([outputs[place] for place in places])
-        called_one_by_one = [_call(modules[i], x, choice.readings[i]) for i in calls]
-        return tuple([called_one_by_one[place] for place in places])
+        outputs = apply_shared(self, x, *[submodule(self, name) for name in order])
+        return tuple([outputs[place] for place in places])
 
     return apply_qkv
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchkit_kernels.ops.registration import dispatch_modes
+
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
@@ -27,9 +29,9 @@ def with_leading(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def shaped(rows: Tensor, like: Tensor) -> Tensor:
-    """:func:`with_leading` of contiguous rows, without a graph and outside the compiler; in one call."""
+    """:func:`with_leading`, without a graph and outside the compiler; in one call."""
     if like.dim() == 2:
         return rows
-    if torch._C._len_torch_dispatch_stack():
+    if dispatch_modes() or not rows.is_contiguous():  # a layer that stores its weight in its own way may give such rows
         return with_leading(rows, like)
     return rows.resize_((*like.shape[:-1], rows.shape[-1]))  # of as many elements: their memory stays as it is

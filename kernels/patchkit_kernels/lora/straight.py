@@ -30,8 +30,7 @@ from torch import Tensor
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.ops.dropout_once import drop
-
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+from patchkit_kernels.ops.registration import dispatch_modes
 
 
 class Trained(NamedTuple):
@@ -132,7 +131,7 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
     outputs = []
     low_rank_first = lora is base is output and _reads_in_epilogue(flat)
     # Selective checkpointing holds results of operations, and refuses to see them change.
-    in_place = not _dispatch_modes()
+    in_place = not dispatch_modes()
     for t, factor, scaling, weight, bias in zip(ts, cast(factors_b, lora), scalings, weights, biases, strict=True):
         up = factor.t()
         if not isinstance(weight, Tensor):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.ops.dropout import FUSED_DROPOUT_DEVICES, draw_mask, masked, pack_mask, unpack_table
-
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+from patchkit_kernels.ops.registration import dispatch_modes
 
 
 def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -24,7 +23,7 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
         x: ``[...]``, floating point, any strides.
         p: the probability of a zero, above 0 and below 1.
     """
-    if x.is_cpu and x.numel() and not _dispatch_modes():
+    if x.is_cpu and x.numel() and not dispatch_modes():
         # As in ATen/native/Dropout.cpp: into a tensor like x, since the draws may depend on its dtype and strides.
         noise = torch.empty_like(x).bernoulli_(1.0 - p)
         packed = _pack(noise)
@@ -38,7 +37,7 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 def factors_of(packed: Tensor, p: float, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
     """What each element was multiplied with, ``[rows, columns]``; None where kernels multiply with the bits."""
-    if not packed.is_cpu or _dispatch_modes():
+    if not packed.is_cpu or dispatch_modes():
         return None
     spread, size = _table(p, dtype).index_select(0, packed.int()).view(-1), rows * columns
     return (spread if spread.shape[0] == size else spread[:size]).view(rows, columns)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.ops.activation_function import ActivationFunction
-from patchkit_kernels.ops.registration import LIBRARY, register_op
+from patchkit_kernels.ops.registration import LIBRARY, dispatch_modes, register_op
 from patchkit_kernels.ops.rows import as_rows
 from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS, TRITON_DTYPES, device_guard
 
@@ -26,7 +26,6 @@ BLOCK = 1024
 """Elements per program: 8 per thread with Triton's 4 warps of 32, which is one 16-byte access in bf16 and fp16."""
 
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
 _TRITON_DEVICES = frozenset(key.lower() for key in TRITON_DISPATCH_KEYS)
 
 
@@ -143,7 +142,7 @@ class ElementwiseOps(ABC):
 
 def _direct(tensor: Tensor) -> bool | None:
     """Whether the kernels run on a tensor of this kind, or the reference; None where the dispatcher is to decide."""
-    if _dispatch_modes():
+    if dispatch_modes():
         return None
     if tensor.is_cpu:
         return False

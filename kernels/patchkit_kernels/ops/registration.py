@@ -12,6 +12,9 @@ from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATC
 # A fragment, because several files of this package add their ops to the same namespace.
 LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-untyped-call]
 
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes are entered: FakeTensor, selective checkpointing, counters. These have to see the ops."""
+
 
 def register_op(
     schema: str, reference: Callable[..., Any], fake: Callable[..., Any], kernel: Callable[..., Any] | None = None
