@@ -69,7 +69,6 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
             locally edited file) is verified on a tiny instance first, which takes about a second once and is then
             remembered. ``"always"``: every one. Layers that are patched where they stand (linear, experts,
             embedding, head) keep upstream's code around them: nothing is asked of it.
-        **options: those above; another one is an error with a hint.
 
     Returns:
         The level of every part, and the reason where it is not fused.
