@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from trained_modules import assert_equal, trained
 
 from patchkit.runtime.before_down import Between, read_dropout
 from patchkit.runtime.methods import make_apply_mlp, make_apply_ungated_mlp
@@ -96,21 +97,6 @@ def pair(kind, dropout=None, targets=TARGETS, **options):
     fused = copy.deepcopy(module)
     fused.__class__ = KINDS[kind][1]
     return module.train(), fused.train()
-
-
-def trained(call, module):
-    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    torch.manual_seed(1)
-    y = call(module, x)
-    y.square().sum().backward()
-    return [y.detach(), x.grad, *(p.grad for p in module.parameters()), torch.rand(3)]
-
-
-def assert_equal(reference, module, call=lambda module, x: module(x)):
-    found = [trained(call, one) for one in (reference, module)]
-    for expected, actual in zip(*found, strict=True):
-        assert (expected is None) == (actual is None)
-        assert expected is None or (expected - actual).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("training", [True, False])

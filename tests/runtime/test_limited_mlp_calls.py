@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from trained_modules import assert_equal
 
 from patchkit.arch.spec import GatedMLP
 from patchkit.binding.classes import patched_class
@@ -47,21 +48,6 @@ def pair(limit=0.3, activation=nn.SiLU, **options):
     assert isinstance(target, type), target
     swap([(patched, target)])
     return module.train(), patched.train()
-
-
-def trained(call, module):
-    x = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    torch.manual_seed(1)
-    y = call(module, x)
-    y.square().sum().backward()
-    return [y.detach(), x.grad, *(p.grad for p in module.parameters()), torch.rand(3)]
-
-
-def assert_equal(reference, module, call=lambda module, x: module(x)):
-    found = [trained(call, one) for one in (reference, module)]
-    for expected, actual in zip(*found, strict=True):
-        assert (expected is None) == (actual is None)
-        assert expected is None or (expected - actual).norm() <= 1e-11 * expected.norm()
 
 
 def row(module):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from trained_modules import assert_equal
 
 from patchkit.arch.spec import SharedInput
 from patchkit.binding.classes import patched_class
@@ -59,22 +60,6 @@ def pair(targets=LAYERS, **options):
     assert isinstance(target, type), target
     swap([(patched, target)])
     return module.train(), patched.train()
-
-
-def trained(call, module, x_grad=True, shape=(2, 5, 8)):
-    """The output, every gradient, and what is drawn next."""
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(3)).requires_grad_(x_grad)
-    torch.manual_seed(1)
-    y = call(module, x)
-    y.square().sum().backward()
-    return [y.detach(), x.grad, *(p.grad for p in module.parameters()), torch.rand(3)]
-
-
-def assert_equal(reference, module, call=lambda module, x: module(x), **options):
-    found = [trained(call, one, **options) for one in (reference, module)]
-    for expected, actual in zip(*found, strict=True):
-        assert (expected is None) == (actual is None)
-        assert expected is None or (expected - actual).norm() <= 1e-5 * expected.norm()
 
 
 OPTIONS = [{}, {"lora_dropout": 0.4}, {"use_dora": True}, {"use_dora": True, "lora_dropout": 0.4}, {"lora_bias": True}]

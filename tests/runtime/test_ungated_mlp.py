@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from trained_modules import assert_equal
 from transformers.activations import ACT2FN
 
 from patchkit.runtime.choice import choose_mlp
@@ -64,22 +65,6 @@ def pair(activation, targets=TARGETS["both"], **options):
     fused = copy.deepcopy(module)
     fused.__class__ = FusedMLP
     return module.train(), fused.train()
-
-
-def trained(call, module, x_grad=True, shape=(2, 5, 8)):
-    """The output, every gradient, and what is drawn next."""
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(3)).requires_grad_(x_grad)
-    torch.manual_seed(1)
-    y = call(module, x)
-    y.square().sum().backward()
-    return [y.detach(), x.grad, *(p.grad for p in module.parameters()), torch.rand(3)]
-
-
-def assert_equal(reference, module, call=lambda module, x: module(x), **options):
-    found = [trained(call, one, **options) for one in (reference, module)]
-    for expected, actual in zip(*found, strict=True):
-        assert (expected is None) == (actual is None)
-        assert expected is None or (expected - actual).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.4}, {"use_dora": True}, {"lora_bias": True}], ids=str)
