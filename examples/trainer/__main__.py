@@ -1,7 +1,7 @@
 """Fine-tune with a trainer: ``python -m examples.trainer``, or ``--model PATH`` for a model of yours.
 
-All that patchkit needs is the callback in :func:`sft` and :func:`hugging_face`. The text is Python's own manual, which
-without ``--model`` a small random model learns, offline and in seconds. With several processes:
+All that patchkit needs is the callback that each builder hands on. The text is Python's own manual, which without
+``--model`` a small random model learns, offline and in seconds. With several processes:
 ``torchrun --nproc-per-node 2 -m examples.trainer``.
 """
 
@@ -24,7 +24,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 import patchkit
 from examples.demo.weights import small_random
@@ -32,15 +32,20 @@ from examples.demo.weights import small_random
 LENGTH = 128
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
+Settings = dict[str, Any]
+"""Arguments of any trainer."""
+
 
 class Kind(str, Enum):
     """Whose trainer."""
 
     sft = "sft"
+    dpo = "dpo"
+    grpo = "grpo"
     hugging_face = "hugging-face"
 
 
-def sft(model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCallback, settings: dict[str, Any]) -> Any:
+def sft(model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCallback, settings: Settings) -> Any:
     """TRL's trainer, which adds the adapters by itself."""
     return SFTTrainer(
         model,
@@ -52,8 +57,45 @@ def sft(model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCal
     )
 
 
+def dpo(model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCallback, settings: Settings) -> Any:
+    """TRL's trainer of preferences: here, what the manual goes on with rather than what another page says.
+
+    Its reference pass turns the adapters off, and runs upstream's code.
+    """
+    texts, part = data["text"], LENGTH // 4  # of characters: at most as many tokens of plain text
+    pairs = [
+        {"prompt": text[:part], "chosen": text[part : 2 * part], "rejected": other[part : 2 * part]}
+        for text, other in zip(texts, reversed(texts), strict=True)
+    ]
+    return DPOTrainer(
+        model,
+        args=DPOConfig(max_length=LENGTH, **settings),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        peft_config=LORA,
+        callbacks=[callback],
+    )
+
+
+def grpo(model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCallback, settings: Settings) -> Any:
+    """TRL's trainer of rewards: here, for texts of many different letters. It samples from the patched model."""
+
+    def different_letters(completions: list[str], **_: object) -> list[float]:
+        return [float(len(set(text))) for text in completions]
+
+    return GRPOTrainer(
+        model,
+        different_letters,
+        args=GRPOConfig(max_completion_length=LENGTH // 8, num_generations=2, **settings),
+        train_dataset=Dataset.from_list([{"prompt": text[:LENGTH]} for text in data["text"]]),
+        processing_class=tokenizer,
+        peft_config=LORA,
+        callbacks=[callback],
+    )
+
+
 def hugging_face(
-    model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCallback, settings: dict[str, Any]
+    model: Any, tokenizer: Any, data: Dataset, callback: patchkit.TrainerCallback, settings: Settings
 ) -> Any:
     """The trainer of transformers, which gets a model with adapters."""
     tokens = data.map(
@@ -82,7 +124,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="Folder or hub name; without it, a small random model.")] = None,
     trainer: Annotated[Kind, typer.Option(help="Whose trainer.")] = Kind.sft,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step, per process.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step, per process; even for grpo.")] = 4,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("trainer-output"),
 ) -> None:
     """LoRA fine-tuning with patchkit.TrainerCallback."""
@@ -100,7 +142,7 @@ def main(
     }
     callback = patchkit.TrainerCallback()
     data = Dataset.from_dict({"text": [text for _, text in sorted(topics.items())]})
-    build = sft if trainer is Kind.sft else hugging_face
+    build = {Kind.sft: sft, Kind.dpo: dpo, Kind.grpo: grpo, Kind.hugging_face: hugging_face}[trainer]
     training = build(*load(model), data, callback, settings)
     training.train()
     training.save_model()  # an ordinary PEFT adapter: it loads where patchkit is not installed

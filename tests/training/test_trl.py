@@ -1,4 +1,4 @@
-"""TRL's ``SFTTrainer`` and ``DPOTrainer`` with ``peft_config``: adapters that only exist inside the trainer."""
+"""TRL's ``SFTTrainer``, ``DPOTrainer`` and ``GRPOTrainer`` with ``peft_config``: adapters that only exist inside the trainer."""
 
 from __future__ import annotations
 
@@ -24,18 +24,22 @@ class DPOTrainer(RecordsLosses, trl.DPOTrainer):
     pass
 
 
+class GRPOTrainer(RecordsLosses, trl.GRPOTrainer):
+    pass
+
+
 @pytest.fixture
 def both(tokenizer, tmp_path):
     """Makes the trainings of a trainer class, without and with the callback."""
 
-    def make(trainer_class, config_class, data, architecture="qwen2", retrain=False, **changes):
+    def make(trainer_class, config_class, data, architecture="qwen2", retrain=False, given=None, **changes):
         settings = {
             "output_dir": str(tmp_path),
             "max_steps": STEPS,
             "per_device_train_batch_size": BATCH,
             "learning_rate": 1e-2,
             "adam_epsilon": 1e-3,  # Adam's first steps are otherwise the signs of gradients, noise included
-            "max_length": 48,
+            **({"max_length": 48} if hasattr(config_class, "max_length") else {}),
             "use_cpu": True,
             "bf16": False,
             "gradient_checkpointing": False,
@@ -56,6 +60,7 @@ def both(tokenizer, tmp_path):
                 processing_class=tokenizer,
                 peft_config=None if retrain else config,
                 callbacks=callbacks,
+                **given or {},
             )
             return run_trainer(trainer)
 
@@ -107,3 +112,20 @@ def test_dpo_of_an_adapter(both, preferences):
     plain, patched = both(DPOTrainer, trl.DPOConfig, preferences, retrain=True)
     assert_equal(patched, plain)
     assert patched.calls == dict.fromkeys(FUSED_FUNCTIONS, 2 * STEPS * LAYERS)
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_grpo(iterations, both, sentences):
+    """It samples in the training loop, from the patched model, which draws the same tokens; then it trains on them."""
+    data = [{"prompt": text} for text in sentences(16)]
+
+    def reward(completions, **_):
+        return [float(len(set(text))) for text in completions]
+
+    # Without a penalty for leaving the reference, the loss of what was just sampled is zero whatever the weights.
+    changes = {"num_generations": 2, "max_completion_length": 8, "beta": 0.1, "num_iterations": iterations}
+    plain, patched = both(GRPOTrainer, trl.GRPOConfig, data, given={"reward_funcs": reward}, **changes)
+    assert_equal(patched, plain)
+    # Each of the 8 tokens of a sample is a forward, and so are the log-probabilities that later steps compare with.
+    samples = STEPS // iterations * (8 + (iterations > 1))
+    assert patched.calls == dict.fromkeys(FUSED_FUNCTIONS, (STEPS + samples) * LAYERS)
