@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,24 @@ def test_two_processes_of_fsdp2():
     assert "LlamaForCausalLM (llama): qkv 2 fused; o 2 fused; mlp 2 fused" in result.stdout
 
 
+ZERO = {
+    "2": "LlamaForCausalLM (llama): qkv 2 fused; o 2 fused; mlp 2 fused\n[",
+    "3": "o_proj: torch.nn.functional.linear was replaced by deepspeed.runtime.zero.linear.zero3_linear_wrap",
+}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", ZERO)
+def test_two_processes_of_deepspeed(stage):
+    pytest.importorskip("deepspeed", reason="DeepSpeed compiles its operations first; CI installs it once a week")
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "examples.recipes.deepspeed_zero", stage]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert ZERO[stage] in result.stdout
+
+
 def test_every_recipe_is_run_here():
     names = {path.stem for path in (ROOT / "examples" / "recipes").glob("*.py")}
-    assert names == {*TRAINS, "adapters", "saving", "fsdp2", "model", "__init__"}
+    assert names == {*TRAINS, "adapters", "saving", "fsdp2", "deepspeed_zero", "model", "__init__"}
