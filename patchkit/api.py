@@ -64,6 +64,10 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by
             default); ``"fast"`` in that of the activations, as other kernel libraries do, with the rounding that this
             brings. Where both are the same dtype, and under autocast, there is no difference.
+        memory: how MLPs save memory in training. ``"recompute"`` keeps x and makes gate and up again in backward.
+            ``"tiled"`` does so for a tile of tokens at a time, forward and backward, so that no tensor of
+            ``[tokens, intermediate]`` ever exists whole; there are ``ceil(tokens / hidden)`` tiles, or N with
+            ``"tiled:N"``. None, the default, keeps gate and up.
         trust: which source of upstream may be patched. ``"ledger"``: only classes whose source is proven, in the ledger
             that ships with patchkit or in the user's. ``"verify"``: an unknown one (a new release, remote code, a
             locally edited file) is verified on a tiny instance first, which takes about a second once and is then
@@ -89,7 +93,7 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     if chosen.strict:
         report.require()
     swap(class_changes(plans))
-    _announce(report)
+    _announce(report, chosen.memory)
     return report
 
 
@@ -158,8 +162,8 @@ def _check_model(model: object) -> None:
     raise NotAModelError(f"expected a torch.nn.Module (a PeftModel or a transformers model), found {hint}")
 
 
-def _announce(report: Report) -> None:
-    """Log what was patched, and warn of what has an adapter and was not."""
+def _announce(report: Report, memory: str | None) -> None:
+    """Log what was patched, and warn of what has an adapter and was not, and of what saves less than was asked for."""
     logger.info("patchkit %s: %s", __version__, report.summary)
     if not report.rows:
         warnings.warn(_unsupported(report), PatchkitWarning, stacklevel=3)
@@ -173,6 +177,19 @@ def _announce(report: Report) -> None:
                 PatchkitWarning,
                 stacklevel=3,
             )
+    less = _less_than_asked(report, memory) if memory is not None and report.rows else ""
+    if less:
+        warnings.warn(f"{report.title}: {less}", PatchkitWarning, stacklevel=3)
+
+
+def _less_than_asked(report: Report, memory: str) -> str:
+    """What fused MLPs do less than an option ``memory`` asks for; empty if it is nothing."""
+    rows = [row for row in report.at("fused") if row.part == "mlp"]
+    if not rows:
+        return f"memory={memory!r} has no effect, because no MLP of it runs fused"
+    less = [row for row in rows if row.memory != memory]
+    reasons = sorted({f"{row.module_class}: memory={row.memory!r}, since {row.reason}" for row in less})
+    return f"memory={memory!r} is less for {len(less)} of {len(rows)} MLPs ({'; '.join(reasons)})" if less else ""
 
 
 def _unsupported(report: Report) -> str:

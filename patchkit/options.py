@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from patchkit.arch.spec import PARTS, Part
 from patchkit.errors import UnknownOptionError
+from patchkit.runtime.memory import memory_of
 from patchkit.runtime.precision import AdapterPrecision
 
 Trust = Literal["ledger", "verify", "always"]
@@ -32,6 +33,7 @@ class Options:
     loss: bool = False
     strict: bool = False
     precision: AdapterPrecision = "peft"
+    memory: str | None = None
     trust: Trust = "verify"
 
     @property
@@ -39,6 +41,10 @@ class Options:
         """The parts that are asked for."""
         chosen = asdict(self)
         return frozenset(part for part in PARTS if chosen[part])
+
+    def memory_of(self, parts: Collection[Part]) -> str | None:
+        """The option ``memory`` for a module with these parts: it is about MLPs."""
+        return self.memory if "mlp" in parts else None
 
 
 class NamedOptions(TypedDict, total=False):
@@ -54,6 +60,7 @@ class NamedOptions(TypedDict, total=False):
     loss: bool
     strict: bool
     precision: AdapterPrecision
+    memory: str | None
     trust: Trust
 
 
@@ -73,6 +80,11 @@ def checked(options: Mapping[str, Any]) -> Options:
             if value not in _CHOICES[name]:
                 choices = " or ".join(map(repr, _CHOICES[name]))
                 raise UnknownOptionError(f"option {name!r} takes {choices}, found {value!r}")
+        elif name == "memory":
+            try:
+                memory_of(value)
+            except ValueError as error:
+                raise UnknownOptionError(f"option 'memory' {error}") from None
         elif not isinstance(value, bool):
             raise UnknownOptionError(f"option {name!r} takes True or False, found {value!r}")
     return Options(**options)

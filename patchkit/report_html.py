@@ -105,18 +105,19 @@ def _shown(level: str) -> str:
 
 def _modules(rows: Iterable[Row]) -> Iterator[str]:
     """A line for equal rows; who opens it sees the modules."""
-    groups: dict[tuple[str, str, str, str, bool], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str, str, bool], list[str]] = defaultdict(list)
     for row in rows:
-        groups[row.module_class, row.part, row.level, row.reason, row.expected].append(row.name)
+        groups[row.module_class, row.part, row.level, row.memory, row.reason, row.expected].append(row.name)
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("module class", "part", "count", "level", "reason"))
     yield f'<table class="modules"><thead><tr>{heads}</tr></thead><tbody>'
-    for (module_class, part, level, reason, expected), names in groups.items():
+    for (module_class, part, level, memory, reason, expected), names in groups.items():
         listed = "".join(f"<li>{_text(name or '(the model)')}</li>" for name in names)
         colour = "expected" if expected else level
+        why = "; ".join(text for text in (memory and f"memory: {memory}", reason) if text)
         yield (
             f"<tr><td><details><summary>{_text(module_class)}</summary><ul>{listed}</ul></details></td><td>{part}</td>"
             f'<td class="count">{len(names)}</td><td><span class="level {colour}">{level}</span></td>'
-            f"<td>{_text(reason)}</td></tr>"
+            f"<td>{_text(why)}</td></tr>"
         )
     yield "</tbody></table>"
 

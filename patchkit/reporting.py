@@ -145,13 +145,15 @@ class Report:
         from rich.table import Table
 
         table = Table()
-        for column in ("module class", "part", "count", "level", "reason"):
+        saving = any(row.memory for row in self.rows)
+        for column in ("module class", "part", "count", "level", *(["memory"] if saving else []), "reason"):
             table.add_column(column, justify="right" if column == "count" else "left")
-        groups = Counter((row.module_class, row.part, row.level, row.reason) for row in self.rows)
+        groups = Counter((row.module_class, row.part, row.level, row.memory, row.reason) for row in self.rows)
         colour = {"fused": "green", "alone": "yellow", "upstream": "red"}
-        for (module_class, part, level, reason), count in groups.items():
+        for (module_class, part, level, memory, reason), count in groups.items():
             shown, why = escape(one_line(module_class)), escape(one_line(reason))
-            table.add_row(shown, part, str(count), f"[{colour[level]}]{level}[/]", why)
+            cells = [f"[{colour[level]}]{level}[/]", *([memory] if saving else []), why]
+            table.add_row(shown, part, str(count), *cells)
         above, *below = (f"[italic]{escape(one_line(text))}[/]" for text in (self.summary, *self.notes))
         return Group(above, *([table] if groups else []), *below)
 

@@ -71,6 +71,7 @@ class Weight4bit(_StoredWeight):
     """The weight of a ``Linear4bit``: NF4 or FP4, with plain or quantised statistics."""
 
     __slots__ = ()
+    by_rows = True  # it is dequantised, and then multiplied
 
     def dense(self) -> Tensor:
         """W ``[out, in]`` in the dtype it was quantised from."""
@@ -89,6 +90,7 @@ class Weight8bit(_StoredWeight):
     """The weight of a ``Linear8bitLt``, one scale for each row."""
 
     __slots__ = ()
+    by_rows = False  # a column of x with an outlier in any row is multiplied in another precision
 
     def dense(self) -> Tensor:
         """W ``[out, in]``, float32."""

@@ -9,7 +9,7 @@ import linecache
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
@@ -37,25 +37,43 @@ _cache: dict[tuple[object, ...], type[nn.Module] | Refusal] = {}
 
 
 def patched_class(
-    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision = "peft"
+    cls: type[nn.Module],
+    block: Block,
+    parts: frozenset[Part],
+    precision: AdapterPrecision = "peft",
+    memory: str | None = None,
 ) -> type[nn.Module] | Refusal:
     """The patched subclass of an upstream class, or why there is none, for each part.
 
     The same arguments give the same patched class, as long as the class's ``forward`` stays the same.
+
+    Args:
+        cls: the upstream class.
+        block: how it is described.
+        parts: which are to be patched.
+        precision: in which its adapters are to compute.
+        memory: how its MLP is to save memory, see :mod:`patchkit.runtime.memory`; None where it has none.
     """
     wanted = parts & frozenset(block.parts)
     method = read_method(cls, "forward")
     if isinstance(method, str):
         return Refusal.of(wanted, method)
-    key = (cls, method.attribute, block, wanted, precision)
+    key = (cls, method.attribute, block, wanted, precision, memory)
     if key not in _cache:
         forget_replaced(_cache, cls)
-        _cache[key] = _build(cls, block, wanted, precision, method)
+        _cache[key] = _build(cls, block, wanted, _How(precision, memory), method)
     return _cache[key]
 
 
+class _How(NamedTuple):
+    """How the methods of a patched class compute: the options of that name."""
+
+    precision: AdapterPrecision
+    memory: str | None
+
+
 def _build(
-    cls: type[nn.Module], block: Block, parts: frozenset[Part], precision: AdapterPrecision, method: LiveMethod
+    cls: type[nn.Module], block: Block, parts: frozenset[Part], how: _How, method: LiveMethod
 ) -> type[nn.Module] | Refusal:
     try:
         rewritten = rewrite(method.source, _named(block, method), only=parts, filename=method.filename)
@@ -63,7 +81,7 @@ def _build(
         return Refusal.of(parts, str(error))
     if not rewritten.sites:
         return Refusal(parts, rewritten.skips)
-    methods = _methods(block, rewritten.sites, precision)
+    methods = _methods(block, rewritten.sites, how)
     forward = _why_not_derivable(cls, methods, whole_model=isinstance(block, LanguageModel)) or _compile(
         rewritten, method
     )
@@ -79,7 +97,7 @@ def _build(
         "forward": descriptor.as_function() if is_checkpointing_wrapper(method.attribute) else descriptor,
         **methods,
         **copying(cls),
-        PATCH: Patch(cls, block, parts, precision, method.attribute, rewritten.sites, rewritten.skips),
+        PATCH: Patch(cls, block, parts, *how, method.attribute, rewritten.sites, rewritten.skips),
     }
     if "__firstlineno__" in vars(cls):  # Python 3.13: where inspect finds the source of the class
         namespace["__firstlineno__"] = vars(cls)["__firstlineno__"]
@@ -111,7 +129,7 @@ def layer_class(cls: type[nn.Module], part: Part, precision: AdapterPrecision = 
             "forward": kind.make_forward(cls, precision),
             **copying(cls),
             STANDS_FOR: cls,
-            PATCH: Patch(cls, None, frozenset({part}), precision, method.attribute, (), ()),
+            PATCH: Patch(cls, None, frozenset({part}), precision, None, method.attribute, (), ()),
         }
         _cache[key] = type(cls.__name__, (cls,), namespace)
     return _cache[key]
@@ -158,13 +176,14 @@ def _compile(rewritten: Rewritten, method: LiveMethod) -> Callable[..., Any] | s
     return rewrapped(function, method)
 
 
-def _methods(block: Block, sites: tuple[Site, ...], precision: AdapterPrecision) -> Methods:
-    """The methods that the rewritten source calls."""
+def _methods(block: Block, sites: tuple[Site, ...], how: _How) -> Methods:
+    """The methods that the rewritten source calls. One of a whole MLP is told how to save memory."""
     methods: Methods = {}
     for site in sites:
         rule = rule_named(site.rule)
         maker = METHODS[rule.maker or rule.method]
-        methods[rule.method] = maker(**rule.arguments(block, site), precision=precision)
+        options = how._asdict() if rule.method == "apply_mlp" else {"precision": how.precision}
+        methods[rule.method] = maker(**rule.arguments(block, site), **options)
     return methods
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import ParamWrapper
@@ -28,12 +28,22 @@ from patchkit.runtime.levels import Level, Ready, adapted, input_of
 from patchkit.runtime.limit import read_limit
 from patchkit.runtime.loss import AS_TUPLE, choose_head, gives_tuple, unfit_loss_function
 from patchkit.runtime.loss import NO_GRADIENT as NO_GRADIENT_OF_LOSS
+from patchkit.runtime.memory import fitting, memory_of
 
 NOT_PATCHED: Reason = "not patched; call patchkit.apply(model)"
 NOT_LORA: Reason = "it is trained as a whole (modules_to_save): there is no adapter to fuse"
 
-_Told = tuple[Level, Reason, bool]
-"""Level, reason, and whether upstream is where the part belongs."""
+
+class _Told(NamedTuple):
+    """What a row says of a part; see :class:`~patchkit.planning.row.Row`."""
+
+    level: Level
+    reason: Reason
+    expected: bool
+    memory: str = ""
+
+
+_FUSED = _Told("fused", "", False)
 
 
 def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[Row]:
@@ -50,21 +60,22 @@ def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[R
             return
         for site in outcome.sites:
             told = _level_in_block(candidate, candidate.block, site.part, outcome, site.calls)
-            yield Row(candidate.name, f"{shown}.{', '.join(site.calls)}", site.part, *told, layers=site.calls)
+            yield Row(candidate.name, f"{shown}.{', '.join(site.calls)}", site.part, *told[:3], site.calls)
         return
     for part in candidate.parts:
-        yield Row(candidate.name, shown, part, *_level(candidate, part, outcome))
+        told = _level(candidate, part, outcome)
+        yield Row(candidate.name, shown, part, *told[:3], memory=told.memory)
 
 
 def _level(candidate: Candidate, part: Part, outcome: Patch | Refusal | None) -> _Told:
     if outcome is not None and part not in outcome.parts:
-        return "upstream", f"switched off ({part}=False)", True
+        return _Told("upstream", f"switched off ({part}=False)", True)
     if isinstance(candidate.module, ModulesToSaveWrapper):
-        return "upstream", NOT_LORA, True
+        return _Told("upstream", NOT_LORA, True)
     if outcome is None:
-        return "upstream", _why_not_patched(candidate, part), False
+        return _Told("upstream", _why_not_patched(candidate, part), False)
     if isinstance(outcome, Refusal):
-        return "upstream", outcome.why(part), False
+        return _Told("upstream", outcome.why(part), False)
     if candidate.block is None:
         return _level_of_layer(candidate.module, part, outcome)
     return _level_in_block(candidate, candidate.block, part, outcome, candidate.block.projections(part))
@@ -84,9 +95,9 @@ def _level_of_layer(module: nn.Module, part: Part, patch: Patch) -> _Told:
     owner = replaced_since(patch)
     replaced = replaced_on_instance(module) or (owner and f"its forward was replaced by {owner}")
     if replaced is not None:  # by something that came after apply
-        return "upstream", replaced, False
+        return _Told("upstream", replaced, False)
     found = layer_kind(type(module), part).choose(module, _input_of_layer(module, part), patch.precision, None)
-    return ("upstream", found, found == NO_ADAPTER) if isinstance(found, str) else ("fused", "", False)
+    return _Told("upstream", found, found == NO_ADAPTER) if isinstance(found, str) else _FUSED
 
 
 def _input_of_layer(module: nn.Module, part: Part) -> Tensor:
@@ -104,17 +115,22 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
     module = candidate.module
     rules = {site.rule for site in patch.sites if site.part == part}
     if not rules:
-        return "upstream", patch.why(part), False
+        return _Told("upstream", patch.why(part), False)
     # By something that came after apply.
     owner = replaced_on_instance(module) or displaced(type(module), patch.original, patch.forward, looked_up(block))
     if owner is not None:
-        return "upstream", owner, False
+        return _Told("upstream", owner, False)
     if isinstance(block, LanguageModel):
         return _level_of_loss(module, block, patch)
     choice = _choose(module, block, names, patch, candidate.fed)
     if choice is None:
-        return "upstream", "it lacks a projection", False
-    return _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
+        return _Told("upstream", "it lacks a projection", False)
+    told = _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
+    saving = memory_of(patch.memory) if part == "mlp" and told.level == "fused" else None
+    if saving is None:
+        return told
+    found, why = fitting(saving, choice.readings)
+    return told._replace(memory=patch.memory or "") if found == saving else told._replace(reason=why, memory="recompute")
 
 
 def _level_of_loss(module: nn.Module, block: LanguageModel, patch: Patch) -> _Told:
@@ -126,7 +142,7 @@ def _level_of_loss(module: nn.Module, block: LanguageModel, patch: Patch) -> _To
             x = _input_like([head] if isinstance(head, nn.Module) else []).requires_grad_()
             ready = choose_head(head, x, patch.precision)
             found = ready if isinstance(ready, str) else None
-    return ("fused", "", False) if found is None else ("upstream", found, found == NO_GRADIENT_OF_LOSS)
+    return _FUSED if found is None else _Told("upstream", found, found == NO_GRADIENT_OF_LOSS)
 
 
 def _choose(module: nn.Module, block: Block, names: Sequence[str], patch: Patch, fed: bool) -> Choice | None:
@@ -184,7 +200,7 @@ def _input_like(modules: Sequence[nn.Module]) -> Tensor:
 def _explain(choice: Choice, names: Sequence[str], *, whole: bool, why: str) -> _Told:
     """Level, reason, and whether upstream is where the block belongs."""
     if choice.level == "fused" and whole:
-        return "fused", "", False
+        return _FUSED
     with_adapter = any(isinstance(reading, Ready) and adapted(reading) for reading in choice.readings)
     reasons: dict[str, list[str]] = {}
     for name, reading in zip(names, choice.readings, strict=True):
@@ -193,4 +209,4 @@ def _explain(choice: Choice, names: Sequence[str], *, whole: bool, why: str) -> 
     text = "; ".join(f"{', '.join(found)}: {reason}" for reason, found in reasons.items())
     text = text or choice.reason or why
     level: Level = "alone" if with_adapter else "upstream"
-    return level, text, choice.reason in (NO_ADAPTER, NO_GRADIENT) and not reasons
+    return _Told(level, text, choice.reason in (NO_ADAPTER, NO_GRADIENT) and not reasons)

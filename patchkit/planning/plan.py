@@ -186,15 +186,15 @@ def _plan(candidate: Candidate, options: Options) -> Planned:
     if candidate.owner is not None:
         return _planned(candidate, cls, cls, Refusal.of(wanted, candidate.owner))
     if patch is not None:
-        asked = (wanted, options.precision)
-        if (patch.parts, patch.precision) == asked and wanted and replaced_since(patch) is None:
+        asked = (wanted, options.precision, options.memory_of(wanted))
+        if (patch.parts, patch.precision, patch.memory) == asked and wanted and replaced_since(patch) is None:
             return _planned(candidate, patch.original, cls, patch)
     original = cls if patch is None else original_class(module, candidate.name)
     owner = replaced_on_instance(module)
     if owner is not None or not wanted:  # swapping the class underneath would do nothing, or worse
         return _planned(candidate, original, original, Refusal.of(wanted, owner or ""))
     if candidate.block is not None:
-        target = patched_class(original, candidate.block, wanted, options.precision)
+        target = patched_class(original, candidate.block, wanted, options.precision, options.memory_of(wanted))
     else:
         (part,) = wanted
         target = layer_class(original, part, options.precision)

@@ -22,6 +22,8 @@ class Row:
         reason: why it is not fused, or not with others as its source proposes; empty if it is.
         expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
         layers: of several linear layers that read one variable, their names in the module; else empty.
+        memory: of an MLP, how it saves memory in training: ``recompute``, ``tiled`` or ``tiled:N``; empty if it does
+            not. Where it is not what was asked for, ``reason`` says why.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Row:
     reason: str = ""
     expected: bool = False
     layers: tuple[str, ...] = ()
+    memory: str = ""

@@ -21,6 +21,7 @@ from patchkit.runtime.choice import Choice, choose_mlp, choose_shared
 from patchkit.runtime.levels import Ready, adapted, examine, input_of
 from patchkit.runtime.limit import read_limit
 from patchkit.runtime.loss import make_apply_loss
+from patchkit.runtime.memory import fitting, memory_of
 from patchkit.runtime.precision import AdapterPrecision
 from patchkit.runtime.replay import Watched, merge_choices, merge_readings, replay
 
@@ -125,6 +126,7 @@ def make_apply_mlp(
     *,
     gate_first: bool,
     limited: bool = False,
+    memory: str | None = None,
 ) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_mlp(x)`` of a class that computes ``down(dropout(activation(gate(x)) * up(x)))``.
 
@@ -139,7 +141,9 @@ def make_apply_mlp(
         order: the names of these modules in the order in which upstream calls them.
         gate_first: for one joint projection: whether the first half of its output is the gate.
         limited: whether gate and up are clamped, by a limit that is said at each call.
+        memory: see :mod:`patchkit.runtime.memory`; likewise below.
     """
+    saving = memory_of(memory)
     calls = tuple(inputs.index(name) for name in order if name in inputs)
     # An activation may draw, and hooks may watch: it runs between the same calls as upstream.
     before = sum(name in inputs for name in order[: order.index(activation)])
@@ -158,6 +162,7 @@ def make_apply_mlp(
                 gate_first=called_gate_first,
                 dropout=choice.dropout,
                 limit=choice.limit,
+                memory=saving and fitting(saving, choice.readings)[0],
             )
         outputs = {i: _call(modules[i], x, choice.readings[i]) for i in calls[:before]}
         if len(inputs) == 1:
@@ -180,7 +185,7 @@ def _halves(output: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
 
 
 def make_apply_ungated_mlp(
-    up: str, down: str, activation: str, precision: AdapterPrecision
+    up: str, down: str, activation: str, precision: AdapterPrecision, *, memory: str | None = None
 ) -> Callable[[Any, Tensor], Tensor]:
     """The method ``apply_mlp(x)`` of a class that computes ``down(dropout(activation(up(x))))``.
 
@@ -189,13 +194,23 @@ def make_apply_ungated_mlp(
         down: attribute name of the down projection.
         activation: see :func:`make_apply_mlp`.
         precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
+        memory: see :func:`make_apply_mlp`.
     """
+    saving = memory_of(memory)
 
     def run(x: Tensor, all_modules: Sequence[Any], choice: Choice) -> Tensor:
         up_module, down_module, activation_module, between, _ = all_modules
         if choice.precision is not None and choice.activation is not None:
             first, last = [reading.projection for reading in choice.readings]  # type: ignore[union-attr]
-            return fused.lora_mlp(x, first, last, choice.activation, choice.precision, dropout=choice.dropout)
+            return fused.lora_mlp(
+                x,
+                first,
+                last,
+                choice.activation,
+                choice.precision,
+                dropout=choice.dropout,
+                memory=saving and fitting(saving, choice.readings)[0],
+            )
         hidden = activation_module(_call(up_module, x, choice.readings[0]))
         hidden = hidden if between is None else between(hidden)
         return down_module(hidden) if choice.level == "upstream" else _apply_alone(down_module, hidden, precision)

@@ -14,6 +14,7 @@ from projection_cases import Extra, make, plain, plain_mlp, plain_ungated_mlp, s
 from patchkit_kernels.lora.embedding import lora_embedding
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_projections
+from patchkit_kernels.lora.memory import Memory
 from patchkit_kernels.lora.mlp import lora_mlp
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.ops.dora_norm import dora_weight_norm
@@ -65,8 +66,10 @@ def mlp(
     gate_first: bool = True,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float64,
+    tokens: tuple[int, ...] = (2, 3),
+    memory: Memory | None = None,
 ) -> Structure:
-    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+    x = torch.randn(*tokens, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
     sizes = [(5, 12), (6, 5)] if len(extras) == 2 else [(5, 6), (5, 6), (6, 5)]
     *inputs, down = made = [
         make(*size, 2, bias=True, extras=extra, dtype=dtype, seed=i)
@@ -74,9 +77,13 @@ def mlp(
     ]
     options = {"gate_first": gate_first, "dropout": dropout}
     names = ["gate_up", "down"] if len(extras) == 2 else ["gate", "up", "down"]
+
+    def fused(x: torch.Tensor) -> torch.Tensor:
+        return lora_gated_mlp(x, inputs, down, activation, Precision(*[dtype] * 4), **options, memory=memory)
+
     return Structure(
         {"x": x, **named_tensors(made, names)},
-        seeded(lambda x=x: (lora_gated_mlp(x, inputs, down, activation, Precision(*[dtype] * 4), **options),)),
+        seeded(lambda x=x: (fused(x),)),
         seeded(lambda x=x: (plain_mlp(x, inputs, down, activation, **options),)),
         any(extra.dropout for part in extras for extra in part),
     )
@@ -89,13 +96,19 @@ def ungated_mlp(
     activation: Any,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float64,
+    tokens: tuple[int, ...] = (2, 3),
+    memory: Memory | None = None,
 ) -> Structure:
-    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    x = torch.randn(*tokens, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
     options = {"bias": True, "dtype": dtype}
     up, down = make(5, 6, 2, extras=first, seed=1, **options), make(6, 5, 2, extras=last, seed=2, **options)
+
+    def fused(x: torch.Tensor) -> torch.Tensor:
+        return lora_mlp(x, up, down, activation, Precision(*[dtype] * 4), dropout=dropout, memory=memory)
+
     return Structure(
         {"x": x, **named_tensors([up, down], ["up", "down"])},
-        seeded(lambda x=x: (lora_mlp(x, up, down, activation, Precision(*[dtype] * 4), dropout=dropout),)),
+        seeded(lambda x=x: (fused(x),)),
         seeded(lambda x=x: (plain_ungated_mlp(x, up, down, activation, dropout),)),
         any(extra.dropout for extra in (*first, *last)),
     )

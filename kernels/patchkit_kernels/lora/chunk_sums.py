@@ -17,30 +17,15 @@ from patchkit_kernels.lora.call import AdapterFlow, AdapterGrads, AdapterNeeds, 
 from patchkit_kernels.lora.low_rank import drop
 from patchkit_kernels.lora.products import scaled_product
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection, dropout_scale, present
+from patchkit_kernels.lora.wide_sums import WideSum, wide_column_sum, wide_product
 from patchkit_kernels.ops.dropout import masked_
-
-
-class _Sum:
-    """A sum of tensors in a dtype that is wide enough; nothing until the first is added."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-
-    def add(self, part: Tensor) -> None:
-        """Add one; it is ours and may be written over."""
-        wide = part.to(torch.promote_types(part.dtype, torch.float32))
-        self.total = wide if self.total is None else self.total.add_(wide)
-
-    def rounded(self, like: Tensor) -> Tensor:
-        """The sum in the dtype of a tensor."""
-        return present(self.total).to(like.dtype)
 
 
 class _AdapterSums:
     """What is gathered of one adapter."""
 
     def __init__(self) -> None:
-        self.lora_b, self.bias, self.factor = _Sum(), _Sum(), _Sum()
+        self.lora_b, self.bias, self.factor = WideSum(), WideSum(), WideSum()
         self.reduced: list[Tensor] = []
         """dt of each chunk."""
 
@@ -52,9 +37,7 @@ class _AdapterSums:
             d_low_rank = flow.term.low_rank.to(precision.lora)
             self.lora_b.add(scaled_product(d_low_rank.t(), t, flow.adapter.scaling))
         if flow.needs.bias:
-            d_low_rank = flow.term.low_rank
-            wide = torch.promote_types(d_low_rank.dtype, torch.float32)
-            self.bias.add(d_low_rank.sum(0, dtype=wide).mul_(flow.adapter.scaling))
+            self.bias.add(wide_column_sum(flow.term.low_rank).mul_(flow.adapter.scaling))
         if flow.needs.factor:
             self.factor.add(present(flow.term.factor))
 
@@ -75,7 +58,7 @@ class ChunkSums:
     ) -> None:
         self._projection, self._needs, self._precision, self._flat = projection, needs, precision, flat
         self._d_x = torch.empty_like(flat, memory_format=torch.contiguous_format) if x_needed else None
-        self._weight, self._bias = _Sum(), _Sum()
+        self._weight, self._bias = WideSum(), WideSum()
         self._adapters = [_AdapterSums() for _ in projection.adapters]
 
     def add(self, part: slice, grad: Tensor, made: Sequence[Kept]) -> None:
@@ -94,9 +77,9 @@ class ChunkSums:
             assert isinstance(weight, Tensor)  # narrows the type: a quantised weight is not computed here
             self._d_x[part] = base @ weight
         if needs.weight:
-            self._weight.add(_wide_product(base.t(), self._flat[part].to(precision.base)))
+            self._weight.add(wide_product(base.t(), self._flat[part].to(precision.base)))
         if needs.bias:
-            self._bias.add(grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)))
+            self._bias.add(wide_column_sum(grad))
         # From the last adapter to the first.
         for one, sums, kept in zip(flow.adapters, self._adapters[::-1], made[::-1], strict=True):
             sums.add(one, present(kept.reduced), precision)
@@ -146,12 +129,3 @@ class ChunkSums:
             d_x.addmm_(d_t, lora_a)
         else:
             d_x.add_(d_t @ lora_a)
-
-
-def _wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` in float32 at least: chunks of a half precision would each be rounded."""
-    if left.dtype in (torch.float32, torch.float64):
-        return left @ right
-    if left.is_cuda and torch.version.hip is None:  # the product is summed in float32 anyway, and is not rounded then
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()

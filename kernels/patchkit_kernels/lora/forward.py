@@ -41,7 +41,7 @@ def project(x: Tensor, call: Call, *, remakes: bool) -> tuple[list[Tensor], list
     for projection, need in zip(projections, needs, strict=True):
         y, made = project_rows(flat, projection, [next(rest) for _ in projection.adapters], precision)
         outputs.append(y)
-        kept.append([_to_keep(*pair, precision, remakes) for pair in zip(made, need.adapters, strict=True)])
+        kept.append([to_keep(*pair, precision, remakes=remakes) for pair in zip(made, need.adapters, strict=True)])
     return outputs, kept
 
 
@@ -125,7 +125,7 @@ def _base(flat: Tensor, projection: Projection, precision: Precision, *, with_bi
     return F.linear(flat.to(precision.base), weight.to(precision.base), added), with_bias
 
 
-def _to_keep(made: Kept, needs: AdapterNeeds, precision: Precision, remakes: bool) -> Kept:
+def to_keep(made: Kept, needs: AdapterNeeds, precision: Precision, *, remakes: bool) -> Kept:
     """Of what was made of one adapter, what backward reads."""
     mask, reduced, direction = made
     if remakes or not needs.lora_b:

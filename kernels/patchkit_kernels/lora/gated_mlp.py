@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from patchkit_kernels.lora.memory import Memory
 from patchkit_kernels.lora.mlp_function import apply_lora_mlp
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.ops.activations import Activation
@@ -21,6 +22,7 @@ def lora_gated_mlp(
     gate_first: bool = True,
     dropout: float = 0.0,
     limit: float | None = None,
+    memory: Memory | None = None,
 ) -> Tensor:
     """``down(dropout(act(gate(x)) * up(x)))`` with adapters.
 
@@ -34,8 +36,9 @@ def lora_gated_mlp(
         gate_first: whether the first of ``inputs``, or the first half of the joint one, is the gate.
         dropout: see :func:`~patchkit_kernels.lora.mlp.lora_mlp`.
         limit: by which gate is cut off from above, and up from both sides; None for none.
+        memory: see :func:`~patchkit_kernels.lora.mlp.lora_mlp`.
 
     Returns:
         ``[..., hidden]`` in ``precision.output``.
     """
-    return apply_lora_mlp(x, inputs, down, activation, precision, gate_first, dropout, limit)
+    return apply_lora_mlp(x, inputs, down, activation, precision, gate_first, dropout, limit, memory)

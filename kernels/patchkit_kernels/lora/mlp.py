@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from patchkit_kernels.lora.memory import Memory
 from patchkit_kernels.lora.mlp_function import apply_lora_mlp
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.ops.activations import Activation
@@ -17,6 +18,7 @@ def lora_mlp(
     precision: Precision,
     *,
     dropout: float = 0.0,
+    memory: Memory | None = None,
 ) -> Tensor:
     """``down(dropout(act(up(x))))`` with adapters.
 
@@ -31,8 +33,10 @@ def lora_mlp(
         activation: name of the activation between them.
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
         dropout: the probability with which an element of what ``down`` is given is zeroed; the others are scaled.
+        memory: what is made again in backward, a tile of tokens at a time or at once, instead of being kept; None for
+            nothing. What is read for that may not change before backward: biases too.
 
     Returns:
         ``[..., hidden]`` in ``precision.output``.
     """
-    return apply_lora_mlp(x, [up], down, activation, precision, gate_first=None, dropout=dropout)
+    return apply_lora_mlp(x, [up], down, activation, precision, gate_first=None, dropout=dropout, memory=memory)

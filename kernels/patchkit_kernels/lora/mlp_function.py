@@ -11,7 +11,8 @@ the projections: :mod:`patchkit_kernels.lora.hidden_state`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,18 +24,20 @@ from patchkit_kernels.lora.arguments import (
     flatten,
     flatten_grads,
     flatten_kept,
-    needs_of,
     structure_of,
     unflatten,
     unflatten_kept,
 )
 from patchkit_kernels.lora.backward import input_backward, parameter_backward
-from patchkit_kernels.lora.call import Call, Needs
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
-from patchkit_kernels.lora.hidden_state import Limited, as_tuple, functions_of, grads_of_projected, inputs_of, limited
+from patchkit_kernels.lora.hidden_state import functions_of, grads_of_projected, inputs_of, limited
+from patchkit_kernels.lora.memory import Memory, rows_of_tile
+from patchkit_kernels.lora.mlp_parts import calls_of, drop_again, reads_hidden, split, through_activation
 from patchkit_kernels.lora.projection import Precision, Projection, dropout_scale
+from patchkit_kernels.lora.remade_mlp import apply_remade_mlp
+from patchkit_kernels.lora.remade_passes import Form
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_input
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
@@ -42,7 +45,6 @@ from patchkit_kernels.lora.straight import trained
 from patchkit_kernels.lora.straight_mlp import TrainedParts, apply_trained_mlp
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
-from patchkit_kernels.ops.elementwise import ElementwiseOps
 
 
 class LoraMLP(torch.autograd.Function):
@@ -69,13 +71,13 @@ class LoraMLP(torch.autograd.Function):
         ctx.limit, ctx.dropout, ctx.unread = limit, dropout, unread
         ctx.set_materialize_grads(False)
         x_needed, needed = _of_arguments(ctx.needs_input_grad)
-        into, down = _calls(tensors, needed, structure, Precision(*precision))
+        into, down = calls_of(tensors, needed, structure, Precision(*precision))
         flows_back = x_needed or any(needs.any for needs in into.needs)
         projected, made = project(x, into, remakes=x_needed and unread is None)
         hidden = limited(functions_of(activation, gate_first), limit).forward(*inputs_of(projected, gate_first))
         mask = _drop(hidden, dropout)
         (y,), made_down = project(hidden, down, remakes=flows_back)
-        between = projected if flows_back else [hidden] if _reads_hidden(down.needs[0], remakes=False) else []
+        between = projected if flows_back else [hidden] if reads_hidden(down.needs[0], remakes=False) else []
         read = read_by_backward(into, x_needed=x_needed) + read_by_backward(down, x_needed=flows_back)
         to_save = between, keep(ctx, tensors, read), flatten_kept(made + made_down), [mask if flows_back else None]
         ctx.counts = [len(part) for part in to_save]
@@ -87,13 +89,13 @@ class LoraMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
-        between, read, to_keep, (mask,) = _split(saved, ctx.counts)
+        between, read, to_keep, (mask,) = split(saved, ctx.counts)
         structure, precision = ctx.structure, Precision(*ctx.precision)
         tensors, (*made, made_down) = kept(ctx, read), unflatten_kept(to_keep, structure)
         if grad is None:
             return _to_arguments(None, [None] * len(tensors))
         x_needed, needed = _of_arguments(ctx.needs_input_grad)
-        into, down = _calls(tensors, needed, structure, precision)
+        into, down = calls_of(tensors, needed, structure, precision)
         flows_back = x_needed or any(needs.any for needs in into.needs)
         like = ctx.unread if x is None else x
         if wants_ordinary_operations([grad]):
@@ -119,8 +121,10 @@ class LoraMLP(torch.autograd.Function):
         if flow.x is not None:
             functions = limited(functions_of(ctx.activation, ctx.gate_first), ctx.limit)
             inputs = inputs_of(between, ctx.gate_first)
-            drop = partial(_drop_again, mask=mask, probability=ctx.dropout)
-            hidden, grads = _through_activation(functions, drop(flow.x), inputs, down.needs[0])
+            drop = partial(drop_again, mask=mask, probability=ctx.dropout)
+            hidden, grads = through_activation(
+                functions, drop(flow.x), inputs, with_hidden=reads_hidden(down.needs[0], remakes=True)
+            )
             hidden = drop(hidden)
         found = parameter_backward(flow, hidden)
         if grads is None:
@@ -143,11 +147,6 @@ def _drop(hidden: Tensor, probability: float) -> Tensor | None:
     return mask
 
 
-def _drop_again(buffer: Tensor | None, *, mask: Tensor | None, probability: float) -> Any:
-    """What was drawn in forward applied to the hidden state made again, or to its gradient, in place."""
-    return buffer if buffer is None or mask is None else masked_(buffer, mask, dropout_scale(probability))
-
-
 def _of_arguments(needed: Sequence[bool]) -> tuple[bool, Sequence[bool]]:
     """Of what is said of each argument of the function, what is said of x and of the projections' tensors."""
     x, _unread, _activation, _gate_first, _limit, _dropout, _structure, _precision, *tensors = needed
@@ -159,39 +158,6 @@ def _to_arguments(d_x: Tensor | None, d_tensors: Sequence[Tensor | None]) -> tup
     return d_x, None, None, None, None, None, None, None, *d_tensors
 
 
-def _calls(
-    tensors: Sequence[Any], needed: Sequence[bool], structure: Structure, precision: Precision
-) -> tuple[Call, Call]:
-    """The projections that read x, and down."""
-    projections, needs = unflatten(tensors, structure), needs_of(needed, structure)
-    return Call(projections[:-1], needs[:-1], precision), Call(projections[-1:], needs[-1:], precision)
-
-
-def _split(tensors: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[Any]]:
-    start = 0
-    for count in counts:
-        yield tensors[start : start + count]
-        start += count
-
-
-def _reads_hidden(down_needs: Needs, *, remakes: bool) -> bool:
-    """Whether gradients of down need its input: for W and A, and for B where t is made again."""
-    return down_needs.weight or any(a.lora_a or (remakes and a.lora_b) for a in down_needs.adapters)
-
-
-def _through_activation(
-    functions: ElementwiseOps | Limited, d_hidden: Tensor, inputs: Sequence[Tensor], down_needs: Needs
-) -> tuple[Tensor | None, Sequence[Tensor]]:
-    """The hidden state again, if down's gradients need it, and the gradients of its inputs.
-
-    Both at once read the inputs once. d_hidden is a buffer of ours that nothing else holds: it is written over.
-    """
-    if not _reads_hidden(down_needs, remakes=True):
-        return None, as_tuple(functions.backward(d_hidden, *inputs))
-    *others, hidden = as_tuple(functions.backward_recompute(d_hidden, *inputs))
-    return hidden, (d_hidden, *others)
-
-
 def apply_lora_mlp(
     x: Tensor,
     inputs: Sequence[Projection],
@@ -201,8 +167,9 @@ def apply_lora_mlp(
     gate_first: bool | None,
     dropout: float,
     limit: float | None = None,
+    memory: Memory | None = None,
 ) -> Tensor:
-    """:class:`LoraMLP` of its projections.
+    """:class:`LoraMLP` of its projections, or what computes the same and keeps less.
 
     Args:
         x: ``[..., hidden]``.
@@ -213,12 +180,17 @@ def apply_lora_mlp(
         gate_first: see :mod:`patchkit_kernels.lora.hidden_state`.
         dropout: the probability with which an element of the hidden state is zeroed.
         limit: of gate and up, see there; None for none.
+        memory: see :mod:`patchkit_kernels.lora.memory`; None to keep what the projections of x yield.
     """
-    if not dropout and limit is None:
+    tokens = math.prod(x.shape[:-1])
+    rows = tokens if memory is None else rows_of_tile(memory, tokens, x.shape[-1])
+    if not dropout and limit is None and rows >= tokens:
         into, last = trained(inputs), trained((down,))
         if into is not None and last is not None:
-            return apply_trained_mlp(TrainedParts(into, last, activation, gate_first, precision), x)
+            return apply_trained_mlp(TrainedParts(into, last, activation, gate_first, precision, memory is not None), x)
     projections = with_factors((*inputs, down), precision)
+    if memory is not None:
+        return apply_remade_mlp(x, projections, Form(activation, gate_first, limit, dropout, rows), precision)
     y: Tensor = LoraMLP.apply(  # type: ignore[no-untyped-call]
         x,
         unread_input(x, projections[:-1]),

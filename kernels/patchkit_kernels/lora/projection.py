@@ -40,6 +40,10 @@ class QuantizedWeight(Protocol):
         """The dtype of its products for an input of dtype ``given``."""
 
     @property
+    def by_rows(self) -> bool:
+        """Whether each row of what ``linear`` gives depends on that row of x alone, so that x may come in parts."""
+
+    @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""
 

@@ -114,8 +114,8 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
         given: the projections.
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
     """
-    factors_a, factors_b, scalings, weights, biases, dropouts = given
-    base, lora, output, drawn = precision
+    factors_a, _, _, _, _, dropouts = given
+    _, lora, _, drawn = precision
     flat, masks = as_rows(x), []
     ts: Sequence[Tensor]
     if dropouts[0]:
@@ -127,6 +127,13 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
             masks.append(mask)
     else:
         ts = reduced(flat if flat.dtype is lora else flat.to(lora), factors_a)
+    return outputs_of(flat, ts, given, precision), ts, masks
+
+
+def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Precision) -> list[Tensor]:
+    """``y`` of each projection from x ``[tokens, in]`` and t of each: in forward, and again where y is not kept."""
+    _, factors_b, scalings, weights, biases, _ = given
+    base, lora, output, _ = precision
     base_x = flat if flat.dtype is base else flat.to(base)
     outputs = []
     low_rank_first = lora is base is output and _reads_in_epilogue(flat)
@@ -152,7 +159,7 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
         else:
             y = y.add(torch.mm(t, up), alpha=scaling).to(output)
         outputs.append(y)
-    return outputs, ts, masks
+    return outputs
 
 
 def _reads_in_epilogue(x: Tensor) -> bool:

@@ -18,7 +18,7 @@ from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, with_leading
 from patchkit_kernels.lora.stand_in import substitute
-from patchkit_kernels.lora.straight import Trained, project
+from patchkit_kernels.lora.straight import Trained, outputs_of, project
 from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
 from patchkit_kernels.lora.straight_saving import (
     call_of,
@@ -40,6 +40,7 @@ class TrainedParts(NamedTuple):
         activation: its name.
         gate_first: see :mod:`patchkit_kernels.lora.hidden_state`.
         precision: of all products.
+        remade: whether what the projections of x yield is made again in backward, and not kept.
     """
 
     into: Trained
@@ -47,6 +48,7 @@ class TrainedParts(NamedTuple):
     activation: Activation
     gate_first: bool | None
     precision: Precision
+    remade: bool = False
 
 
 class TrainedMLP(torch.autograd.Function):
@@ -54,17 +56,18 @@ class TrainedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parts: TrainedParts, x: Tensor, *factors: Tensor) -> Tensor:
-        """``[..., hidden]``; keeps x, what the projections of x yield, and t of each.
+        """``[..., hidden]``; keeps x, what the projections of x yield (or what that is made of again), and t of each.
 
         ``factors`` are every A of the projections of x, every B of them, and A and B of down.
         """
-        into, down, activation, gate_first, precision = parts
+        into, down, activation, gate_first, precision, remade = parts
         projected, *made = project(x, into, precision)
         hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
         (y,), *made_down = project(hidden, down, precision)
         ctx.parts = parts
-        kept = to_keep(into, *made, x_needed=ctx.needs_input_grad[1])
-        ctx.save_for_backward(x, *projected, *to_keep(down, *made_down, x_needed=True), *kept)
+        kept = to_keep(into, *made, x_needed=remade or ctx.needs_input_grad[1])
+        between = into.biases if remade else projected
+        ctx.save_for_backward(x, *between, *to_keep(down, *made_down, x_needed=True), *kept)
         return shaped(y, x)
 
     @staticmethod
@@ -72,12 +75,15 @@ class TrainedMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """The gradients of x and of every factor."""
         parts: TrainedParts = ctx.parts
-        into, down, activation, gate_first, precision = parts
+        into, down, activation, gate_first, precision, remade = parts
         saved, first = ctx.saved_tensors, 1 + len(into.scalings)
         last = first + count_kept(down)
         x, projected = saved[0], saved[1:first]
         kept_down, down = restored(saved[first:last], down)
         kept, into = restored(saved[last:], into)
+        if remade:
+            into = into._replace(biases=list(projected))
+            projected = outputs_of(as_rows(x), kept[0], into, precision)
         _, x_needed, *needed = ctx.needs_input_grad
         if not all(needed) or wants_ordinary_operations([grad]):
             parts = parts._replace(into=into, down=down)
@@ -102,7 +108,7 @@ def _general(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Where not every gradient is wanted, or they are to be differentiated or are batched."""
-    into, down, activation, gate_first, precision = parts
+    into, down, activation, gate_first, precision, _ = parts
     functions, count = functions_of(activation, gate_first), len(projected)
     x_needed, *factors_needed = needed
     call, made = call_of(into, kept[0], factors_needed[: 2 * count], precision)
