@@ -20,6 +20,7 @@ from patchkit_kernels.lora.tile_sums import TileSums
 from patchkit_kernels.lora.tiles import KeptRows, Rows, cast_once, dense_once, kept_of_tile, mask_of_tile
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.dropout_in_pieces import draw_packed
+from patchkit_kernels.ops.not_before import not_before
 
 
 class Form(NamedTuple):
@@ -137,7 +138,7 @@ class Passes:
             if flat is None:
                 of_down.add(flow, None)
                 continue
-            projected, made = self._project(flat[part], into, part)
+            projected, made = self._project(not_before(flat[part], grad[part]), into, part)
             if flow.x is None:
                 of_down.add(flow, self._hidden(projected, part))
                 continue

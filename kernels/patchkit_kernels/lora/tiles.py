@@ -28,7 +28,7 @@ class Rows:
             return
         if tile.shape[0] == self._tokens:
             self._whole = tile
-        elif dispatch_modes() or torch.compiler.is_compiling():  # who looks on must not see a result change
+        elif torch.compiler.is_compiling() or dispatch_modes():  # who looks on must not see a result change
             self._parts.append(tile)
         else:
             if self._whole is None:
