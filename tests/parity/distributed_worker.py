@@ -24,8 +24,8 @@ from patchkit.testing import TEXT_PROJECTIONS, add_lora, fused_calls, tiny_input
 STEPS, BATCH = 3, 4
 MODEL = "gemma3"
 TARGETS = [*TEXT_PROJECTIONS, "embed_tokens", "lm_head"]
-OPTIONS: dict[str, bool] = dict.fromkeys(sys.argv[6:], True)
-"""Of ``patchkit.apply``: what is off by default and named at the end of the command line."""
+OPTIONS: dict[str, Any] = {name: value or True for name, _, value in (text.partition("=") for text in sys.argv[6:])}
+"""Of ``patchkit.apply``: what is off by default and named at the end of the command line, with a value or without."""
 
 MICRO_BATCHES = {"whole batches": 1, "accumulation": 2, "bfloat16": 1}
 """Micro-batches per optimizer step of each way to train; "bfloat16" is FSDP2's mixed precision policy."""

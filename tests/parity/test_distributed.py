@@ -100,6 +100,18 @@ def test_two_processes_without_logits(kind, tmp_path):
             check_equal(together[way, when], plain, FP32_TOLERANCE)
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_with_tiled_mlps(kind, tmp_path):
+    """Backward makes gate and up again, of weights that FSDP2 has gathered for it."""
+    together = launch(kind, 2, tmp_path, "memory=tiled:2")
+    for way, micro_batches in {"whole batches": 1, "accumulation": 2}.items():
+        plain = together[way, "never"]
+        for when in ("before", "after"):
+            check_calls(plain, together[way, when], micro_batches)
+            check_equal(together[way, when], plain, FP32_TOLERANCE)
+
+
 def check_mixed_precision(together, truth):
     """Parameters gathered as bfloat16: no further from float32 than unpatched."""
     plain = together["bfloat16", "never"]

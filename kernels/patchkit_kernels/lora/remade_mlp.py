@@ -31,6 +31,7 @@ from patchkit_kernels.lora.forward import project_again
 from patchkit_kernels.lora.hidden_state import functions_of, inputs_of, limited
 from patchkit_kernels.lora.mlp_parts import calls_of, split
 from patchkit_kernels.lora.projection import Precision, Projection, dropout_scale
+from patchkit_kernels.lora.quantized_again import as_in_forward, autocast_of
 from patchkit_kernels.lora.remade_passes import Drawn, Form, Passes, draw, flows_back, remakes
 from patchkit_kernels.lora.saving import keep, kept, read_by_backward
 from patchkit_kernels.lora.shapes import as_rows, with_leading
@@ -46,6 +47,7 @@ class RemadeMLP(torch.autograd.Function):
     ) -> Tensor:
         """``[..., hidden]``; keeps x, t and masks, directions of down, and every tensor that is read again."""
         ctx.form, ctx.structure, ctx.precision = form, structure, precision
+        ctx.autocast = autocast_of(x, [weight for weight, _ in structure])
         ctx.set_materialize_grads(False)
         x_needed, needed = _of_arguments(ctx.needs_input_grad)
         into, down = calls_of(tensors, needed, structure, Precision(*precision))
@@ -66,7 +68,13 @@ class RemadeMLP(torch.autograd.Function):
         """The gradients of x and of every tensor that needs one."""
         x, *saved = ctx.saved_tensors
         read, to_keep, (hidden,) = split(saved, ctx.counts)
-        structure, precision, form = ctx.structure, Precision(*ctx.precision), Form(*ctx.form)
+        precision, form = Precision(*ctx.precision), Form(*ctx.form)
+        structure: Structure = tuple(
+            [
+                (None if weight is None else as_in_forward(weight, ctx.autocast), options)
+                for weight, options in ctx.structure
+            ]
+        )
         tensors, made = kept(ctx, read), unflatten_kept(to_keep, structure)
         if grad is None:
             return _to_arguments(None, [None] * len(tensors))

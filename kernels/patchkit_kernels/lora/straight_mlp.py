@@ -16,6 +16,7 @@ from patchkit_kernels.lora.differentiable import differentiable_backward, wants_
 from patchkit_kernels.lora.forward import project_again
 from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
 from patchkit_kernels.lora.projection import Precision, present
+from patchkit_kernels.lora.quantized_again import as_in_forward, autocast_of
 from patchkit_kernels.lora.shapes import as_rows, shaped, with_leading
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.lora.straight import Trained, outputs_of, project
@@ -64,7 +65,7 @@ class TrainedMLP(torch.autograd.Function):
         projected, *made = project(x, into, precision)
         hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
         (y,), *made_down = project(hidden, down, precision)
-        ctx.parts = parts
+        ctx.parts, ctx.autocast = parts, autocast_of(x, into.weights) if remade else None
         kept = to_keep(into, *made, x_needed=remade or ctx.needs_input_grad[1])
         between = into.biases if remade else projected
         ctx.save_for_backward(x, *between, *to_keep(down, *made_down, x_needed=True), *kept)
@@ -82,7 +83,8 @@ class TrainedMLP(torch.autograd.Function):
         kept_down, down = restored(saved[first:last], down)
         kept, into = restored(saved[last:], into)
         if remade:
-            into = into._replace(biases=list(projected))
+            weights = [one if isinstance(one, Tensor) else as_in_forward(one, ctx.autocast) for one in into.weights]
+            into = into._replace(biases=list(projected), weights=weights)
             projected = outputs_of(as_rows(x), kept[0], into, precision)
         _, x_needed, *needed = ctx.needs_input_grad
         if not all(needed) or wants_ordinary_operations([grad]):
