@@ -28,13 +28,21 @@ def main(
         bool, typer.Option("--small", help="A small random model, whether there are weights or not.")
     ] = False,
     loss: Annotated[bool, typer.Option("--loss", help="Also compute the loss without logits.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="How MLPs save memory: recompute, tiled, or tiled:N for N tiles.")
+    ] = None,
 ) -> None:
     """LoRA fine-tuning, plain and with patchkit.apply, from the same seed and on the same text."""
     console = Console(highlight=False)
     silence_libraries()
     with phase(console, "importing torch, transformers and peft"):
         from examples.demo.compare import compare
+        from patchkit.runtime.memory import memory_of
 
+    try:
+        memory_of(memory)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory") from None
     problems = compare(
         console,
         steps=steps,
@@ -45,6 +53,7 @@ def main(
         output=output,
         small=small,
         loss=loss,
+        memory=memory,
     )
     for problem in problems:
         console.print(f"[bold red]not equal:[/] {problem}")

@@ -38,6 +38,7 @@ def compare(
     output: Path,
     small: bool,
     loss: bool,
+    memory: str | None,
 ) -> list[str]:
     """Run the demo.
 
@@ -51,6 +52,7 @@ def compare(
         output: folder for the picture and the adapter; made if it is not there.
         small: take the small random model without looking for the real weights.
         loss: compute the loss of the patched model without logits.
+        memory: how the MLPs of the patched model save memory.
 
     Returns:
         What was not equal and should have been; empty if all is well.
@@ -58,7 +60,7 @@ def compare(
     base = _choose(console, small)
     with phase(console, "tokenizing the training text (Python's reference manual)"):
         tokens = batches(base.tokenizer, steps=steps, batch=batch, length=length, seed=SEED)
-    plain, patched = _prepare(console, base, rank, loss=loss)
+    plain, patched = _prepare(console, base, rank, loss=loss, memory=memory)
     tokens = tokens.to(patched.model.device)
     with phase(console, "measuring what one step keeps for its backward pass"):
         for run in (plain, patched):
@@ -89,15 +91,16 @@ def _choose(console: Console, small: bool) -> BaseModel:
     return small_random()
 
 
-def _prepare(console: Console, base: BaseModel, rank: int, *, loss: bool) -> tuple[Run, Run]:
+def _prepare(console: Console, base: BaseModel, rank: int, *, loss: bool, memory: str | None) -> tuple[Run, Run]:
     """The two runs: the same weights and adapters, one model patched."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with phase(console, f"loading {base.name} twice, with LoRA of rank {rank} on every linear layer"):
         plain, patched = (
             Run(name, add_lora(base.load(), rank).to(device), base.learning_rate) for name in ("plain", "patched")
         )
-    with phase(console, f"patchkit.apply(model{', loss=True' if loss else ''})"):
-        report = patchkit.apply(patched.model, loss=loss)
+    chosen = f"{', loss=True' if loss else ''}{f', memory={memory!r}' if memory else ''}"
+    with phase(console, f"patchkit.apply(model{chosen})"):
+        report = patchkit.apply(patched.model, loss=loss, memory=memory)
     console.print(Padding(report, (0, 0, 1, 6)))
     return plain, patched
 

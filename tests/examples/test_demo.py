@@ -44,6 +44,13 @@ def test_the_loss_without_logits(tmp_path: Path) -> None:
     assert "loss 1 fused" in " ".join(result.output.split())
 
 
+def test_mlps_that_keep_less(tmp_path: Path) -> None:
+    result = run(tmp_path, "--small", "--memory", "tiled:2")
+    assert result.exit_code == 0, result.output
+    assert "tiled:2" in result.output.partition("Gemma3MLP")[2]
+    assert run(tmp_path, "--small", "--memory", "tile").exit_code == 2
+
+
 def test_different_losses_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An apply that computes something else must not pass."""
 
