@@ -126,11 +126,16 @@ def _level_in_block(candidate: Candidate, block: Block, part: Part, patch: Patch
     if choice is None:
         return _Told("upstream", "it lacks a projection", False)
     told = _explain(choice, names, whole=any(rule_named(rule).whole for rule in rules), why=patch.why(part))
-    saving = memory_of(patch.memory) if part == "mlp" and told.level == "fused" else None
-    if saving is None:
+    return _with_memory(told, patch.memory, choice) if part == "mlp" and told.level == "fused" else told
+
+
+def _with_memory(told: _Told, asked: str | None, choice: Choice) -> _Told:
+    """The same of a fused MLP, with what it does of the option ``memory``."""
+    saving = memory_of(asked)
+    if asked is None or saving is None:
         return told
     found, why = fitting(saving, choice.readings)
-    return told._replace(memory=patch.memory or "") if found == saving else told._replace(reason=why, memory="recompute")
+    return told._replace(memory=asked if found == saving else "recompute", reason=why)
 
 
 def _level_of_loss(module: nn.Module, block: LanguageModel, patch: Patch) -> _Told:

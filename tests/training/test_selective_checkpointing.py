@@ -49,13 +49,14 @@ def test_activation(architecture, keep, lora_pair):
     assert executed.by_operation[op] == (LAYERS if keep else 2 * LAYERS)
 
 
+@pytest.mark.parametrize("memory", [None, "recompute", "tiled:2"])
 @pytest.mark.parametrize("architecture", ACTIVATIONS)
-def test_matrix_products(architecture, lora_pair):
+def test_matrix_products(architecture, memory, lora_pair):
     """The usual policy: keep what matrix products yield, compute the rest again."""
     plain, model, _ = lora_pair(architecture)
     inputs = tiny_inputs(architecture, model)
     reference = run(plain, inputs)
-    patchkit.apply(model)
+    patchkit.apply(model, memory=memory)
     asked = checkpoint_layers(model, set(PRODUCTS))
     findings = compare_runs(reference, run(model, inputs))
     assert findings.passed, findings.worst

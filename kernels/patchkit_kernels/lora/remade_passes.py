@@ -15,12 +15,14 @@ from patchkit_kernels.lora.hidden_state import functions_of, grads_of_projected,
 from patchkit_kernels.lora.low_rank import reduce
 from patchkit_kernels.lora.memory import tiles_of
 from patchkit_kernels.lora.mlp_parts import drop_again, reads_hidden, through_activation
-from patchkit_kernels.lora.projection import present
+from patchkit_kernels.lora.projection import dropout_scale, present
 from patchkit_kernels.lora.tile_sums import TileSums
 from patchkit_kernels.lora.tiles import KeptRows, Rows, cast_once, dense_once, kept_of_tile, mask_of_tile
 from patchkit_kernels.ops.activations import Activation
+from patchkit_kernels.ops.dropout import masked
 from patchkit_kernels.ops.dropout_in_pieces import draw_packed
 from patchkit_kernels.ops.not_before import not_before
+from patchkit_kernels.ops.registration import dispatch_modes
 
 
 class Form(NamedTuple):
@@ -166,6 +168,10 @@ class Passes:
     def _hidden(self, projected: Sequence[Tensor], part: slice) -> Tensor:
         """What down reads of a tile."""
         hidden = self._functions.forward(*inputs_of(projected, self._form.gate_first))
+        mask = mask_of_tile(self._drawn.hidden, part, self._width)
+        if mask is not None and not torch.compiler.is_compiling() and dispatch_modes():
+            # Selective checkpointing holds results of operations, and refuses to see them change.
+            return masked(hidden, mask, dropout_scale(self._form.dropout))
         return self._drop(hidden, part)
 
     def _drop(self, buffer: Tensor | None, part: slice) -> Tensor:
