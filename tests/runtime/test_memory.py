@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 
 import pytest
 import torch
@@ -282,7 +283,11 @@ def check_quantised(bits, autocast, folder, asked):
     inputs, results = tiny_inputs("llama", model), {}
     for memory in (None, "recompute", "tiled:2"):
         copied = copy.deepcopy(model)
-        report = patchkit.apply(copied, memory=memory, trust="always")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            report = patchkit.apply(copied, memory=memory, trust="always")
+        warned = [str(one.message) for one in seen if "is less for 2 of 2 MLPs" in str(one.message)]
+        assert len(warned) == ((bits, memory) == (8, "tiled:2"))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             results[memory] = run(copied, inputs)
         if (bits, memory) == (8, "tiled:2"):
@@ -305,8 +310,7 @@ def total(found):
     return torch.cat([gradient.flatten() for gradient in found.gradients.values()])
 
 
-def test_eight_bits_warn():
-    """In one line, of what does less than was asked for."""
+def test_what_does_less_than_was_asked_for_is_told_in_one_line():
     rows = (Row("a", "A", "mlp", "fused", "why", memory="recompute"), Row("b", "A", "mlp", "fused", memory="tiled"))
     told = _less_than_asked(Report("M", rows), "tiled")
     assert told == "memory='tiled' is less for 1 of 2 MLPs (A: memory='recompute', since why)"
