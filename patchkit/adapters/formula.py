@@ -68,7 +68,7 @@ class Formula:
         held: whether ``after`` has compared the functions of this one when it was last found intact.
     """
 
-    __slots__ = ("_absent", "_after", "_culprit", "_functions", "_guests", "_met", "held", "intact")
+    __slots__ = ("_absent", "_after", "_culprit", "_functions", "_guests", "_met", "_unknown", "held", "intact")
 
     def __init__(
         self,
@@ -76,7 +76,9 @@ class Formula:
         absent: Mapping[type, str] | None = None,
         *,
         after: Formula | None = None,
+        unknown: Callable[[], str | None] | None = None,
     ) -> None:
+        self._unknown: tuple[Callable[[], str | None], ...] = () if unknown is None else (unknown,)
         self._after = after
         self._guests: list[Formula] = []
         self.held = False
@@ -91,6 +93,7 @@ class Formula:
         both = Formula({})
         both._functions = {**self._functions, **other._functions}
         both._absent = {**self._absent, **other._absent}
+        both._unknown = self._unknown + other._unknown
         return both
 
     def replaced(self) -> str | None:
@@ -109,6 +112,9 @@ class Formula:
             for guest in self._guests:
                 guest.held = False
             self._guests.clear()
+            for unknown in self._unknown:
+                if (reason := unknown()) is not None:
+                    return reason
             if self._culprit is None or not self._culprit.still_holds():
                 places = list(self._places())
                 self._met.update((place.owner, place.name) for place in places)

@@ -22,6 +22,7 @@ from torch import nn
 from patchkit.adapters.formula import Formula
 from patchkit.adapters.linear import LINEAR, LOOKED_UP, read_linear
 from patchkit.adapters.linear_kinds import TRANSPOSED, base_reader
+from patchkit.adapters.peft_known import known
 from patchkit.adapters.protocol import (
     LARGEST,
     BaseReader,
@@ -48,6 +49,7 @@ LORA = Formula(
         nn.ModuleDict: "__getitem__ keys",
     },
     {lora.Linear: _ATTRIBUTES},
+    unknown=known("Linear"),
 )
 FORMULA = LINEAR | LORA
 """What the readers of ``nn.Linear`` and of PEFT's layer over it stand for: asked about once per call of a block."""
@@ -61,6 +63,7 @@ _DORA = Formula(
     },
     {dora.DoraLinearLayer: "weight", lora.Linear: "lora_magnitude_vector"},
     after=FORMULA,
+    unknown=known("Linear, DoRA"),
 )
 _SAVED = Formula(
     {
@@ -69,6 +72,7 @@ _SAVED = Formula(
     },
     {ModulesToSaveWrapper: "modules_to_save original_module _adapters"},
     after=FORMULA,
+    unknown=known("ModulesToSaveWrapper"),
 )
 
 _Linear, _ModuleDict, _Identity, _Dropout = nn.Linear, nn.ModuleDict, nn.Identity, nn.Dropout
@@ -276,6 +280,6 @@ def peft_library(quantised: dict[type[nn.Module], BaseReader], formula: Formula 
     for name in ("Linear4bit", "Linear8bitLt"):
         layer = getattr(lora, name, None)
         if layer is not None and formula is not None:
-            own = Formula({layer: f"{LAYER} get_base_layer"}, {layer: _ATTRIBUTES})
+            own = Formula({layer: f"{LAYER} get_base_layer"}, {layer: _ATTRIBUTES}, unknown=known(name))
             readers[layer] = lora_reader(quantised.get, own | formula)
     return Library(readers, (BaseTunerLayer,), casts_input=True)

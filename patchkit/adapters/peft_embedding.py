@@ -15,6 +15,7 @@ from peft.tuners.lora.variants import DoraEmbeddingVariant
 from torch import Tensor, nn
 
 from patchkit.adapters.formula import Formula
+from patchkit.adapters.peft_known import known
 from patchkit.adapters.protocol import Reason, interference, unfit_scaling
 from patchkit.adapters.scaled_embedding import is_scaled_embedding
 from patchkit_kernels.lora.embedding import EmbeddingAdapter, EmbeddingTable
@@ -30,6 +31,7 @@ _EMBEDDING = Formula(
         nn.ParameterDict: "__getitem__ __contains__",
     },
     {Embedding: _ATTRIBUTES, nn.Embedding: "weight"},
+    unknown=known("Embedding"),
 )
 _DORA = Formula(
     {
@@ -38,6 +40,7 @@ _DORA = Formula(
         dora: "transpose",
     },
     {dora.DoraEmbeddingLayer: "weight", Embedding: "lora_magnitude_vector"},
+    unknown=known("Embedding, DoRA"),
 )
 _LOOKED_UP = (
     *("base_layer", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),

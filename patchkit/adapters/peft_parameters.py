@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from patchkit.adapters.formula import Formula
+from patchkit.adapters.peft_known import known
 from patchkit.adapters.protocol import Reason, interference, unfit_scaling
 
 PARAMETERS = Formula(
@@ -32,6 +33,7 @@ PARAMETERS = Formula(
         nn.ModuleDict: "__getitem__ __contains__ keys",
     },
     {ParamWrapper: "base_layer lora_A lora_B scaling parameter_name num_experts _did_swap_in_out_features"},
+    unknown=known("ParamWrapper"),
 )
 """What this reader stands for, but for a context manager: the outer function of that is contextlib's."""
 _ACTIVATE_LORA = vars(ParamWrapper)["_activate_lora"]

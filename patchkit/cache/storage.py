@@ -122,7 +122,7 @@ def is_marked(root: Path) -> bool:
 
 
 _KNOWN = {
-    SOURCES: re.compile(r"transformers-(?:file-[0-9a-f]{32}|[0-9][0-9a-z.!+-]*)\.zip|\.fetch-[a-z0-9_]{8}"),
+    SOURCES: re.compile(r"(?:transformers|peft)-(?:file-[0-9a-f]{32}|[0-9][0-9a-z.!+-]*)\.zip|\.fetch-[a-z0-9_]{8}"),
     OUTCOMES: re.compile(r"[0-9a-f]{2}(?:/[0-9a-f]{62}\.json)?"),
     ENVIRONMENTS: re.compile(r"[^/]+-[0-9a-f]{12}(?:\.building|\.lock)?"),
 }

@@ -44,61 +44,63 @@ class Published:
     where: str
 
 
-def list_versions(wheels: Path | None = None) -> list[Version]:
-    """Every release of transformers that pip can find, without pre-releases, oldest first.
+def list_versions(wheels: Path | None = None, package: str = PACKAGE) -> list[Version]:
+    """Every release of transformers, or of another package, that pip can find, without pre-releases, oldest first.
 
     Args:
         wheels: a folder with wheels to look in, instead of the index.
+        package: what the releases are of.
 
     Raises:
         ReleaseError: pip finds none, or does not work; with pip's own reason.
     """
     if wheels is not None:
-        versions = {version for version, _ in _wheels_in(wheels) if not version.is_prerelease}
+        versions = {version for version, _ in _wheels_in(wheels, package) if not version.is_prerelease}
         if not versions:
-            raise ReleaseError(f"{wheels} has pre-releases of {PACKAGE} only; name one")
+            raise ReleaseError(f"{wheels} has pre-releases of {package} only; name one")
         return sorted(versions)
-    output = _pip("index", "versions", PACKAGE, "--ignore-requires-python", seconds=_LIST_SECONDS)
+    output = _pip("index", "versions", package, "--ignore-requires-python", seconds=_LIST_SECONDS)
     listed = re.search(r"^Available versions: (.*)$", output, re.MULTILINE)
     try:
         if listed is not None:
             return sorted(map(Version, listed[1].split(", ")))
     except InvalidVersion:
         pass
-    raise ReleaseError(f"pip lists no releases of {PACKAGE}; it said: {without_credentials(output.strip()[:200])!r}")
+    raise ReleaseError(f"pip lists no releases of {package}; it said: {without_credentials(output.strip()[:200])!r}")
 
 
-def download_wheel(version: str, folder: Path, wheels: Path | None = None) -> Path:
+def download_wheel(version: str, folder: Path, wheels: Path | None = None, package: str = PACKAGE) -> Path:
     """Fetch the wheel of one release into ``folder``. A release that wants another Python is fetched all the same.
 
     Args:
         version: the exact release.
         folder: where to put it.
         wheels: a folder with wheels to take it from, instead of the index.
+        package: what it is a release of.
 
     Raises:
         ReleaseError: there is none, or pip cannot fetch it; with pip's own reason.
     """
     if wheels is not None:
-        for found, path in _wheels_in(wheels):
+        for found, path in _wheels_in(wheels, package):
             if found == Version(version):
                 return path
-        raise ReleaseError(f"{wheels} has no wheel of {PACKAGE} {version}")
+        raise ReleaseError(f"{wheels} has no wheel of {package} {version}")
     arguments = ("--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--progress-bar", "off")
     place = ("--dest", str(folder))
-    _pip("download", *arguments, *place, f"{PACKAGE}=={version}", seconds=_DOWNLOAD_SECONDS, folder=folder)
+    _pip("download", *arguments, *place, f"{package}=={version}", seconds=_DOWNLOAD_SECONDS, folder=folder)
     files = list(folder.glob("*.whl"))
     if len(files) != 1:
-        raise ReleaseError(f"pip fetched {len(files)} wheels for {PACKAGE} {version}, expected one")
+        raise ReleaseError(f"pip fetched {len(files)} wheels for {package} {version}, expected one")
     return files[0]
 
 
-def published(filename: str) -> Published:
+def published(filename: str, package: str = PACKAGE) -> Published:
     """The hashes that the configured indexes publish for a file. Never raises: without any, ``where`` says why."""
     hashes: dict[str, str] = {}
     problems = []
     try:
-        pages = _pages()
+        pages = _pages(package)
     except ReleaseError as error:
         return Published(frozenset(), str(error))
     for page in pages:
@@ -112,7 +114,7 @@ def published(filename: str) -> Published:
     return Published(frozenset(), "; ".join(problems) or "no index that pip is configured for publishes one")
 
 
-def _wheels_in(folder: Path) -> list[tuple[Version, Path]]:
+def _wheels_in(folder: Path, package: str) -> list[tuple[Version, Path]]:
     if not folder.is_dir():
         raise ReleaseError(f"{folder} is not a folder")
     found = []
@@ -121,10 +123,10 @@ def _wheels_in(folder: Path) -> list[tuple[Version, Path]]:
             name, version, _, _ = parse_wheel_filename(path.name)
         except (InvalidWheelFilename, InvalidVersion):
             continue
-        if name == PACKAGE:
+        if name == package:
             found.append((version, path))
     if not found:
-        raise ReleaseError(f"{folder} has no wheel of {PACKAGE}")
+        raise ReleaseError(f"{folder} has no wheel of {package}")
     return found
 
 
@@ -212,12 +214,12 @@ def _settings() -> dict[str, str]:
     return pip_settings("download")
 
 
-def _pages() -> list[str]:
+def _pages(package: str) -> list[str]:
     settings = _settings()
     if settings.get("no-index", "").lower() in _TRUE:
         return []
     indexes = [settings.get("index-url", "https://pypi.org/simple"), *settings.get("extra-index-url", "").split()]
-    return [f"{index.rstrip('/')}/{PACKAGE}/" for index in dict.fromkeys(indexes)]
+    return [f"{index.rstrip('/')}/{package}/" for index in dict.fromkeys(indexes)]
 
 
 @lru_cache(maxsize=16)

@@ -30,41 +30,41 @@ CHECKED = "SHA-256 checked against"
 _ABOUT = "patchkit.json"
 
 
-def fetch(version: str, wheels: Path | None = None) -> Release:
+def fetch(version: str, wheels: Path | None = None, package: str = PACKAGE) -> Release:
     """One release, from the cache or from where pip is configured to look.
 
     Raises:
         ReleaseError: see :func:`~patchkit.upstream.releases.resolve`; likewise WheelError and CacheError.
     """
-    place = cache_directory() / SOURCES / f"{PACKAGE}-{Version(version)}.zip"
-    if (kept := _from_cache(place)) is not None:
+    place = cache_directory() / SOURCES / f"{package}-{Version(version)}.zip"
+    if (kept := _from_cache(place, package)) is not None:
         touch(place)
         return kept if kept.hash_note.startswith(CHECKED) else _checked_later(kept)
     prepare_cache()
     with _fetching_folder(place.parent) as folder:
         try:
-            path = download_wheel(version, folder, wheels)
+            path = download_wheel(version, folder, wheels, package)
         except ReleaseError as error:
-            raise _with_near_misses(version, error, wheels) from error
-        wheel = read_wheel(path)
-        note = _hash_note(path.name, wheel.sha256)
+            raise _with_near_misses(version, error, wheels, package) from error
+        wheel = read_wheel(path, package)
+        note = _hash_note(path.name, wheel.sha256, package)
     if Version(wheel.version) != Version(version):
-        raise WheelError(f"{path.name} says that it is {PACKAGE} {wheel.version}, not {version}")
-    return _keep(place, wheel, note, WHEEL, path.name)
+        raise WheelError(f"{path.name} says that it is {package} {wheel.version}, not {version}")
+    return _keep(place, wheel, note, WHEEL, path.name, package)
 
 
-def of_wheel(path: Path) -> Release:
+def of_wheel(path: Path, package: str = PACKAGE) -> Release:
     """The release in a wheel file.
 
     Raises:
         WheelError: the wheel is damaged or unsafe; likewise CacheError.
     """
     digest = wheel_digest(path)
-    place = cache_directory() / SOURCES / f"{PACKAGE}-file-{digest[:32]}.zip"
-    if (kept := _from_cache(place)) is not None:
+    place = cache_directory() / SOURCES / f"{package}-file-{digest[:32]}.zip"
+    if (kept := _from_cache(place, package)) is not None:
         touch(place)
         return replace(kept, origin=str(path))  # the same wheel may lie elsewhere now
-    return _keep(place, read_wheel(path), "", str(path), path.name)
+    return _keep(place, read_wheel(path, package), "", str(path), path.name, package)
 
 
 @contextmanager
@@ -81,13 +81,13 @@ def _fetching_folder(beside: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hash_note(filename: str, sha256: str) -> str:
+def _hash_note(filename: str, sha256: str, package: str) -> str:
     """What the hash of a wheel was checked against, or why it was not.
 
     Raises:
         WheelError: the index publishes another hash.
     """
-    told = published(filename)
+    told = published(filename, package)
     if told.hashes and sha256 not in told.hashes:
         expected = " or ".join(sorted(told.hashes))
         raise WheelError(f"{filename} has the SHA-256 {sha256}, but {told.where} says {expected}")
@@ -103,9 +103,9 @@ def _checked_later(release: Release) -> Release:
     place = release.location
     archive = archive_of(place)
     about = json.loads(archive.read(_ABOUT))
-    filename = about.get("filename") or f"{PACKAGE}-{release.version}-py3-none-any.whl"
+    filename = about.get("filename") or f"{release.package}-{release.version}-py3-none-any.whl"
     try:
-        note = _hash_note(filename, about["sha256"])
+        note = _hash_note(filename, about["sha256"], release.package)
     except WheelError:
         _forget(place)
         raise
@@ -114,15 +114,15 @@ def _checked_later(release: Release) -> Release:
     files = {name: archive.read(name) for name in archive.namelist() if name != _ABOUT}
     wheel = Wheel(release.version, release.requires_python, about["sha256"], files)
     try:
-        return _keep(place, wheel, note, release.origin, filename)
+        return _keep(place, wheel, note, release.origin, filename, release.package)
     except CacheError:  # one that may only be read: it is asked for again next time
         return replace(release, hash_note=note)
 
 
-def _with_near_misses(version: str, error: ReleaseError, wheels: Path | None) -> ReleaseError:
+def _with_near_misses(version: str, error: ReleaseError, wheels: Path | None, package: str) -> ReleaseError:
     """The error, with the releases that are nearest if the index can be listed and lacks this one."""
     try:
-        known = list_versions(wheels)
+        known = list_versions(wheels, package)
     except ReleaseError:
         return error
     wanted = Version(version)
@@ -130,10 +130,10 @@ def _with_near_misses(version: str, error: ReleaseError, wheels: Path | None) ->
         return error
     place = bisect(known, wanted)
     near = ", ".join(map(str, known[max(place - 2, 0) : place + 2]))
-    return ReleaseError(f"there is no {PACKAGE} {version}; near it: {near}")
+    return ReleaseError(f"there is no {package} {version}; near it: {near}")
 
 
-def _from_cache(place: Path) -> Release | None:
+def _from_cache(place: Path, package: str) -> Release | None:
     """What the cache keeps of a release; None if nothing, or if it is damaged: then it is fetched anew.
 
     Raises:
@@ -145,7 +145,7 @@ def _from_cache(place: Path) -> Release | None:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{_ABOUT} is not what this version writes")
         version, origin, note, requires_python, _ = texts
-        return Release(version, place, origin, note, requires_python)
+        return Release(version, place, origin, note, requires_python, package)
     except CacheError:
         raise
     except FileNotFoundError:
@@ -162,8 +162,8 @@ def _forget(place: Path) -> None:
             place.unlink()
 
 
-def _keep(place: Path, wheel: Wheel, note: str, origin: str, filename: str) -> Release:
-    release = Release(wheel.version, place, origin, note, wheel.requires_python)
+def _keep(place: Path, wheel: Wheel, note: str, origin: str, filename: str, package: str) -> Release:
+    release = Release(wheel.version, place, origin, note, wheel.requires_python, package)
     about = {
         "version": wheel.version,
         "origin": origin,

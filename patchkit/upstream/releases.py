@@ -1,4 +1,4 @@
-"""Which releases of transformers are meant: the installed one, those of an index, and wheels or checkouts on disk."""
+"""Which releases of transformers, or of PEFT, are meant: the installed one, those of an index, and wheels or checkouts on disk."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def resolve(
     progress: Callable[[int, int], None] = lambda done, of: None,
     from_wheels: bool = False,
     require_hashes: bool = False,
+    package: str = PACKAGE,
 ) -> list[Release]:
     """The releases that the user asked for, each once, oldest first; fetched if need be, several at a time.
 
@@ -47,6 +48,7 @@ def resolve(
         progress: is told how many of how many releases are there.
         from_wheels: take the wheel of a release that is installed too: an installed file can have been edited.
         require_hashes: take no wheel whose hash no index publishes. What is installed, or a checkout, is no wheel.
+        package: what they are releases of.
 
     Raises:
         ReleaseError: a release is unknown, or cannot be fetched; nearby ones are named. Or all of it takes longer than
@@ -55,16 +57,18 @@ def resolve(
         CacheError: the cache cannot be written.
     """
     end = time.monotonic() + FETCH_SECONDS
-    wanted = [item for spec in specs for item in _expand(spec, wheels)]
+    wanted = [item for spec in specs for item in _expand(spec, wheels, package)]
     if not from_wheels:
-        wanted = [_unless_installed(item) for item in wanted]
+        wanted = [_unless_installed(item, package) for item in wanted]
     found = {item.version: item for item in wanted if isinstance(item, Release)}
     versions = sorted({item for item in wanted if isinstance(item, Version)} - set(map(Version, found)))
     progress(0, len(versions))
     # Threads: the work is pip's, in processes of its own, and decompression, which frees the interpreter.
     with ThreadPoolExecutor(_FETCHES) as pool:
         try:
-            fetches = pool.map(lambda version: fetch(str(version), wheels), versions, timeout=end - time.monotonic())
+            fetches = pool.map(
+                lambda version: fetch(str(version), wheels, package), versions, timeout=end - time.monotonic()
+            )
             for release in fetches:
                 found[release.version] = release
                 progress(len(found), len(versions))
@@ -73,7 +77,7 @@ def resolve(
                 pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, FutureTimeoutError):
                 missing = ", ".join(str(version) for version in versions if str(version) not in found)
-                raise ReleaseError(f"not fetched within {FETCH_SECONDS:.0f} s: {PACKAGE} {missing}") from None
+                raise ReleaseError(f"not fetched within {FETCH_SECONDS:.0f} s: {package} {missing}") from None
             raise
     releases = sorted(found.values(), key=lambda release: Version(release.version))
     if require_hashes:
@@ -91,24 +95,24 @@ def _require_hash(release: Release) -> None:
     if release.location.is_dir() or release.hash_note.startswith(CHECKED):
         return
     why = release.hash_note or f"{release.origin} was given as a file; name its release to have it checked"
-    raise WheelError(f"{PACKAGE} {release.version}: the hash of its wheel is required, but {why}")
+    raise WheelError(f"{release.package} {release.version}: the hash of its wheel is required, but {why}")
 
 
-def _unless_installed(item: Version | Release) -> Version | Release:
+def _unless_installed(item: Version | Release, package: str) -> Version | Release:
     """The installed release for its version: nothing has to be fetched, and it is what will run."""
-    if isinstance(item, Release) or importlib.util.find_spec(PACKAGE) is None:
+    if isinstance(item, Release) or importlib.util.find_spec(package) is None:
         return item
-    installed = installed_release()
+    installed = installed_release(package)
     return installed if Version(installed.version) == item else item
 
 
-def _expand(spec: str, wheels: Path | None) -> list[Version | Release]:
+def _expand(spec: str, wheels: Path | None, package: str) -> list[Version | Release]:
     if spec == INSTALLED:
-        return [installed_release()]
+        return [installed_release(package)]
     if spec == LATEST:
-        return [list_versions(wheels)[-1]]
+        return [list_versions(wheels, package)[-1]]
     if spec.endswith(".whl") or "/" in spec or "\\" in spec or spec in {".", ".."}:
-        return [release_at(Path(spec))]  # with a separator: a folder may be called 5.22.2, and would be built
+        return [release_at(Path(spec), package)]  # with a separator: a folder may be called 5.22.2, and would be built
     try:
         return [Version(spec)]
     except InvalidVersion:
@@ -120,25 +124,26 @@ def _expand(spec: str, wheels: Path | None) -> list[Version | Release]:
             f"{spec!r} is not a release, a range such as '>=5.20', '{LATEST}', '{INSTALLED}', or a path "
             f"(with a separator: .{os.sep}{spec})"
         ) from error
-    known = list_versions(wheels)
+    known = list_versions(wheels, package)
     chosen: list[Version | Release] = [version for version in known if version in wanted]
     if not chosen:
-        raise ReleaseError(f"no release of {PACKAGE} is {spec}; the newest is {known[-1]}")
+        raise ReleaseError(f"no release of {package} is {spec}; the newest is {known[-1]}")
     return chosen
 
 
-def release_at(path: Path) -> Release:
-    """The release in a wheel file, a checkout, or a folder that holds ``transformers``.
+def release_at(path: Path, package: str = PACKAGE) -> Release:
+    """The release in a wheel file, a checkout, or a folder that holds the package.
 
     Raises:
         ReleaseError: there is nothing of the kind.
         WheelError: the wheel is damaged or unsafe.
     """
     if path.is_file() and path.suffix == ".whl":
-        return of_wheel(path)
+        return of_wheel(path, package)
+    inside = "models" if package == PACKAGE else "tuners"
     for folder in (path / "src", path, path.parent):
-        if (folder / PACKAGE / "models").is_dir() and (folder != path.parent or path.name == PACKAGE):
+        if (folder / package / inside).is_dir() and (folder != path.parent or path.name == package):
             origin = os.path.join(".", path) if str(path) in {INSTALLED, WHEEL} else str(path)
-            return Release(version_of_checkout(folder / PACKAGE), folder.resolve(), origin)
-    what = "has no transformers/models" if path.is_dir() else "is no wheel" if path.exists() else "does not exist"
-    raise ReleaseError(f"{path} {what}; expected a wheel, or a checkout with src/{PACKAGE}")
+            return Release(version_of_checkout(folder / package), folder.resolve(), origin, package=package)
+    what = f"has no {package}/{inside}" if path.is_dir() else "is no wheel" if path.exists() else "does not exist"
+    raise ReleaseError(f"{path} {what}; expected a wheel, or a checkout with src/{package}")

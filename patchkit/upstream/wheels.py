@@ -10,6 +10,7 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from patchkit.errors import WheelError
 from patchkit.upstream.zip_members import checked_members, read_member
 
 PACKAGE = "transformers"
+PEFT = "peft"
 
 MAX_WHEEL = 256 * 2**20
 MAX_FILE = 16 * 2**20
@@ -51,10 +53,10 @@ class Wheel:
     """The part of a wheel that is read.
 
     Attributes:
-        version: of transformers.
+        version: of the package.
         requires_python: its range of Python versions; empty if it names none.
         sha256: of the whole wheel file.
-        files: text of its model files, as bytes, by path from the root of the wheel.
+        files: text of the files that are kept, as bytes, by path from the root of the wheel.
     """
 
     version: str
@@ -75,25 +77,43 @@ def is_model_file(path: str) -> bool:
     )
 
 
-def read_wheel(path: Path) -> Wheel:
-    """Check a wheel of transformers and read its model files.
+def is_layer_file(path: str) -> bool:
+    """Whether a file of a wheel of PEFT is one that its LoRA layers are made of."""
+    parts = PurePosixPath(path).parts
+    return path.endswith(".py") and (
+        parts[:3] == (PEFT, "tuners", "lora")
+        or parts == (PEFT, "tuners", "tuners_utils.py")
+        or parts[:2] == (PEFT, "utils")
+    )
+
+
+_KEPT: dict[str, tuple[Callable[[str], bool], str]] = {
+    PACKAGE: (is_model_file, f"{PACKAGE}/models/**/modeling_*.py"),
+    PEFT: (is_layer_file, f"{PEFT}/tuners/lora/*.py"),
+}
+"""What is read of a wheel of each package, and how that is called."""
+
+
+def read_wheel(path: Path, package: str = PACKAGE) -> Wheel:
+    """Check a wheel of transformers and read its model files; or one of PEFT, and the files of its layers.
 
     Raises:
-        WheelError: it is no wheel of transformers, is damaged, or holds something unsafe; with the member's name.
+        WheelError: it is no wheel of the package, is damaged, or holds something unsafe; with the member's name.
     """
+    is_kept, pattern = _KEPT[package]
     content = _content(path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = checked_members(archive, content, path.name)
-            version, requires_python = _metadata(archive, members, path.name)
-            found = [info for info in members if is_model_file(info.filename)]
+            version, requires_python = _metadata(archive, members, path.name, package)
+            found = [info for info in members if is_kept(info.filename)]
             files = {info.filename: read_member(archive, info, MAX_FILE) for info in found}
     except WheelError:
         raise
     except DAMAGED as error:
         raise WheelError(f"{path.name} is damaged or cut short: {error}") from error
     if not files:
-        raise WheelError(f"{path.name} holds no {PACKAGE}/models/**/modeling_*.py")
+        raise WheelError(f"{path.name} holds no {pattern}")
     return Wheel(version, requires_python, hashlib.sha256(content).hexdigest(), files)
 
 
@@ -118,7 +138,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _metadata(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> tuple[str, str]:
+def _metadata(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str, expected: str) -> tuple[str, str]:
     """Version and Python range."""
     found = [
         info for info in members if info.filename.endswith(".dist-info/METADATA") and info.filename.count("/") == 1
@@ -127,8 +147,8 @@ def _metadata(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: st
         raise WheelError(f"{name} is not a wheel: it has {len(found)} METADATA files")
     header = BytesHeaderParser().parsebytes(read_member(archive, found[0], MAX_FILE))
     package, version = str(header["Name"]), str(header["Version"])
-    if canonicalize_name(package) != PACKAGE:
-        raise WheelError(f"{name} is a wheel of {package}, not of {PACKAGE}")
+    if canonicalize_name(package) != expected:
+        raise WheelError(f"{name} is a wheel of {package}, not of {expected}")
     try:
         return str(Version(version)), str(header["Requires-Python"] or "")
     except InvalidVersion as error:

@@ -182,7 +182,7 @@ def test_a_wheel_that_was_being_fetched_is_in_the_cache_and_not_lost_elsewhere(
 ) -> None:
     places = []
 
-    def download(version: str, folder: Path, wheels: Path | None) -> Path:
+    def download(version: str, folder: Path, wheels: Path | None, package: str) -> Path:
         places.append(folder)
         return next(wheels.glob("*.whl"))  # type: ignore[union-attr]
 

@@ -259,8 +259,12 @@ def test_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patchkit.upstream import index, releases
 
     known = {"5.90.0": "known", "5.91.0": "new"}
-    monkeypatch.setattr(index, "list_versions", lambda wheels=None: [Version(version) for version in known])
-    monkeypatch.setattr(releases, "fetch", lambda version, wheels=None: releases.release_at(tmp_path / known[version]))
+    monkeypatch.setattr(
+        index, "list_versions", lambda wheels=None, package="transformers": [Version(version) for version in known]
+    )
+    monkeypatch.setattr(
+        releases, "fetch", lambda version, wheels, package: releases.release_at(tmp_path / known[version])
+    )
     result = run("watch", "--static", "--write")
     assert result.exit_code == 1, result.output
     assert result.stdout.startswith("new: 5.91.0\n")

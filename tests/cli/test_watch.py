@@ -37,7 +37,9 @@ def test_only_who_asks_for_it_writes_to_the_checkout(monkeypatch, arguments, num
             raise KeyboardInterrupt
         return CheckReport((), ())
 
-    monkeypatch.setattr(index, "list_versions", lambda wheels=None: [Version("5.22.2"), Version("9999.0.0")])
+    monkeypatch.setattr(
+        index, "list_versions", lambda wheels=None, package="transformers": [Version("5.22.2"), Version("9999.0.0")]
+    )
     monkeypatch.setattr(check, "run_shown", run)
     monkeypatch.setattr(watch, "run_shown", run)
     CliRunner().invoke(app, arguments)

@@ -85,7 +85,7 @@ def test_the_pages_that_pip_would_look_at(
     settings: dict[str, str], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "_settings", lambda: settings)
-    assert index._pages() == expected
+    assert index._pages("transformers") == expected
 
 
 def test_nothing_of_the_working_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,9 @@ def test_a_folder_of_wheels(names: tuple[str, ...], tmp_path: Path) -> None:
     releases, every = FOLDERS[names]
     if every is None:
         with pytest.raises(ReleaseError, match=r"has no wheel of transformers$"):
-            index._wheels_in(tmp_path)
+            index._wheels_in(tmp_path, "transformers")
     else:
-        assert [str(version) for version, _ in index._wheels_in(tmp_path)] == every
+        assert [str(version) for version, _ in index._wheels_in(tmp_path, "transformers")] == every
     if releases is None:
         with pytest.raises(ReleaseError, match=r"has no wheel|has pre-releases of transformers only"):
             list_versions(tmp_path)
@@ -264,13 +264,13 @@ PAGES = {
 @pytest.mark.parametrize("case", PAGES)
 def test_what_the_pages_of_the_indexes_say(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pages, expected = PAGES[case]
-    monkeypatch.setattr(index, "_pages", lambda: list(pages))
+    monkeypatch.setattr(index, "_pages", lambda package: list(pages))
     monkeypatch.setattr(index, "_links", lambda page: pages[page])
     assert published(WHEEL) == expected
 
 
 def test_without_pip_there_is_a_reason_and_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(package: str) -> None:
         raise ReleaseError("pip is not installed")
 
     monkeypatch.setattr(index, "_pages", fail)
@@ -279,7 +279,7 @@ def test_without_pip_there_is_a_reason_and_no_hash(monkeypatch: pytest.MonkeyPat
 
 def test_passwords_of_pages_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     page = A.replace("//", "//user:hunter2@")
-    monkeypatch.setattr(index, "_pages", lambda: [page])
+    monkeypatch.setattr(index, "_pages", lambda package: [page])
     for found in ({WHEEL: "1"}, "why"):
         monkeypatch.setattr(index, "_links", lambda page, found=found: found)
         assert "hunter2" not in published(WHEEL).where

@@ -30,7 +30,7 @@ FLIPS = 400
 
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_releases, "published", lambda _: index.Published(frozenset(), "there is no index"))
+    monkeypatch.setattr(kept_releases, "published", lambda *_: index.Published(frozenset(), "there is no index"))
 
 
 def kept_from_before(place: Path, version: str = "4.90.0", **about: object) -> None:
@@ -184,7 +184,7 @@ def test_all_of_fetching_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> No
     """And what is under way then is stopped, not waited for."""
     stopped = []
 
-    def endless(version: str, wheels: Path | None) -> None:
+    def endless(version: str, wheels: Path | None, package: str) -> None:
         while not children.is_stopping():
             time.sleep(0.01)
         stopped.append(version)

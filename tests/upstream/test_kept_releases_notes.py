@@ -26,7 +26,7 @@ def publishes(monkeypatch: pytest.MonkeyPatch) -> Publishes:
     """Makes the index publish these hashes for every file."""
 
     def says(*hashes: str, where: str = "the index") -> None:
-        monkeypatch.setattr(kept_releases, "published", lambda filename: Published(frozenset(hashes), where))
+        monkeypatch.setattr(kept_releases, "published", lambda filename, package: Published(frozenset(hashes), where))
 
     says(where="there is none")
     return says
@@ -53,10 +53,10 @@ def test_the_note_on_a_hash(hashes: tuple[str, ...], own: str, publishes: Publis
     note, error = NOTES[hashes, own]
     publishes(*hashes)
     if error is None:
-        assert kept_releases._hash_note("some.whl", own) == note
+        assert kept_releases._hash_note("some.whl", own, "transformers") == note
     else:
         with pytest.raises(WheelError, match=f"^some.whl has the SHA-256 {own}, .*{error}$"):
-            kept_releases._hash_note("some.whl", own)
+            kept_releases._hash_note("some.whl", own, "transformers")
 
 
 def about(place: Path) -> dict[str, str]:
@@ -102,7 +102,7 @@ def test_a_wheel_of_another_release(
     wheel: Path, tmp_path: Path, publishes: Publishes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its name says one, and its metadata another."""
-    monkeypatch.setattr(kept_releases, "download_wheel", lambda version, folder, wheels: wheel)
+    monkeypatch.setattr(kept_releases, "download_wheel", lambda version, folder, wheels, package: wheel)
     with pytest.raises(
         WheelError, match=r"4\.90\.0-py3-none-any\.whl says that it is transformers 4\.90\.0, not 4\.91\.0"
     ):
@@ -118,13 +118,13 @@ def test_what_was_unchecked_is_checked_by_its_own_name(
     digest = wheel_digest(wheel)
     asked: list[str] = []
     monkeypatch.setattr(
-        kept_releases, "published", lambda name: asked.append(name) or Published(frozenset(), "still none")
+        kept_releases, "published", lambda name, package: asked.append(name) or Published(frozenset(), "still none")
     )
     assert fetch("4.90.0").hash_note == f"SHA-256 {digest} not checked: still none"
     assert "there is none" in about(place)["hash_note"], "nothing new is known"
     known = read_wheel(wheel)
     for filename in ("transformers-4.90.0-1-py3-none-any.whl", ""):
-        kept_releases._keep(place, known, "not checked", WHEEL, filename)
+        kept_releases._keep(place, known, "not checked", WHEEL, filename, "transformers")
         assert "still none" in fetch("4.90.0").hash_note
     usual = "transformers-4.90.0-py3-none-any.whl"
     assert asked == [wheel.name, "transformers-4.90.0-1-py3-none-any.whl", usual]
@@ -158,8 +158,8 @@ NEAR = {
 
 @pytest.mark.parametrize("version", NEAR)
 def test_what_is_near_a_release_that_there_is_not(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_releases, "list_versions", lambda wheels: list(map(Version, KNOWN)))
-    told = kept_releases._with_near_misses(version, ReleaseError("pip failed"), None)
+    monkeypatch.setattr(kept_releases, "list_versions", lambda wheels, package: list(map(Version, KNOWN)))
+    told = kept_releases._with_near_misses(version, ReleaseError("pip failed"), None, "transformers")
     assert str(told) == f"there is no transformers {version}; near it: {NEAR[version]}"
 
 
@@ -167,14 +167,14 @@ def test_what_is_near_a_release_that_there_is_not(version: str, monkeypatch: pyt
 def test_another_failure_stays_what_it_is(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a release that there is, or where nobody can tell."""
 
-    def listed(wheels: Path | None) -> list[Version]:
+    def listed(wheels: Path | None, package: str) -> list[Version]:
         if not known:
             raise ReleaseError("no network")
         return list(map(Version, KNOWN))
 
     monkeypatch.setattr(kept_releases, "list_versions", listed)
     error = ReleaseError("pip failed")
-    assert kept_releases._with_near_misses("4.90", error, None) is error
+    assert kept_releases._with_near_misses("4.90", error, None, "transformers") is error
 
 
 def test_the_folder_for_what_is_fetched(tmp_path: Path) -> None:

@@ -27,15 +27,15 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder, self.fetched, self.asked, self.note = folder, [], [], f"{CHECKED} an index"  # type: ignore[var-annotated]
 
-    def list_versions(self, wheels: Path | None = None) -> list[Version]:
+    def list_versions(self, wheels: Path | None = None, package: str = "transformers") -> list[Version]:
         self.asked.append(wheels)
         return [Version(version) for version in KNOWN]
 
-    def fetch(self, version: str, wheels: Path | None = None) -> Release:
+    def fetch(self, version: str, wheels: Path | None = None, package: str = "transformers") -> Release:
         self.fetched.append((version, wheels))
         return Release(version, self.folder / f"{version}.zip", WHEEL, self.note)
 
-    def installed(self) -> Release:
+    def installed(self, package: str) -> Release:
         return Release(HERE, self.folder, INSTALLED)
 
 
@@ -114,7 +114,7 @@ def test_several_are_fetched_at_a_time(index: Index, monkeypatch: pytest.MonkeyP
     together, most, lock = 0, 0, threading.Lock()
     four = threading.Barrier(4, timeout=30)
 
-    def fetch(version: str, wheels: Path | None) -> Release:
+    def fetch(version: str, wheels: Path | None, package: str) -> Release:
         nonlocal together, most
         with lock:
             together += 1
@@ -123,7 +123,7 @@ def test_several_are_fetched_at_a_time(index: Index, monkeypatch: pytest.MonkeyP
         with lock:
             together -= 1
         four.wait()
-        return index.fetch(version, wheels)
+        return index.fetch(version, wheels, package)
 
     monkeypatch.setattr(releases, "fetch", fetch)
     found = resolve([f"4.{number}.0" for number in range(60, 68)])
@@ -131,10 +131,10 @@ def test_several_are_fetched_at_a_time(index: Index, monkeypatch: pytest.MonkeyP
 
 
 def test_one_that_cannot_be_fetched_is_the_error_of_all(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(version: str, wheels: Path | None) -> Release:
+    def fetch(version: str, wheels: Path | None, package: str) -> Release:
         if version == "4.91.0":
             raise ReleaseError("it is not there")
-        return index.fetch(version, wheels)
+        return index.fetch(version, wheels, package)
 
     monkeypatch.setattr(releases, "fetch", fetch)
     with pytest.raises(ReleaseError, match="it is not there"):
@@ -168,8 +168,8 @@ def test_a_hash_that_is_required(case: str, index: Index, tmp_path: Path) -> Non
 def test_hashes_are_required_of_each(bad: int, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = ["4.90.0", "4.91.0", "5.1.0"]
 
-    def fetch(version: str, wheels: Path | None) -> Release:
-        release = index.fetch(version, wheels)
+    def fetch(version: str, wheels: Path | None, package: str) -> Release:
+        release = index.fetch(version, wheels, package)
         return Release(version, release.location, WHEEL, "not checked") if version == versions[bad] else release
 
     monkeypatch.setattr(releases, "fetch", fetch)
@@ -257,7 +257,7 @@ def test_where_one_cannot_be_fetched_no_other_is_begun(index: Index, monkeypatch
     """What waits for its turn is left; what runs is ended."""
     begun: list[str] = []
 
-    def fetch(version: str, wheels: Path | None = None) -> Release:
+    def fetch(version: str, wheels: Path | None, package: str) -> Release:
         begun.append(version)
         if len(begun) > 1:
             while not is_stopping():

@@ -35,8 +35,8 @@ from patchkit.upstream.releases import release_at, resolve
 def test_a_folder_in_the_current_one_is_no_release(name, tmp_path, monkeypatch):
     folder_release(tmp_path / name, "9.9.9", {path_of("llama"): SMALL_LLAMA})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(releases, "list_versions", lambda wheels=None: [Version("5.22.2")])
-    monkeypatch.setattr(releases, "fetch", lambda version, wheels=None: Release(version, tmp_path, WHEEL))
+    monkeypatch.setattr(releases, "list_versions", lambda wheels=None, package="transformers": [Version("5.22.2")])
+    monkeypatch.setattr(releases, "fetch", lambda version, wheels, package: Release(version, tmp_path, WHEEL))
     if name == "v5.22.2":  # a version too, as they are written
         assert [one.version for one in resolve([name])] == ["5.22.2"]
         return
