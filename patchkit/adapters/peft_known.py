@@ -1,8 +1,8 @@
 """Whether the installed PEFT is one that a reader was proven with: asked once of each reader, when it is first used.
 
 ``peft_proofs.jsonl`` ships with the package: one JSON object a line for each text of each reader that ``patchkit
-check --peft`` proved equal, in any release that has it. What a user's own check proves is kept in the cache. A text that
-is in neither is read by nobody: the layers run upstream's code, and the report says why.
+check --peft`` proved equal, in any release that has it. What a user's own check proves is kept in the cache. A text
+that is in neither is read by nobody: the layers run upstream's code, and the report says why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _unknown(reader: str) -> str | None:
     return None if _assumed else _why_unknown(reader)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _why_unknown(reader: str) -> str | None:
     try:
         release = installed_release(PEFT)

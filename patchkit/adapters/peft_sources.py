@@ -37,9 +37,8 @@ def _layer(owner: str) -> str:
     return _names(owner, f"forward _check_forward_args _cast_input_dtype {_STATE}")
 
 
-_LINEAR_DORA = (
-    "cache_decorator dequantize_module_weight transpose "
-    + _names("DoraLinearLayer", "forward get_weight_norm get_lora_weight _cache_clear")
+_LINEAR_DORA = "cache_decorator dequantize_module_weight transpose " + _names(
+    "DoraLinearLayer", "forward get_weight_norm get_lora_weight _cache_clear"
 )
 
 READERS: Mapping[str, Mapping[str, str]] = {

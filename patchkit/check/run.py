@@ -6,28 +6,35 @@ then runs the models of what was rewritten, in an environment that has the relea
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
 
 from patchkit.arch.registry import find, select
 from patchkit.arch.spec import Architecture
 from patchkit.check import TIME_LIMIT
-from patchkit.check.numeric.environments import Environment, environment_for, running_environment
+from patchkit.check.numeric.environments import NOTHING_ELSE, Beside, Environment, environment_for, running_environment
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
+from patchkit.check.peft_readers import beside_of, check_peft, prove_peft
 from patchkit.check.results.evidence import Evidence, as_text_has_it
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry, entries_of
 from patchkit.check.static.findings import key_of_finding
+from patchkit.check.static.peft_layers import ReaderRecords
 from patchkit.check.static.records import Records
 from patchkit.check.static.sweep import sweep
 from patchkit.errors import CacheError, PatchkitWarning, ReleaseEnvironmentError, ReleaseError
 from patchkit.trust.ledger import SHIPPED_LEDGER, USER_LIMIT, Proof, add_proofs, user_ledger
-from patchkit.upstream.release import WHEEL, Release, installed_release, module_path
+from patchkit.upstream.release import INSTALLED, WHEEL, Release, installed_release, module_path
 from patchkit.upstream.releases import resolve
-from patchkit.upstream.wheels import PACKAGE
+from patchkit.upstream.wheels import PACKAGE, PEFT
 
 Advance = Callable[..., None]
 """Is told how many steps are done and how many there are, and perhaps what is being done: ``text``."""
@@ -69,31 +76,72 @@ def run_check(
     wheels: Path | None = None,
     require_hashes: bool = False,
     progress: Progress = _unshown,
+    peft: Sequence[str] = (),
+    torch: Sequence[str] = (),
 ) -> CheckReport:
     """The static stage, and the numeric one if it is asked for.
 
     Args:
-        names: of architectures, or globs.
+        names: of architectures, or globs; none where only PEFT's layers are asked about.
         wanted: releases, as :func:`patchkit.upstream.releases.resolve` takes them.
         records: what is known of earlier releases.
         numbers: how the numeric stage is run; None leaves it out.
         wheels: a folder from which wheels are taken, and not from an index.
         require_hashes: take no wheel whose hash no index publishes.
         progress: shows how far each piece of work is.
+        peft: releases of PEFT, as ``wanted``; their layers are checked, and the architectures run with each.
+        torch: versions of torch that models run with; the installed one by default.
 
     Raises:
         PatchkitError: an architecture or release is unknown, or cannot be had.
     """
     ledger_to_write(numbers is not None and numbers.record)  # before anything is done in vain
-    chosen = select(names)
+    names = list(names)
+    chosen = select(names) if names else []
+    pefts: list[Release] = []
     with progress("fetching releases") as fetched:
-        releases = resolve(wanted, wheels=wheels, progress=fetched, require_hashes=require_hashes)
+        options: dict[str, Any] = {"wheels": wheels, "progress": fetched, "require_hashes": require_hashes}
+        releases = resolve(wanted, **options) if chosen else []
+        if peft:
+            pefts = resolve(peft, package=PEFT, **options)
     with progress("rewriting") as rewritten:
         report = check_static(releases, chosen, records, rewritten)
+    if pefts:
+        report = replace(report, peft=check_peft(pefts, ReaderRecords.load(), wheels))
     if numbers is None:
         return report
+    others = [_other_torch(version) for version in torch]
     with progress("") as proven:
-        return check_numeric(report, chosen, numbers, proven)
+        if report.peft is not None:
+            report = replace(
+                report,
+                peft=prove_peft(
+                    report.peft,
+                    torch=others,
+                    unproven=numbers.unproven,
+                    record=numbers.record,
+                    seconds=numbers.seconds,
+                    progress=proven,
+                ),
+            )
+        with_peft: list[Release | None] = [*pefts] or [None]
+        beside = [beside_of(one, version) for one in with_peft for version in (others or [""])]
+        return check_numeric(report, chosen, numbers, proven, beside=beside)
+
+
+def _other_torch(asked: str) -> str:
+    """A version of torch, or nothing if it is the one that is installed.
+
+    Raises:
+        ReleaseError: it is no version.
+    """
+    if asked == INSTALLED:
+        return ""
+    try:
+        wanted = Version(asked)
+    except InvalidVersion:
+        raise ReleaseError(f"{asked!r} is no version of torch, such as 2.8.0; or '{INSTALLED}'") from None
+    return "" if wanted == Version(Version(version("torch")).public) else str(wanted)
 
 
 # ---- the static stage
@@ -169,7 +217,12 @@ def _package(architecture: Architecture) -> str:
 
 
 def check_numeric(
-    report: CheckReport, architectures: Sequence[Architecture], numbers: Numbers, progress: Advance = _unseen
+    report: CheckReport,
+    architectures: Sequence[Architecture],
+    numbers: Numbers,
+    progress: Advance = _unseen,
+    *,
+    beside: Sequence[Beside] = (NOTHING_ELSE,),
 ) -> CheckReport:
     """Run the parity contract for every release of a static report, and enter what is proven into a ledger.
 
@@ -178,6 +231,7 @@ def check_numeric(
         architectures: as the user named them.
         numbers: how.
         progress: is told what is done, and how many of how many architectures are.
+        beside: what each release runs with, in turn.
 
     Returns:
         The report with a numeric entry for every architecture that had to be run, and with the proofs that were made.
@@ -189,25 +243,28 @@ def check_numeric(
     ledger = ledger_to_write(numbers.record)
     found: list[NumericEntry] = []
     tasks = {release: _to_check(release, report, architectures, numbers.unproven) for release in report.releases}
-    total = sum(map(len, tasks.values()))
-    for release, names in tasks.items():
+    total = sum(map(len, tasks.values())) * len(beside)
+    for (release, names), others in itertools.product(tasks.items(), beside):
         if not names:
             continue
-        progress(len(found), total, text=f"environment for {release.package} {release.version}")
-        environment = environment_of(release, numbers.seconds)
-        text = f"numbers of {release.package} {release.version}"
+        text = f"{release.package} {release.version}{f' with {others}' if str(others) else ''}"
+        progress(len(found), total, text=f"environment for {text}")
+        environment = environment_of(release, numbers.seconds, others)
+        text = f"numbers of {text}"
         progress(len(found), total, text=text)
         evidence = Evidence.of(release, report)
         missing = dict.fromkeys(names)
         for told in environment.check(names, jobs=os.cpu_count() or 1, seconds=numbers.seconds):
             outcome = evidence.weighed(told)
             missing.pop(outcome.architecture, None)
-            found.append(NumericEntry(release, outcome))
+            found.append(NumericEntry(release, outcome, str(others)))
             _enter(ledger, outcome.proofs, required=numbers.record)
             progress(len(found), total, text=text)
         for name in missing:
             problems = {name: "no outcome came of it"}
-            found.append(NumericEntry(release, ArchitectureOutcome(name, environment.versions, problems=problems)))
+            found.append(
+                NumericEntry(release, ArchitectureOutcome(name, environment.versions, problems=problems), str(others))
+            )
     proofs = {as_text_has_it(proof.key): proof for one in found for proof in one.outcome.proofs}
     entries = tuple(
         replace(entry, proof=proofs.get(key_of_finding(entry.finding), entry.proof)) for entry in report.entries
@@ -243,22 +300,24 @@ def _enter(ledger: Path, proofs: Iterable[Proof], *, required: bool) -> None:
         warnings.warn(f"what was proven is not remembered: {error}", PatchkitWarning, stacklevel=2)
 
 
-def environment_of(release: Release, seconds: float = TIME_LIMIT) -> Environment:
+def environment_of(release: Release, seconds: float = TIME_LIMIT, beside: Beside = NOTHING_ELSE) -> Environment:
     """The environment in which a release runs.
 
     Args:
         release: the installed one, one from an index, or a wheel or checkout.
         seconds: for pip, where there is no such environment yet.
+        beside: other packages in it.
 
     Raises:
         ReleaseEnvironmentError: there can be none.
         CacheError: the cache cannot be written.
     """
+    more: dict[str, Any] = {"beside": beside} if beside.requirements else {}
     if release.is_installed:
-        return running_environment()
+        return environment_for(None, seconds=seconds, **more) if more else running_environment()
     if release.origin == WHEEL:
-        return environment_for(release.version, seconds=seconds)
-    return environment_for(Path(release.origin), expected=release.version, seconds=seconds)
+        return environment_for(release.version, seconds=seconds, **more)
+    return environment_for(Path(release.origin), expected=release.version, seconds=seconds, **more)
 
 
 def _to_check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +58,20 @@ def check(
             "Default: the installed one.",
         ),
     ] = None,
+    peft: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peft",
+            metavar="RELEASE",
+            help="A release of PEFT, as with --transformers: its layers are checked, and models run with it.",
+        ),
+    ] = None,
+    torch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--torch", metavar="VERSION", help="Run models with this torch, from pip's index. Repeatable; not --static."
+        ),
+    ] = None,
     static: Annotated[bool, typer.Option("--static", help="Read and rewrite only; run no model.")] = False,
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Run no model whose very source the ledger proves already.")
@@ -85,12 +99,15 @@ def check(
     The static stage rewrites the source of each release, which need not be installed, and compares with the last
     release that is recorded. The numeric stage runs the parity contract on small random models, for another release in
     an environment of its own: separate packages and few variables of yours, but no sandbox. Check what you would
-    install. Exit code 0: all verified; 1: drift or failure; 2: wrong usage or environment.
+    install. With --peft the layers of PEFT are compared and proven too. Exit code 0: all verified; 1: drift or failure;
+    2: wrong usage or environment.
     """
-    if bool(arch) == every:
-        if every:
-            raise typer.BadParameter("--all is every architecture; leave out one of them", param_hint="--arch")
+    if arch and every:
+        raise typer.BadParameter("--all is every architecture; leave out one of them", param_hint="--arch")
+    if not (arch or every or peft):
         raise typer.BadParameter("say which: --arch NAME, or --all", param_hint="--arch")
+    if static and torch:
+        raise typer.BadParameter("no source depends on it; leave out --static to run models", param_hint="--torch")
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.formats import as_github
     from patchkit.check.results.formats import as_json as to_json
@@ -101,7 +118,7 @@ def check(
     records = Records.load()
     chosen, wanted = ["*"] if every else arch or [], transformers or ["installed"]
     numbers = None if static else Numbers(unproven, record, time_limit)
-    report = run_shown(chosen, wanted, records, wheels, numbers, require_hashes)
+    report = run_shown(chosen, wanted, records, wheels, numbers, require_hashes, peft or (), torch or ())
     if junit:
         from patchkit.check.results.formats import as_junit
 
@@ -127,6 +144,8 @@ def run_shown(
     wheels: Path | None,
     numbers: Numbers | None,
     require_hashes: bool = False,
+    peft: Sequence[str] = (),
+    torch: Sequence[str] = (),
 ) -> CheckReport:
     """:func:`patchkit.check.run.run_check`; standard error shows how far it is, and where the proofs are.
 
@@ -136,7 +155,15 @@ def run_shown(
     from patchkit.check.run import ledger_to_write, run_check
 
     report = run_check(
-        arch, transformers, records, numbers, wheels=wheels, require_hashes=require_hashes, progress=progress_of
+        arch,
+        transformers,
+        records,
+        numbers,
+        wheels=wheels,
+        require_hashes=require_hashes,
+        progress=progress_of,
+        peft=peft,
+        torch=torch,
     )
     if numbers and (proofs := {proof.key for entry in report.numeric for proof in entry.outcome.proofs}):
         error_console().print(f"proofs of {len(proofs)} classes are in {ledger_to_write(numbers.record)}")

@@ -13,6 +13,7 @@ from patchkit.check.results.formats import explanation, numeric_faults
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static.verdicts import Verdict
 from patchkit.cli.console import SafeConsole
+from patchkit.cli.peft_table import print_peft
 from patchkit.escaping import indented, one_line
 from patchkit.upstream.release import Release
 
@@ -38,18 +39,20 @@ def print_report(console: SafeConsole, report: CheckReport) -> None:
         console.width = _FILE_WIDTH
     for release in report.releases:
         entries = [entry for entry in report.entries if entry.release == release]
-        numeric = {e.outcome.architecture: e for e in report.numeric if e.release == release}
+        numeric = [entry for entry in report.numeric if entry.release == release]
         console.print(_table(release, entries))
         if release.hash_note:
             console.print(one_line(release.hash_note), style="dim")
-        if numeric:
-            console.print(_numeric_table(release, numeric.values()))
+        for environment in dict.fromkeys(entry.environment for entry in numeric):
+            console.print(_numeric_table(environment, [one for one in numeric if one.environment == environment]))
+    if report.peft is not None:
+        print_peft(console, report.peft)
     for entry in report.entries:
         for line, style in _details(entry):
             console.print(line, style=style)
     for shown in report.numeric:
         for line in numeric_faults(shown):
-            where = f"{shown.outcome.architecture}, {shown.release.package} {shown.release.version}"
+            where = f"{shown.outcome.architecture}, {shown.environment}"
             console.print(f"{one_line(where)}: {line}")
     console.print(_sum(report))
 
@@ -74,8 +77,8 @@ def _table(release: Release, entries: list[Entry]) -> Table:
     return table
 
 
-def _numeric_table(release: Release, numeric: Iterable[NumericEntry]) -> Table:
-    table = Table(title=one_line(f"{release.package} {release.version}: numbers"), title_justify="left")
+def _numeric_table(environment: str, numeric: Iterable[NumericEntry]) -> Table:
+    table = Table(title=one_line(f"{environment}: numbers"), title_justify="left")
     for heading in ("architecture", "class", "model", "levels", "checks", "worst error", "status"):
         table.add_column(heading, justify="right" if heading in {"checks", "worst error"} else "left")
     for entry in numeric:
@@ -124,11 +127,17 @@ def _edit_style(line: str) -> str:
 def _sum(report: CheckReport) -> Text:
     counts = Counter(entry.verdict for entry in report.entries)
     said = [f"{counts[verdict]} {verdict}" for verdict in STYLES if counts[verdict]]
+    if report.peft is not None:
+        verdicts = Counter(entry.verdict for entry in report.peft.entries)
+        said.append(f"PEFT's layers: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}")
     if report.numeric:
         passed = sum(not entry.failed for entry in report.numeric)
         said.append(f"numbers equal in {passed} of {len(report.numeric)} architectures")
-    else:
+    elif report.peft is None or not report.peft.numeric:
         said.append("no model was run")
+    if report.peft is not None and report.peft.numeric:
+        passed = sum(not one.failed for one in report.peft.numeric)
+        said.append(f"numbers equal in {passed} of {len(report.peft.numeric)} readers")
     verdict = "not verified" if report.failed else "verified"
     if report.empty:
         verdict = "nothing to verify"

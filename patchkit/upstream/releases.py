@@ -1,4 +1,4 @@
-"""Which releases of transformers, or of PEFT, are meant: the installed one, those of an index, and wheels or checkouts on disk."""
+"""Which releases of transformers or PEFT are meant: the installed one, those of an index, wheels and checkouts."""
 
 from __future__ import annotations
 

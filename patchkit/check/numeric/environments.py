@@ -1,9 +1,9 @@
-"""Environments with a transformers release that is not installed, made once and kept in the cache directory.
+"""Environments with releases that are not installed, made once and kept in the cache directory.
 
-An environment is a virtual environment that holds this release and whatever it needs in other versions than those
-installed (tokenizers, huggingface-hub, ...). Everything else, torch above all, is taken from the running environment,
-which lies below it on ``sys.path``. pip decides what fits, with torch and its like pinned so that they are never
-installed again.
+An environment is a virtual environment that holds a release of transformers, of PEFT or of torch, or several, and
+whatever these need in other versions than those installed (tokenizers, huggingface-hub, ...). Everything else, torch
+above all where it was not asked for, is taken from the running environment, which lies below it on ``sys.path``. pip
+decides what fits, with torch and its like pinned so that they are not installed again by chance.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LIMIT = 30
 
 _ROOTS = ("transformers", "peft", "torch", "triton", "libcst", "rich", "typer", "filelock", "packaging", "platformdirs")
 _IMPORTED = ("transformers", "torch", "peft")
+_WITH_TORCH = frozenset({"torch", "triton"})
 # The installed PEFT works with every release since 4.48 that was tried; the older one is for those where it does not.
 _PEFT_CHOICES = ((), ("peft==0.18.1",))
 _ABOUT = "patchkit-environment.json"
@@ -170,35 +171,70 @@ def running_environment() -> Environment:
     return Environment(Path(sys.executable), {**found, "python": platform.python_version()}, release.location / PACKAGE)
 
 
-def environment_for(release: str | Path, *, expected: str = "", seconds: float = TIME_LIMIT) -> Environment:
-    """An environment with a release of transformers: the running one if it has it, one from the cache, or a new one.
+@dataclass(frozen=True)
+class Beside:
+    """What an environment is to have beside its transformers, in other releases than those installed.
+
+    Attributes:
+        peft: what pip is asked for: ``peft==0.20.0``, or a path; empty for the installed one.
+        peft_version: of that PEFT.
+        torch: a version; empty for the installed one.
+    """
+
+    peft: str = ""
+    peft_version: str = ""
+    torch: str = ""
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What pip is asked for."""
+        return tuple(one for one in (self.peft, f"torch=={self.torch}" if self.torch else "") if one)
+
+    def __str__(self) -> str:
+        packages = {"PEFT": self.peft_version, "torch": self.torch}
+        return ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+
+
+NOTHING_ELSE = Beside()
+
+
+def environment_for(
+    release: str | Path | None, *, expected: str = "", seconds: float = TIME_LIMIT, beside: Beside = NOTHING_ELSE
+) -> Environment:
+    """An environment with given releases: the running one if it has them, one from the cache, or a new one.
 
     Safe under two processes: one builds, the other waits. It is built aside and then renamed, so an interrupted build
     leaves nothing that could be taken for an environment.
 
     Args:
-        release: a version (``"4.57.6"``), or the path of a wheel or of a checkout.
+        release: of transformers, a version (``"4.57.6"``), or the path of a wheel or of a checkout; None for the
+            installed one.
         expected: the version that a wheel or checkout is of, as its text says; empty if unknown.
         seconds: for pip, and for what is asked of the environment.
+        beside: other packages in it.
 
     Raises:
-        ReleaseEnvironmentError: pip cannot install it (no such release, no index, too new for this Python, disk full),
-            it does not run, or what runs there is not what was to be installed.
+        ReleaseEnvironmentError: pip cannot install them (no such release, no index, too new for this Python,
+            disk full), it does not run, or what runs there is not what was to be installed.
         CacheError: the cache directory cannot be written to.
     """
-    requirement, label, digest = _requirement(release)
+    requirement, label, digest = ("", version(PACKAGE), None) if release is None else _requirement(release)
     if digest is None and label == version(PACKAGE):
-        return running_environment()
-    wanted = _Wanted(requirement, label, expected or ("" if Path(requirement).is_dir() else label), seconds)
-    place = environments_directory() / _name(label, digest)
-    if found := _read(place, wanted.version):
+        requirement = ""
+        if not beside.requirements:
+            return running_environment()
+    wanted = _Wanted(
+        requirement, label, expected or ("" if Path(requirement or ".").is_dir() else label), seconds, beside
+    )
+    place = environments_directory() / _name(label, digest, beside)
+    if found := _read(place, wanted):
         return found
     with locked(place, seconds=3 * len(_PEFT_CHOICES) * seconds):
-        if found := _read(place, wanted.version):
+        if found := _read(place, wanted):
             return found
         _build(place, wanted)
         _trim(keep=place)
-    found = _read(place, wanted.version)
+    found = _read(place, wanted)
     if found is None:
         raise ReleaseEnvironmentError(f"{place} was deleted while it was being made; try again")
     return found
@@ -209,16 +245,29 @@ class _Wanted:
     """What an environment is to hold.
 
     Attributes:
-        requirement: what pip is asked for.
+        requirement: what pip is asked for; empty where transformers is the one that is installed below.
         label: for people and for the folder.
         version: of transformers; empty if any will do, as for a checkout that nobody has read.
         seconds: for pip, and for what is asked of the environment.
+        beside: other packages.
     """
 
     requirement: str
     label: str
     version: str
     seconds: float
+    beside: Beside = NOTHING_ELSE
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """All that pip is asked for."""
+        return (*((self.requirement,) if self.requirement else ()), *self.beside.requirements)
+
+    @property
+    def named(self) -> str:
+        """For messages."""
+        own = f"{PACKAGE} {self.label}" if self.requirement else ""
+        return " with ".join(one for one in (own, str(self.beside)) if one)
 
 
 def environments_directory() -> Path:
@@ -244,20 +293,26 @@ def _requirement(release: str | Path) -> tuple[str, str, str | None]:
     return f"{PACKAGE}=={label}", label, None
 
 
-def _name(label: str, digest: str | None) -> str:
+def _name(label: str, digest: str | None, beside: Beside = NOTHING_ELSE) -> str:
     """The folder's name: the environment is good for this Python and torch, above these packages."""
-    below = (digest, sys.version, platform.machine(), version("torch"), package_folders(), _LAYOUT)
+    below: tuple[object, ...] = (digest, sys.version, platform.machine(), version("torch"), package_folders(), _LAYOUT)
+    if beside.requirements:
+        label, below = (
+            "-".join([label, *str(beside).lower().replace(",", "").split()]),
+            (*below, beside, version("peft")),
+        )
     return f"{label}-{hashlib.sha256(repr(below).encode()).hexdigest()[:12]}"
 
 
-def _read(place: Path, wanted: str) -> Environment | None:
-    """The environment in a folder, if it is a whole one, with a transformers of its own, of the wanted version."""
+def _read(place: Path, wanted: _Wanted) -> Environment | None:
+    """The environment in a folder, if it is a whole one, with packages of its own, of the wanted versions."""
     try:
         versions: dict[str, str] = json.loads(read_ours(place / _ABOUT))["versions"]
-        package = _site_packages(place) / PACKAGE
-        if set(versions) != set(VERSIONED) or versions[PACKAGE] != (wanted or versions[PACKAGE]):
+        package = _site_packages(place) / PACKAGE if wanted.requirement else running_environment().place
+        if set(versions) != set(VERSIONED) or versions[PACKAGE] != (wanted.version or versions[PACKAGE]):
             return None
-        if not (package / "__init__.py").is_file():
+        own = [_site_packages(place) / name for name in _own(wanted)]
+        if not all((folder / "__init__.py").is_file() for folder in own):
             return None
         os.utime(place / _ABOUT)
     except CacheError:  # somebody else may have put it there, and it would be run
@@ -289,17 +344,20 @@ def _build(place: Path, wanted: _Wanted) -> None:
         os.rename(building, place)
     except OSError as error:
         raise ReleaseEnvironmentError(
-            f"no environment for {PACKAGE} {wanted.label} can be made in {place.parent}: {error.strerror or error}"
+            f"no environment for {wanted.named} can be made in {place.parent}: {error.strerror or error}"
         ) from error
     finally:
         _remove(building)
 
 
 def _fill(building: Path, wanted: _Wanted) -> dict[str, str]:
-    """Install a release, and an older PEFT if the installed one does not run with it. Returns the versions."""
-    problem = ""
-    for peft in _PEFT_CHOICES:
-        install(_python(building), (wanted.requirement, *peft), wanted.label, wanted.seconds)
+    """Install releases, and an older PEFT if the installed one does not run with them. Returns the versions."""
+    problem, torch = "", wanted.beside.torch
+    for peft in _PEFT_CHOICES[:1] if wanted.beside.peft or not wanted.requirement else _PEFT_CHOICES:
+        options: dict[str, Any] = {"named": wanted.named} if wanted.beside.requirements else {}
+        if torch:
+            options["free"] = _WITH_TORCH
+        install(_python(building), (*wanted.requirements, *peft), wanted.label, wanted.seconds, **options)
         _write_layer(_site_packages(building), hidden=[])
         try:
             hidden = _ask(building, "patchkit.check.numeric.probe:unneeded", _ROOTS, wanted.seconds)
@@ -310,12 +368,12 @@ def _fill(building: Path, wanted: _Wanted) -> dict[str, str]:
             continue
         return _confirmed(building, wanted, found)
     raise ReleaseEnvironmentError(
-        f"{PACKAGE} {wanted.label} was installed, but does not run with torch {version('torch')}: {problem}"
+        f"{wanted.named} was installed, but does not run with torch {torch or version('torch')}: {problem}"
     )
 
 
 def _confirmed(building: Path, wanted: _Wanted, found: Any) -> dict[str, str]:
-    """The versions that an environment tells, if its transformers is its own and the one that was wanted.
+    """The versions that an environment tells, if what was installed is its own and what was wanted.
 
     Raises:
         ReleaseEnvironmentError: it is not: pip put it elsewhere, and what is imported is that of the environment below.
@@ -325,6 +383,10 @@ def _confirmed(building: Path, wanted: _Wanted, found: Any) -> dict[str, str]:
         versions[PACKAGE] = str(Version(versions[PACKAGE]))
     except (TypeError, KeyError, AttributeError, InvalidVersion) as error:
         raise ReleaseEnvironmentError(f"{PACKAGE} {wanted.label} does not tell its version: {error}") from error
+    for name in [name for name in _own(wanted) if name != PACKAGE]:
+        _confirm_own(name, building, wanted, found)
+    if not wanted.requirement:
+        return versions
     if not place or not _same(Path(place).parent, _site_packages(building)):
         raise ReleaseEnvironmentError(
             f"{PACKAGE} {wanted.label} was not installed into its environment: "
@@ -335,6 +397,31 @@ def _confirmed(building: Path, wanted: _Wanted, found: Any) -> dict[str, str]:
             f"{PACKAGE} {wanted.version} was asked for, but {wanted.requirement} says that it is {versions[PACKAGE]}"
         )
     return versions
+
+
+def _own(wanted: _Wanted) -> list[str]:
+    """The packages that lie in the environment itself, and not below it."""
+    beside = wanted.beside
+    chosen = {PACKAGE: wanted.requirement, "peft": beside.peft, "torch": beside.torch}
+    return [name for name, asked in chosen.items() if asked]
+
+
+def _confirm_own(name: str, building: Path, wanted: _Wanted, found: Any) -> None:
+    """That a package beside transformers was installed into the environment, in its version.
+
+    Raises:
+        ReleaseEnvironmentError: it was not.
+    """
+    expected = wanted.beside.torch if name == "torch" else wanted.beside.peft_version
+    try:
+        place, told = str(found["places"][name]), str(found["versions"][name])
+        same = not expected or Version(told) == Version(expected)
+    except (TypeError, KeyError, InvalidVersion) as error:
+        raise ReleaseEnvironmentError(f"{wanted.named} does not tell its version: {error}") from error
+    if not same or not _same(Path(place).parent, _site_packages(building)):
+        raise ReleaseEnvironmentError(
+            f"{name} {expected} was not installed into its environment: what is imported there is {told} in {place}"
+        )
 
 
 def _ask(building: Path, function: str, names: Sequence[str], seconds: float) -> Any:

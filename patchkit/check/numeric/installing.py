@@ -39,7 +39,15 @@ _SETTINGS = frozenset(
 that is said here: ``target``, ``prefix``, ``root``, ``user``, ``python``, ``dry-run``, ``constraint``, ..."""
 
 
-def install(python: Path, requirements: tuple[str, ...], label: str, seconds: float) -> None:
+def install(
+    python: Path,
+    requirements: tuple[str, ...],
+    label: str,
+    seconds: float,
+    *,
+    named: str = "",
+    free: frozenset[str] = frozenset(),
+) -> None:
     """Install requirements into the environment of an interpreter, with torch and its like as they are.
 
     Args:
@@ -47,16 +55,18 @@ def install(python: Path, requirements: tuple[str, ...], label: str, seconds: fl
         requirements: the release first; only a checkout is built, which runs its code.
         label: of the release, for messages.
         seconds: after which pip is stopped.
+        named: what is installed, for messages, where that is not a release of transformers alone.
+        free: packages that are usually pinned, and are not now.
 
     Raises:
         ReleaseEnvironmentError: pip cannot install them, or takes longer.
         OSError: a file or process cannot be made.
     """
     constraints = python.parents[1] / "constraints.txt"
-    constraints.write_text("".join(f"{pin}\n" for pin in _pins()), encoding="utf-8")
+    constraints.write_text("".join(f"{pin}\n" for pin in _pins(free)), encoding="utf-8")
     arguments = ["install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-compile"]
     arguments += ["--constraint", str(constraints)]
-    if not os.path.isdir(requirements[0]):
+    if not any(map(os.path.isdir, requirements)):
         arguments += ["--only-binary", ":all:"]
     settings = {name: value for name, value in pip_settings("install").items() if name in _SETTINGS}
     command = isolated(python, "pip", *arguments, *requirements)
@@ -64,14 +74,16 @@ def install(python: Path, requirements: tuple[str, ...], label: str, seconds: fl
         done = run_child(command, seconds=seconds, environment=variables_for_pip(settings))
     except ChildError as error:
         raise ReleaseEnvironmentError(
-            f"transformers {label} cannot be installed: pip was stopped, because {error}"
+            f"{named or f'transformers {label}'} cannot be installed: pip was stopped, because {error}"
         ) from error
     if done.code:
-        raise ReleaseEnvironmentError(f"transformers {label} cannot be installed: {_reason(done.said)}")
+        raise ReleaseEnvironmentError(f"{named or f'transformers {label}'} cannot be installed: {_reason(done.said)}")
 
 
-def _pins() -> Iterator[str]:
+def _pins(free: frozenset[str]) -> Iterator[str]:
     for name in _PINNED:
+        if name in free:
+            continue
         try:
             yield f"{name}=={version(name).split('+')[0]}"
         except PackageNotFoundError:

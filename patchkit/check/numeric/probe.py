@@ -25,15 +25,16 @@ def folder_of(package: str) -> str:
 
 
 def versions_and_place(request: bytes) -> bytes:
-    """The versions of imported packages, and the place of the first, which was asked for before it ran.
+    """The versions of imported packages, and their places, which were asked for before any of them ran.
 
     Args:
         request: their names as a JSON list.
     """
     names = json.loads(request)
-    place = folder_of(names[0])
+    place, places = folder_of(names[0]), {name: folder_of(name) for name in names}
     versions = {name: str(importlib.import_module(name).__version__).split("+")[0] for name in names}
-    return json.dumps({"place": place, "versions": {**versions, "python": platform.python_version()}}).encode()
+    told = {"place": place, "places": places, "versions": {**versions, "python": platform.python_version()}}
+    return json.dumps(told).encode()
 
 
 def unneeded(request: bytes) -> bytes:

@@ -8,10 +8,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 from patchkit.arch.registry import find
+from patchkit.check.results.peft import PeftReport, peft_json, reader_explanation, reader_summary
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static.drift import Diagnosis, architecture_file
 from patchkit.escaping import indented, json_text, one_line, workflow_command, xml_text
 from patchkit.rewrite import REWRITE_VERSION
+from patchkit.upstream.release import Release
 from patchkit.version import __version__
 
 
@@ -55,6 +57,8 @@ def as_json(report: CheckReport) -> str:
             for entry in report.numeric
         ],
     }
+    if report.peft is not None:
+        data["peft"] = peft_json(report.peft)
     return json_text(data)
 
 
@@ -100,10 +104,15 @@ def as_junit(report: CheckReport) -> str:
         for entry in report.entries:
             if entry.release == release:
                 _static_case(suite, entry)
-        if numeric := [entry for entry in report.numeric if entry.release == release]:
-            suite = ElementTree.SubElement(root, "testsuite", name=f"{release.package} {release.version} numeric")
+        numeric = [entry for entry in report.numeric if entry.release == release]
+        for environment in dict.fromkeys(entry.environment for entry in numeric):
+            suite = ElementTree.SubElement(root, "testsuite", name=f"{environment} numeric")
             for shown in numeric:
-                _numeric_cases(suite, shown)
+                if shown.environment == environment:
+                    _numeric_cases(suite, shown)
+    if report.peft is not None:
+        for release in report.peft.releases:
+            _peft_suites(root, report.peft, release)
     for suite in root:
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(len(suite.findall("*/failure"))))
@@ -125,6 +134,26 @@ def _static_case(suite: ElementTree.Element, entry: Entry) -> None:
     elif entry.skipped:
         reasons = "; ".join(entry.outcome.reasons)
         ElementTree.SubElement(case, "skipped", message=f"{summary(entry)}: {reasons}")
+
+
+def _peft_suites(root: ElementTree.Element, report: PeftReport, release: Release) -> None:
+    suite = ElementTree.SubElement(root, "testsuite", name=f"peft {release.version} static")
+    for entry in report.entries:
+        if entry.release == release:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname="patchkit.static.peft", name=entry.finding.reader
+            )
+            if entry.failed:
+                failure = ElementTree.SubElement(case, "failure", message=reader_summary(entry), type=entry.verdict)
+                failure.text = "\n".join(reader_explanation(entry))
+            elif entry.verdict == "absent":
+                ElementTree.SubElement(case, "skipped", message=reader_summary(entry))
+    if numeric := [one for one in report.numeric if one.release == release]:
+        suite = ElementTree.SubElement(root, "testsuite", name=f"peft {release.version} numeric")
+        for one in numeric:
+            case = ElementTree.SubElement(suite, "testcase", classname="patchkit.numeric.peft", name=one.outcome.reader)
+            if one.failed:
+                ElementTree.SubElement(case, "failure", message=one.outcome.reason, type=one.outcome.status)
 
 
 def _numeric_cases(suite: ElementTree.Element, entry: NumericEntry) -> None:
@@ -153,8 +182,24 @@ def as_github(report: CheckReport) -> Iterator[str]:
     for shown in report.numeric:
         if shown.failed:
             architecture = shown.outcome.architecture
-            title = f"{architecture}: numbers not proven equal, {shown.release.package} {shown.release.version}"
+            title = f"{architecture}: numbers not proven equal, {shown.environment}"
             yield _command("error", architecture, title, "\n".join(numeric_faults(shown)))
+    if report.peft is not None:
+        yield from _of_peft(report.peft)
+
+
+def _of_peft(report: PeftReport) -> Iterator[str]:
+    place = {"file": "patchkit/adapters/peft_sources.py"}
+    for entry in report.entries:
+        if entry.failed:
+            text = "\n".join([reader_summary(entry), *reader_explanation(entry)])
+            yield workflow_command(
+                "error", text, **place, title=f"{entry.finding.reader}, peft {entry.release.version}"
+            )
+    for one in report.numeric:
+        if one.failed:
+            title = f"{one.outcome.reader}: numbers not proven equal, peft {one.release.version}"
+            yield workflow_command("error", one_line(one.outcome.reason), **place, title=title)
 
 
 def _command(kind: str, architecture: str, title: str, text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from patchkit.arch.registry import find
 from patchkit.arch.spec import Part
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
+from patchkit.check.results.peft import PeftReport
 from patchkit.check.static.drift import Diagnosis, diagnose
 from patchkit.check.static.findings import Finding, block_named, key_of_finding
 from patchkit.check.static.records import Records
@@ -61,10 +62,17 @@ class NumericEntry:
     Attributes:
         release: the release.
         outcome: what its tiny models showed.
+        beside: other releases than those installed that it ran with, for people: ``PEFT 0.20.0, torch 2.8.0``.
     """
 
     release: Release
     outcome: ArchitectureOutcome
+    beside: str = ""
+
+    @property
+    def environment(self) -> str:
+        """What ran, for people."""
+        return f"{self.release.package} {self.release.version}{f' with {self.beside}' if self.beside else ''}"
 
     @property
     def failed(self) -> bool:
@@ -80,22 +88,24 @@ class CheckReport:
         releases: in the order in which they were checked.
         entries: by release, architecture and class.
         numeric: of the numeric stage; empty if only the static one was run.
+        peft: of PEFT's layers; None if they were not asked about.
     """
 
     releases: tuple[Release, ...]
     entries: tuple[Entry, ...]
     numeric: tuple[NumericEntry, ...] = ()
+    peft: PeftReport | None = None
 
     @property
     def empty(self) -> bool:
         """Whether nothing that was asked for is in any of the releases."""
-        return all(entry.verdict == "absent" for entry in self.entries)
+        return self.peft is None and all(entry.verdict == "absent" for entry in self.entries)
 
     @property
     def failed(self) -> bool:
         """Whether any entry of either stage failed, or there was nothing to verify at all."""
         failed = [entry.failed for entry in self.entries] + [entry.failed for entry in self.numeric]
-        return any(failed) or self.empty
+        return any(failed) or self.empty or (self.peft is not None and self.peft.failed)
 
 
 def entries_of(release: Release, finding: Finding, records: Records) -> Iterator[Entry]:
