@@ -130,9 +130,9 @@ def digest_of(sources: Mapping[str, str]) -> str:
 
 
 def _piece(read: Read, module: str, name: str) -> Piece | None:
-    place, first, rest = module, *name.partition(".")[::2]
-    for place, body, text in _places(read, module, first):
-        nodes = _defined(body, rest or first)
+    first, _, rest = name.partition(".")
+    for place, there, body, text in _places(read, module, first):
+        nodes = _defined(body, rest or there)
         if nodes:
             lines = split_lines(text)
             texts = ["".join(lines[_line(node) - 1 : node.end_lineno]) for node in nodes]
@@ -141,26 +141,26 @@ def _piece(read: Read, module: str, name: str) -> Piece | None:
     return None
 
 
-def _places(read: Read, module: str, name: str) -> Iterator[tuple[str, list[ast.stmt], str]]:
-    """Bodies in which a name may be defined, with their modules and texts: a class and its bases, or a module.
+def _places(read: Read, module: str, name: str) -> Iterator[tuple[str, str, list[ast.stmt], str]]:
+    """Where a name may be defined, a class and its bases or a module: module, the name there, the body, and the text.
 
     Depth first, each once, and only within PEFT; that is Python's order where no base is shared, and none is here.
     """
     waiting, seen = [(module, name)], set()
     while waiting:
-        module, name = place = waiting.pop()
-        text = None if place in seen else read(module_path(module))
-        seen.add(place)
+        module, name = waiting.pop()
+        text = None if (module, name) in seen else read(module_path(module))
+        seen.add((module, name))
         if text is None:
             continue
         tree = parsed(text, module_path(module))
         several = namesakes(tree.body).get(name, [])
         classes = [one.node for one in several if isinstance(one.node, ast.ClassDef)]
         if not classes:
-            yield module, tree.body, text
+            yield module, name, tree.body, text
             waiting += _imported(tree, module, name)
         for node in classes:
-            yield module, node.body, text
+            yield module, name, node.body, text
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
             here = {base for base in bases if base in namesakes(tree.body)}
             waiting += [

@@ -28,7 +28,9 @@ def adopt(
 
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import make_matrix, to_markdown
+    from patchkit.check.results.peft_matrix import peft_matrix_of
     from patchkit.check.results.proposal import read_proposal
+    from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS
     from patchkit.check.static.records import SHIPPED_RECORDS, Records
     from patchkit.escaping import fenced, visible
     from patchkit.trust.ledger import SHIPPED_LEDGER, add_proofs, read_proofs
@@ -40,7 +42,8 @@ def adopt(
     records = records.with_findings(found.findings, datetime.date.today().isoformat())
     add_proofs(SHIPPED_LEDGER, found.proofs)
     records.save(SHIPPED_RECORDS)
-    write_whole(output, to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER))))
+    layers = peft_matrix_of(SHIPPED_RECORDS.with_name(SHIPPED_PEFT_RECORDS.name))
+    write_whole(output, to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)), peft=layers))
     if body:
         said = fenced(visible(found.log)[-20_000:])
         write_whole(body, f"{len(found.proofs)} new proofs. The end of what the run printed:\n\n{said}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from patchkit.cli.console import error_console, output_console
 if TYPE_CHECKING:
     from patchkit.arch.spec import Architecture
     from patchkit.check.static.models import ModelInBrief
+    from patchkit.check.static.peft_layers import ReaderRecords
     from patchkit.check.static.records import Records
     from patchkit.upstream.release import Release
 
@@ -31,6 +32,10 @@ def matrix(
             "--transformers", "-t", metavar="RELEASE", help="Add or renew only this release or range; repeatable."
         ),
     ] = None,
+    peft: Annotated[
+        list[str] | None,
+        typer.Option("--peft", metavar="RELEASE", help="Add or renew only this release or range of PEFT; repeatable."),
+    ] = None,
     models: Annotated[
         bool,
         typer.Option(
@@ -46,9 +51,12 @@ def matrix(
     Runs the static stage; the numeric one is `patchkit check`, whose proofs the matrix shows. What is known of every
     other model stands beside the Markdown file in compat_models.jsonl. Nothing is written before everything is done.
     """
+    from patchkit.adapters.peft_known import shipped_proofs
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
     from patchkit.check.results.models import Models
+    from patchkit.check.results.peft_matrix import PEFT_RELEASES, PeftMatrix
+    from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS, ReaderRecords
     from patchkit.check.static.records import SHIPPED_RECORDS, Records
     from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs, user_ledger
     from patchkit.upstream.releases import OLDEST, resolve
@@ -57,10 +65,15 @@ def matrix(
         raise typer.BadParameter("--every is not what the package ships: say --records FILE", param_hint="--every")
     place = records or SHIPPED_RECORDS
     known = Records.load(place)
-    wanted = list(transformers or ())
-    if not wanted:  # a release that was added to the list is renewed with it: architectures and rules may be new
+    wanted, of_peft = list(transformers or ()), list(peft or ())
+    if not wanted and not of_peft:
+        of_peft = [*PEFT_RELEASES]
+        # A release that was added to the list is renewed with it: architectures and rules may be new.
         wanted = [f">={OLDEST}"] if every else [*RELEASES, *map(str, known.releases())]
     known, releases = record(known, wanted, wheels, require_hashes)
+    layers_place = place.with_name(SHIPPED_PEFT_RECORDS.name)
+    layers = record_peft(ReaderRecords.load(layers_place), of_peft, wheels, require_hashes)
+    shown = PeftMatrix(layers, shipped_proofs())
     # What a plugin says of a class is in the key of its proofs, and these are the user's own.
     plugins = {key: proof for key, proof in read_proofs(user_ledger()).items() if key.description}
     table = make_matrix(known, {**plugins, **read_proofs(SHIPPED_LEDGER)})
@@ -77,15 +90,19 @@ def matrix(
             others = resolve(missing, wheels=wheels, progress=fetched, require_hashes=require_hashes)
         write_whole(html, to_html(table, [*releases, *others], rows, briefs))
     known.save(place)
+    if layers.entries:
+        layers.save(layers_place)
     if models:
         write_whole(kept, rows.to_text())
-    write_whole(output, to_markdown(table, rows))
+    write_whole(output, to_markdown(table, rows, shown))
     for architecture in _elsewhere():
         error_console().print(
             f"{architecture.name} is no row: {architecture.module} is not part of transformers; "
             f"`patchkit check --arch {architecture.name}` checks what is installed of it"
         )
-    written = [str(path) for path in (output, html, place, kept if models else None) if path]
+    written = [
+        str(path) for path in (output, html, place, layers_place if of_peft else None, kept if models else None) if path
+    ]
     counts = f"{len(table.rows)} architectures × {len(table.releases)} releases"
     if rows.cells:
         counts += f", {len(rows.cells)} models × {len(rows.releases)}"
@@ -117,6 +134,25 @@ def record(
     with progress_of("rewriting") as rewritten:
         findings = sweep(releases, upstream, progress=rewritten)
     return known.with_findings(findings, datetime.date.today().isoformat()), releases
+
+
+def record_peft(
+    known: ReaderRecords, wanted: list[str], wheels: Path | None, require_hashes: bool = False
+) -> ReaderRecords:
+    """Read the layers of releases of PEFT, and add what is found to the records."""
+    import datetime
+
+    from patchkit.check.static.peft_layers import findings_in
+    from patchkit.upstream.releases import resolve
+    from patchkit.upstream.wheels import PEFT
+
+    if not wanted:
+        return known
+    options: dict[str, Any] = {"wheels": wheels, "require_hashes": require_hashes, "from_wheels": True, "package": PEFT}
+    with progress_of("fetching releases of PEFT") as fetched:
+        releases = resolve(wanted, progress=fetched, **options)
+    findings = [finding for release in releases for finding in findings_in(release)]
+    return known.with_findings(findings, datetime.date.today().isoformat())
 
 
 def _elsewhere() -> list[Architecture]:

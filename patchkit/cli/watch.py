@@ -68,11 +68,14 @@ def watch(
     if write:
         from patchkit.cache.storage import write_whole
         from patchkit.check.results.matrix import make_matrix, to_markdown
+        from patchkit.check.results.peft_matrix import peft_matrix_of
+        from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS
         from patchkit.cli.matrix import record
         from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs
 
         records, _ = record(records, names, wheels, require_hashes)
-        text = to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)))
+        layers = peft_matrix_of(SHIPPED_RECORDS.with_name(SHIPPED_PEFT_RECORDS.name))
+        text = to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)), peft=layers)
         records.save(SHIPPED_RECORDS)
         write_whole(output, text)
         console.print(f"wrote {output}; commit it with {SHIPPED_RECORDS.name} and {SHIPPED_LEDGER.name}")
