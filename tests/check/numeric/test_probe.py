@@ -95,7 +95,7 @@ def test_a_module_without_a_specification_has_no_folder(monkeypatch):
     assert folder_of("odd_package") == ""
 
 
-def test_versions_and_the_place_of_the_first(tmp_path, monkeypatch):
+def test_versions_and_places(tmp_path, monkeypatch):
     import platform
 
     for name, version in (("first_lib", "1.2.3+cpu"), ("second_lib", "0.5")):
@@ -104,6 +104,7 @@ def test_versions_and_the_place_of_the_first(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert json.loads(versions_and_place(b'["first_lib", "second_lib"]')) == {
         "place": str(tmp_path / "first_lib"),
+        "places": {"first_lib": str(tmp_path / "first_lib"), "second_lib": str(tmp_path / "second_lib")},
         "versions": {"first_lib": "1.2.3", "second_lib": "0.5", "python": platform.python_version()},
     }
 
