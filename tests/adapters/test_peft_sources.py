@@ -88,7 +88,7 @@ class Linear(nn.Module, Parent):
         self._check(x)  # first of all
         return self._cast(x)
 '''
-BASE = '''\
+BASE = """\
 class Base:
     def _cast(self, x):
         return x.to(self.dtype)
@@ -96,7 +96,7 @@ class Base:
 
 def scale(x):
     return 2 * x
-'''
+"""
 NAMES = "Linear.forward Linear._check Linear._cast Linear.active KEYS scaled Linear.gone"
 
 
