@@ -65,7 +65,7 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def _use(mlp: Status) -> FakeEnvironment:
         environment = FakeEnvironment(mlp)
-        monkeypatch.setattr(run, "environment_of", lambda release, seconds: environment)
+        monkeypatch.setattr(run, "environment_of", lambda release, seconds, beside: environment)
         return environment
 
     return _use

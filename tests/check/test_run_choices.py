@@ -134,7 +134,7 @@ def test_numbers_are_asked_for_or_not(release: Release, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(run, "resolve", resolve)
     monkeypatch.setattr(
-        run, "check_numeric", lambda report, chosen, numbers, advance: asked.append((chosen, numbers)) or report
+        run, "check_numeric", lambda report, chosen, numbers, advance, **_: asked.append((chosen, numbers)) or report
     )
     monkeypatch.setattr(run, "SHIPPED_LEDGER", Path("/nowhere/patchkit/trust/ledger.jsonl"))
     report = run_check(["llama"], ["5.90.0"], Records(), wheels=Path("w"), require_hashes=True, progress=progress)
@@ -282,7 +282,7 @@ def test_every_architecture_has_an_outcome(
     silent: tuple[str, ...], both: CheckReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes = {release.version: Fake(both, silent) for release in both.releases}
-    monkeypatch.setattr(run, "environment_of", lambda release, seconds: fakes[release.version])
+    monkeypatch.setattr(run, "environment_of", lambda release, seconds, beside: fakes[release.version])
     told: list[tuple[int, int, str | None]] = []
     numbers = Numbers(seconds=7.0)
     report = check_numeric(both, [LLAMA, GEMMA], numbers, lambda done, of, text=None: told.append((done, of, text)))

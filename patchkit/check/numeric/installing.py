@@ -80,7 +80,7 @@ def install(
         raise ReleaseEnvironmentError(f"{named or f'transformers {label}'} cannot be installed: {_reason(done.said)}")
 
 
-def _pins(free: frozenset[str]) -> Iterator[str]:
+def _pins(free: frozenset[str] = frozenset()) -> Iterator[str]:
     for name in _PINNED:
         if name in free:
             continue

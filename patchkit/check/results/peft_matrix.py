@@ -108,7 +108,7 @@ def peft_section(matrix: PeftMatrix) -> Iterator[str]:
 def _changed(records: ReaderRecords, before: str | None, release: str) -> str:
     if before is None:
         return "the first recorded"
-    found = {}
+    found: dict[str, list[str]] = {}
     for reader in READERS:
         old, new = records.of(before, reader), records.of(release, reader)
         if (names := _names(old, new)) and names not in found.values():

@@ -15,6 +15,8 @@ from synthetic_releases import SMALL_LLAMA, folder_release, path_of, records_of
 from patchkit.arch.registry import architectures
 from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
 from patchkit.check.results.models import Models
+from patchkit.check.results.peft_matrix import peft_matrix_of
+from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS
 from patchkit.check.static.records import Record, Records
 from patchkit.check.static.sweep import sweep
 from patchkit.rewrite import REWRITE_VERSION
@@ -33,7 +35,9 @@ def records() -> Records:
 
 def test_the_page_is_that_of_the_records(records: Records) -> None:
     models = Models.load(ROOT / "compat_models.jsonl")
-    expected = to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)), models)
+    expected = to_markdown(
+        make_matrix(records, read_proofs(SHIPPED_LEDGER)), models, peft_matrix_of(SHIPPED_PEFT_RECORDS)
+    )
     assert (ROOT / "compat_matrix.md").read_text() == expected, STALE
 
 
