@@ -16,10 +16,19 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, sys.argv[1])  # before what is installed: it holds the peers alone
 
-from axolotl.kernels.lora import apply_lora_o, apply_lora_qkv
+from axolotl.kernels.lora import apply_lora_embedding, apply_lora_o, apply_lora_qkv
 
 import patchkit
-from benchmarks.peers.measuring import Row, attention_of, difference, line_of, show, taken_from
+from benchmarks.peers.measuring import (
+    Row,
+    attention_of,
+    difference,
+    distinct_masks,
+    line_of,
+    make_masks_seen,
+    show,
+    taken_from,
+)
 from patchkit.testing import add_lora, randomise_adapter, tiny_model
 
 RUN = "run: its autograd functions"
@@ -46,21 +55,12 @@ def of_o(plain: Any, patched: Any, x: Tensor) -> tuple[str, str]:
 
 
 def masks() -> Row:
-    """How many dropout masks q, k and v draw: with W = 0 and A = B = identity a projection's output is its mask."""
+    """How many dropout masks q, k and v draw."""
     size = SIZE["hidden_size"]
     plain, patched, _ = built(r=size, lora_alpha=size, lora_dropout=0.5)
-    for attention in (plain, patched):
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            projection.base_layer.weight.data.zero_()
-            for factor in (projection.lora_A, projection.lora_B):
-                factor["default"].weight.data.copy_(torch.eye(size))
-    x = torch.ones(2, 5, size)
-
-    def distinct(outputs: Any) -> str:
-        return str(len({tuple((one != 0).flatten().tolist()) for one in outputs}))
-
-    peft = distinct(projection(x) for projection in (plain.q_proj, plain.k_proj, plain.v_proj))
-    theirs, ours = distinct(apply_lora_qkv(plain, x)), distinct(patched.apply_qkv(x))
+    x = make_masks_seen(plain, patched)
+    peft = distinct_masks(projection(x) for projection in (plain.q_proj, plain.k_proj, plain.v_proj))
+    theirs, ours = distinct_masks(apply_lora_qkv(plain, x)), distinct_masks(patched.apply_qkv(x))
     return Row("LoRA with dropout", "masks drawn for q, k and v", peft, "axolotl", theirs, ours, RUN)
 
 
@@ -77,7 +77,8 @@ def adapters() -> Row:
     randomise_adapter(plain, "second", seed=1)
     plain.base_model.set_adapter(["default", "second"])
     patched = copy.deepcopy(plain)
-    patchkit.apply(patched)
+    report = patchkit.apply(patched)
+    assert not report.left, str(report)
     torch.manual_seed(0)
     x = torch.randn(2, 5, SIZE["hidden_size"])
     theirs, ours = of_o(attention_of(plain), attention_of(patched), x)
@@ -101,6 +102,37 @@ def biases() -> Row:
     return Row('qwen2, bias="all"', "gradient of q's bias (norm)", peft, "axolotl", theirs, ours, RUN)
 
 
+def embeddings() -> list[Row]:
+    """An adapted embedding, plain and with a scale of its own."""
+    rows = []
+    for model, setting in (("llama", "LoRA on the embedding"), ("gemma3", "LoRA on the embedding, gemma 3")):
+        plain = add_lora(tiny_model(model), target_modules=["embed_tokens"]).train()
+        patched = copy.deepcopy(plain)
+        report = patchkit.apply(patched)
+        assert not report.left, str(report)
+        table, ours = (one.get_base_model().get_input_embeddings() for one in (plain, patched))
+        tokens = torch.arange(20).view(2, 10) + 1
+        expected = table(tokens)
+        theirs = difference(apply_lora_embedding(table, tokens), expected)
+        quantity = "its output, relative to PEFT's"
+        rows.append(Row(setting, quantity, "0", "axolotl", theirs, difference(ours(tokens), expected), RUN))
+    return rows
+
+
+def down() -> Row:
+    """Dropout before ``down_proj``, whose function wants a GPU."""
+    where = line_of(sys.argv[1], "axolotl/kernels/lora.py", "# Down projection (no dropout on hidden")
+    patched = add_lora(tiny_model("llama"), target_modules=["gate_proj", "up_proj", "down_proj"], lora_dropout=0.5)
+    patched.train()
+    patchkit.apply(patched)
+    mlp = next(module for name, module in patched.named_modules() if name.endswith("mlp"))
+    for projection in (mlp.gate_proj, mlp.up_proj):
+        projection.lora_dropout["default"].p = 0.0
+    x = torch.randn(2, 5, patched.config.hidden_size)
+    ours = "no" if torch.equal(mlp(x), mlp(x)) else "yes"
+    return Row("LoRA with dropout", "dropped before down", "yes", "axolotl", "no", ours, f"read: {where}; ours run")
+
+
 def partly() -> Row:
     """Adapters on q and v alone."""
     patched = add_lora(tiny_model("llama", **SIZE), target_modules=["q_proj", "v_proj"])
@@ -121,8 +153,10 @@ if __name__ == "__main__":
             same("LoRA with a bias of B", {"lora_bias": True}),
             same("DoRA", {"use_dora": True}),
             same("DoRA with dropout", {"use_dora": True, "lora_dropout": 0.5}),
+            down(),
             adapters(),
             biases(),
+            *embeddings(),
             partly(),
         ]
     )

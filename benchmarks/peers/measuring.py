@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from typing import Any
@@ -69,6 +69,28 @@ def difference(found: Tensor, expected: Tensor) -> str:
     if torch.equal(found, expected):
         return "0"
     return f"{float((found - expected).norm() / expected.norm()):.1e}"
+
+
+def make_masks_seen(*attentions: Any) -> Tensor:
+    """Change attentions such that a projection's output is its dropout mask: W = 0 and A = B = identity.
+
+    Args:
+        attentions: with adapters of the rank of their hidden states.
+
+    Returns:
+        The input to give them, ``[2, 5, hidden]``.
+    """
+    for attention in attentions:
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.base_layer.weight.data.zero_()
+            for factor in (projection.lora_A, projection.lora_B):
+                factor["default"].weight.data.copy_(torch.eye(projection.in_features))
+    return torch.ones(2, 5, attentions[0].q_proj.in_features)
+
+
+def distinct_masks(outputs: Iterable[Tensor]) -> str:
+    """How many different masks the outputs of such projections show."""
+    return str(len({tuple((one != 0).flatten().tolist()) for one in outputs}))
 
 
 def attention_of(model: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import patchkit
-from benchmarks.peers.measuring import Row, line_of, show
+from benchmarks.peers.measuring import Row, attention_of, distinct_masks, line_of, make_masks_seen, show
 from patchkit.testing import add_lora, tiny_model
 
 LEVEL = "level of q/k/v"
@@ -38,7 +38,15 @@ def main() -> None:
     no_bias = 'and (getattr(q_proj, "base_layer", q_proj).bias is None)'
     show(
         [
-            row("LoRA with dropout", masks, "3", "3", lora, "Xd, K_mask = _dropout_forward(X_for_matmul, K_p)", "3"),
+            row(
+                "LoRA with dropout",
+                masks,
+                "3",
+                our_masks(),
+                lora,
+                "Xd, K_mask = _dropout_forward(X_for_matmul, K_p)",
+                "3",
+            ),
             row("DoRA", LEVEL, "PEFT's forward", levels(use_dora=True), lora, "or _has_active_dora_adapter(proj)"),
             row(
                 "two active adapters",
@@ -59,6 +67,20 @@ def main() -> None:
             ),
         ]
     )
+
+
+def our_masks() -> str:
+    """How many masks q, k and v draw here."""
+    size = 32
+    adapted = add_lora(
+        tiny_model("llama", hidden_size=size, num_attention_heads=4, num_key_value_heads=4),
+        r=size,
+        lora_alpha=size,
+        lora_dropout=0.5,
+    ).train()
+    patchkit.apply(adapted)
+    attention = attention_of(adapted)
+    return distinct_masks(attention.apply_qkv(make_masks_seen(attention)))
 
 
 def two_adapters() -> str:
