@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 DATA = {
     "patchkit/py.typed": "patchkit/py.typed",
     "patchkit/trust/ledger.jsonl": "patchkit/trust/ledger.jsonl",
+    "patchkit/adapters/peft_proofs.jsonl": "patchkit/adapters/peft_proofs.jsonl",
+    "patchkit/check/static/peft_records.jsonl": "patchkit/check/static/peft_records.jsonl",
     "patchkit/check/static/records.jsonl": "patchkit/check/static/records.jsonl",
     "patchkit/check/results/matrix.html": "patchkit/check/results/matrix.html",
     "patchkit_kernels/py.typed": "kernels/patchkit_kernels/py.typed",

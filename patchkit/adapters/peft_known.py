@@ -95,7 +95,7 @@ def shipped_proofs(path: Path | None = None) -> dict[tuple[str, str], ReaderProo
 def find_reader_proof(reader: str, source: str) -> ReaderProof | None:
     """The shipped proof of a text of a reader, or the user's own; None if there is none that can be read."""
     try:
-        return shipped_proofs().get((reader, source)) or _own_proof(reader, source)
+        return shipped_proofs().get((reader, source)) or own_reader_proof(reader, source)
     except CacheError as error:
         warn_once("PEFT proofs", f"{error}; what it proves has to be verified again")
         return None
@@ -118,8 +118,12 @@ def add_reader_proofs(proofs: Iterable[ReaderProof], shipped: Path | None = None
     _why_unknown.cache_clear()
 
 
-def _own_proof(reader: str, source: str) -> ReaderProof | None:
-    """What the user's cache says."""
+def own_reader_proof(reader: str, source: str) -> ReaderProof | None:
+    """The user's own proof of a text of a reader; None if there is none.
+
+    Raises:
+        CacheError: the cache cannot be read, or must not be believed.
+    """
     try:
         proof = ReaderProof.from_line(read_ours(_place(reader, source)))
     except (FileNotFoundError, ValueError):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from patchkit.adapters.peft_known import add_reader_proofs, shipped_proofs
 from patchkit.trust.ledger import SHIPPED_LEDGER
 from tools import prove_again
 
@@ -60,3 +61,23 @@ def test_the_command(code, proven, expected, monkeypatch, capsys):
 def test_a_release_with_which_nothing_was_proven(wanted, capsys):
     assert prove_again.main(wanted) == 2
     assert NEWEST in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "left_out", "expected"), [(0, 0, 0), (0, 1, 1), (1, 0, 1)])
+def test_the_layers_of_peft(code, left_out, expected, monkeypatch, capsys):
+    asked, proofs = [], list(shipped_proofs().values())
+
+    def run(command, env, check):
+        asked.append(command)
+        assert not Path(env["PATCHKIT_CACHE"]).exists()
+        with monkeypatch.context() as patch:
+            patch.setenv("PATCHKIT_CACHE", env["PATCHKIT_CACHE"])
+            add_reader_proofs(proofs[left_out:])
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(prove_again.subprocess, "run", run)
+    assert prove_again.main(["peft"]) == expected
+    asked_for = {release for word, release in zip(asked[0], asked[0][1:], strict=False) if word == "--peft"}
+    assert asked_for == {proof.versions["peft"] for proof in proofs}
+    said = [f"not proven again: {proof.reader} {proof.source}" for proof in proofs[:left_out]]
+    assert capsys.readouterr().err.splitlines() == said
