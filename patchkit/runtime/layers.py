@@ -85,14 +85,23 @@ def _make_forward(
         unknown = args or kwargs or cls.forward is not own
         ready = ANOTHER_CALL if unknown else choose(self, x, precision, reader)
 
-        def run(ready: Any) -> Any:
-            if isinstance(ready, Watched):
-                return watched(partial(run, ANOTHER_CALL), partial(run, ready.then), x.device)
-            return cls.forward(self, x, *args, **kwargs) if isinstance(ready, str) else compute(x, ready)
-
-        return as_in_forward(self, ready, run, _merge) if is_saved_by_hooks() else run(ready)
+        if is_saved_by_hooks():
+            return as_in_forward(self, ready, partial(_run, cls, compute, (self, x, args, kwargs)), _merge)
+        return _run(cls, compute, (self, x, args, kwargs), ready)
 
     return forward
+
+
+def _run(cls: type[nn.Module], compute: Callable[[Tensor, Any], Tensor], call: tuple[Any, ...], ready: Any) -> Any:
+    """One call of a layer at the level that was chosen.
+
+    No function within ``forward``: one that names itself would hold the input until the garbage collector comes.
+    """
+    module, x, args, kwargs = call
+    if isinstance(ready, Watched):
+        again = partial(_run, cls, compute, call)
+        return watched(partial(again, ANOTHER_CALL), partial(again, ready.then), x.device)
+    return cls.forward(module, x, *args, **kwargs) if isinstance(ready, str) else compute(x, ready)
 
 
 def _merge(then: Any, now: Any) -> Any:

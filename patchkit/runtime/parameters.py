@@ -101,19 +101,28 @@ def make_parameters_forward(cls: type[nn.Module], precision: AdapterPrecision) -
         unknown = "adapter_names" in kwargs or cls.forward is not own
         found = REPLACED if unknown else choose_parameters(self, x, precision)
 
-        def run(found: Any) -> Any:
-            if isinstance(found, Watched):
-                return watched(partial(run, REPLACED), partial(run, found.then), x.device)
-            if isinstance(found, str):
-                return cls.forward(self, x, *args, **kwargs)
-            with _substituted(found.module, found.parameters):
-                output = found.module(x, *args, **kwargs)
-            _watch_merging(output, found)
-            return output
-
-        return as_in_forward(self, found, run, _merge) if is_saved_by_hooks() else run(found)
+        if is_saved_by_hooks():
+            return as_in_forward(self, found, partial(_run, cls, (self, x, args, kwargs)), _merge)
+        return _run(cls, (self, x, args, kwargs), found)
 
     return forward
+
+
+def _run(cls: type[nn.Module], call: tuple[Any, ...], found: Any) -> Any:
+    """One call of a wrapper as it was chosen.
+
+    No function within ``forward``: one that names itself would hold the input until the garbage collector comes.
+    """
+    module, x, args, kwargs = call
+    if isinstance(found, Watched):
+        again = partial(_run, cls, call)
+        return watched(partial(again, REPLACED), partial(again, found.then), x.device)
+    if isinstance(found, str):
+        return cls.forward(module, x, *args, **kwargs)
+    with _substituted(found.module, found.parameters):
+        output = found.module(x, *args, **kwargs)
+    _watch_merging(output, found)
+    return output
 
 
 @contextmanager
