@@ -3,6 +3,7 @@
     import patchkit
     report = patchkit.apply(model)      # in place; print(report) shows what runs at which level
     patchkit.revert(model)              # exactly the classes it had before
+    print(patchkit.estimate(model, tokens=8192))    # what a step will keep and peak at, without running it
 
     Trainer(..., callbacks=[patchkit.TrainerCallback()])    # applies when training begins
 
@@ -23,10 +24,22 @@ if _other := other_package():
 
 if TYPE_CHECKING:
     from patchkit.api import apply, patched, report, revert
+    from patchkit.estimation.estimate import estimate
+    from patchkit.estimation.result import Estimate
     from patchkit.reporting import Report
     from patchkit.trainer_callback import TrainerCallback
 
-__all__ = ["Report", "TrainerCallback", "__version__", "apply", "patched", "report", "revert"]
+__all__ = [
+    "Estimate",
+    "Report",
+    "TrainerCallback",
+    "__version__",
+    "apply",
+    "estimate",
+    "patched",
+    "report",
+    "revert",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -39,6 +52,14 @@ def __getattr__(name: str) -> object:
         from patchkit.trainer_callback import TrainerCallback
 
         return TrainerCallback
+    if name == "Estimate":
+        from patchkit.estimation.result import Estimate
+
+        return Estimate
+    if name == "estimate":
+        from patchkit.estimation.estimate import estimate
+
+        return estimate
     if name in __all__:
         from patchkit import api
 

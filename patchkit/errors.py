@@ -99,5 +99,9 @@ class NoModelError(TinyModelError):
     """No class takes a configuration alone: it describes a part of other models."""
 
 
+class EstimateError(PatchkitError, ValueError):
+    """The memory of a step cannot be estimated: of this model, or with these numbers."""
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.ops.dropout_once import drop
-from patchkit_kernels.ops.registration import dispatch_modes
+from patchkit_kernels.ops.registration import results_are_held
 
 
 class Trained(NamedTuple):
@@ -138,7 +138,7 @@ def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Pr
     outputs = []
     low_rank_first = lora is base is output and _reads_in_epilogue(flat)
     # Selective checkpointing holds results of operations, and refuses to see them change.
-    in_place = not dispatch_modes()
+    in_place = not results_are_held()
     for t, factor, scaling, weight, bias in zip(ts, cast(factors_b, lora), scalings, weights, biases, strict=True):
         up = factor.t()
         if not isinstance(weight, Tensor):

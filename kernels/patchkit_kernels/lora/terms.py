@@ -14,7 +14,7 @@ from torch import Tensor
 from patchkit_kernels.lora.call import Kept, TermGradient
 from patchkit_kernels.lora.projection import Adapter, Precision, present
 from patchkit_kernels.lora.stand_in import recalled
-from patchkit_kernels.ops.registration import dispatch_modes
+from patchkit_kernels.ops.registration import results_are_held
 
 
 def add_lora_term(r: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
@@ -107,4 +107,4 @@ def _may_write() -> bool:
 
     Selective checkpointing holds it: its dispatch mode keeps results of operations and refuses to see them change.
     """
-    return torch.compiler.is_compiling() or not dispatch_modes()
+    return torch.compiler.is_compiling() or not results_are_held()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS
 
@@ -14,6 +15,19 @@ LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-
 
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are entered: FakeTensor, selective checkpointing, counters. These have to see the ops."""
+
+_HOLD_NOTHING = ("torch._subclasses.fake_tensor", "patchkit.")
+
+
+def results_are_held() -> bool:
+    """Whether a dispatch mode may hold results of operations and refuse to see them change.
+
+    Selective checkpointing does, and nobody knows what a stranger's mode does. FakeTensor and patchkit's own counters
+    hold none: under them the same is allocated as without them.
+    """
+    if not dispatch_modes():
+        return False
+    return any(not type(mode).__module__.startswith(_HOLD_NOTHING) for mode in _get_current_dispatch_mode_stack())
 
 
 def register_op(
