@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from patchkit.binding.swap import Classes, original_class, swap
 from patchkit.errors import NotAModelError, PatchkitWarning, RevertError
 from patchkit.module_tree import named_modules
 from patchkit.options import NamedOptions, checked, takes_options
+from patchkit.planning.bypassed_heads import bypassed_heads
 from patchkit.planning.plan import class_changes, current, plan, with_current_layers, with_layers
 from patchkit.planning.survey import survey
 from patchkit.reporting import Report
@@ -89,11 +90,12 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     seen = survey(model)
     blocks = trusted(model, plan(seen, chosen), chosen.trust)
     plans = with_layers(seen, blocks, chosen)
-    report = Report.of(model, plans)
+    bypassed = tuple(bypassed_heads(seen))
+    report = Report.of(model, plans, bypassed)
     if chosen.strict:
         report.require()
     swap(class_changes(plans))
-    _announce(report, chosen.memory)
+    _announce(report, chosen.memory, bypassed)
     return report
 
 
@@ -150,7 +152,9 @@ def report(model: nn.Module) -> Report:
     """
     _check_model(model)
     seen = survey(model)
-    return Report.of(model, with_current_layers(seen, refused_before(current(seen))))
+    bypassed = tuple(bypassed_heads(seen))
+    _warn_of(bypassed)
+    return Report.of(model, with_current_layers(seen, refused_before(current(seen))), bypassed)
 
 
 def _check_model(model: object) -> None:
@@ -162,9 +166,10 @@ def _check_model(model: object) -> None:
     raise NotAModelError(f"expected a torch.nn.Module (a PeftModel or a transformers model), found {hint}")
 
 
-def _announce(report: Report, memory: str | None) -> None:
-    """Log what was patched, and warn of what has an adapter and was not, and of what saves less than was asked for."""
+def _announce(report: Report, memory: str | None, bypassed: Iterable[str]) -> None:
+    """Log what was patched; warn of what has an adapter and was not or is not called, and of what saves too little."""
     logger.info("patchkit %s: %s", __version__, report.summary)
+    _warn_of(bypassed, stacklevel=4)
     if not report.rows:
         warnings.warn(_unsupported(report), PatchkitWarning, stacklevel=3)
     for level, what in _LESS_THAN_FUSED:
@@ -190,6 +195,11 @@ def _less_than_asked(report: Report, memory: str) -> str:
     less = [row for row in rows if row.memory != memory]
     reasons = sorted({f"{row.module_class}: memory={row.memory!r}, since {row.reason}" for row in less})
     return f"memory={memory!r} is less for {len(less)} of {len(rows)} MLPs ({'; '.join(reasons)})" if less else ""
+
+
+def _warn_of(bypassed: Iterable[str], stacklevel: int = 3) -> None:
+    for note in bypassed:
+        warnings.warn(note, PatchkitWarning, stacklevel=stacklevel)
 
 
 def _unsupported(report: Report) -> str:

@@ -49,8 +49,8 @@ class Report:
     model_type: str = ""
 
     @classmethod
-    def of(cls, model: nn.Module, plans: Iterable[Planned]) -> Report:
-        """What plans say of a model's parts."""
+    def of(cls, model: nn.Module, plans: Iterable[Planned], notes_of_model: Iterable[str] = ()) -> Report:
+        """What plans say of a model's parts, and what else is to be said of the model."""
         rows = tuple(row for plan in plans for row in plan.rows)
         if not rows:
             notes: tuple[str, ...] = (f"supported: {', '.join(architectures())}, and adapted layers in any model",)
@@ -60,6 +60,7 @@ class Report:
             notes = ()
         if any(row.part == "loss" and row.level == "fused" for row in rows):
             notes += (_NO_LOGITS,)
+        notes += tuple(notes_of_model)
         named = users_model(model)
         return cls(unpatched(type(named)).__name__, rows, notes, model_type_of(named))
 

@@ -22,6 +22,7 @@ from patchkit.cli.console import error_console, own_output
 from patchkit.cli.diff import diff
 from patchkit.cli.doctor import doctor
 from patchkit.cli.env import env
+from patchkit.cli.estimate import estimate
 from patchkit.cli.matrix import matrix
 from patchkit.cli.new_arch import new_arch
 from patchkit.cli.scan import scan
@@ -83,6 +84,7 @@ app.command()(doctor)
 app.command()(env)
 app.command()(archs)
 app.command()(bench)
+app.command()(estimate)
 app.command()(check)
 app.command()(scan)
 app.command()(matrix)

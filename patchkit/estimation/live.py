@@ -173,12 +173,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = len(self._roles.layers)
         if layer is None:
             if self._segment.phase == "forward" and self._segment.layer == count - 1:
-                self._starts.append(_next_node())
+                self._starts.append(_current_node())
                 self._segment, self._part = Segment("loss"), "head and loss"
             return
         self._part = part
         if self._segment != ("forward", layer) and layer >= len(self._starts):
-            self._starts += [_next_node()] * (layer + 1 - len(self._starts))
+            self._starts += [_current_node()] * (layer + 1 - len(self._starts))
             self._segment = Segment("forward", layer)
 
     def _called(self) -> tuple[int | None, str]:
@@ -194,8 +194,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return layer, part
 
 
-def _next_node() -> int:
-    return int(torch._C._autograd._get_sequence_nr())
+def _current_node() -> int:
+    """The number of the graph node of the operation that is dispatched: it was made just before."""
+    return int(torch._C._autograd._get_sequence_nr()) - 1
 
 
 def _key(tensor: Tensor) -> int:
