@@ -20,7 +20,7 @@ MODELS = {
     "llama": {"num_hidden_layers": LAYERS},
     "gemma3": {"num_hidden_layers": LAYERS, "sliding_window_pattern": 3, "sliding_window": 32},
     "qwen2": {"num_hidden_layers": LAYERS},
-    # Dropout is kept as numbers on a CPU and as booleans on a device: see test_live.py.
+    # Dropout is kept as numbers on a CPU and as booleans on a device: see test_live_bytes.py.
     "gpt2": {"n_layer": LAYERS, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
 }
 WAYS = [one for one in trainings({}) if not one.way.offload]
