@@ -16,14 +16,14 @@ LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are entered: FakeTensor, selective checkpointing, counters. These have to see the ops."""
 
-_HOLD_NOTHING = ("torch._subclasses.fake_tensor", "patchkit.")
+_HOLD_NOTHING = ("torch._subclasses.fake_tensor", "patchkit.estimation.")
 
 
 def results_are_held() -> bool:
     """Whether a dispatch mode may hold results of operations and refuse to see them change.
 
-    Selective checkpointing does, and nobody knows what a stranger's mode does. FakeTensor and patchkit's own counters
-    hold none: under them the same is allocated as without them.
+    Selective checkpointing does, and nobody knows what a stranger's mode does. FakeTensor and the count of live bytes
+    hold none: under them the same is allocated as without any mode.
     """
     if not dispatch_modes():
         return False
