@@ -31,9 +31,9 @@ def foreign_forward(module: nn.Module) -> Callable[..., Any] | None:
     ``kernels.kernelize`` puts it where it has no kernel.
     """
     forward = module.__dict__.get("forward")
-    if forward is not None and _is_accelerate_hook(forward):
+    if _is_accelerate_hook(forward):
         forward = module.__dict__.get("_old_forward")
-    return None if forward is None or is_own_forward(module, forward) else forward
+    return None if is_own_forward(module, forward) else forward
 
 
 def _is_accelerate_hook(forward: object) -> bool:

@@ -101,17 +101,13 @@ def _attributes_of(cls: type) -> Attributes:
     """The attributes of a live class, from the ``__init__`` of each of its bases that can be read."""
     attributes = Attributes()
     for base in cls.__mro__:
-        if (
-            any(name in vars(base) for name in ("__init__", "forward"))
-            and base.__module__.partition(".")[0] not in _NOT_READ
-        ):
-            for name in ("__init__", "forward"):
-                method = read_method(base, name) if name in vars(base) else "inherited"
-                if not isinstance(method, str):
-                    tree = parsed(method.source, method.filename)
-                    node = class_named(tree, base.__qualname__, method.filename)
-                    attributes.add(node, linear_classes(_classes(tree)))
-                    break
+        if base.__module__.partition(".")[0] not in _NOT_READ:
+            methods = (read_method(base, name) for name in ("__init__", "forward") if name in vars(base))
+            method = next((method for method in methods if not isinstance(method, str)), None)
+            if method is not None:
+                tree = parsed(method.source, method.filename)
+                node = class_named(tree, base.__qualname__, method.filename)
+                attributes.add(node, linear_classes(_classes(tree)))
     return attributes
 
 

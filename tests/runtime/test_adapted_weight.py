@@ -165,6 +165,37 @@ def test_products_under_autocast_are_rounded_once_each():
     assert (found - wanted).norm() <= 0.02 * wanted.norm()
 
 
+STACKS = {
+    "all": (TURNED, lambda w, x: torch.bmm(x, w), BATCH),
+    "gathered": (TURNED, lambda w, x: torch.bmm(x[:, None], w[INDICES]), X),
+    "gathered, from the left": (STACK, lambda w, x: torch.bmm(w[INDICES], x[..., None]), X),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)],
+    ids=str,
+)
+def test_stacks_under_autocast(name, stored, given):
+    """x, W and factors come in autocast's dtype to the product, and gradients in their own to what is trained."""
+    (weight, adapters), use, x = STACKS[name]
+    narrow = weight.to(stored), [StackAdapter(a.to(stored), b.to(stored), s) for a, b, s in adapters]
+    results = []
+    for make in (dense, AdaptedWeight):
+        weight, adapters = trained(*narrow)
+        rows = x.to(given).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16), fused_calls() as calls:
+            y = use(make(weight, adapters), rows)
+        factors = [factor for one in adapters for factor in one[:2]]
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), [rows, *factors])])
+        assert calls == ([STACKED] if make is AdaptedWeight else [])
+    for wanted, found in zip(*results, strict=True):
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        assert (found - wanted).float().norm() <= 0.05 * wanted.float().norm()
+
+
 def test_mixed_dtypes_are_torchs_to_refuse():
     with pytest.raises(RuntimeError, match="dtype"):
         F.linear(X.float(), AdaptedWeight(*MATRIX))

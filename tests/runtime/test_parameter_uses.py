@@ -161,6 +161,19 @@ class InAMethod(Base):
         return x * self.w
 
 
+class InAMethodBehindOneCalledTwice(Base):
+    VALID = "what its scale does with w is not known"
+
+    def forward(self, x):
+        return self.scale(self.twice(self.twice(x)))
+
+    def scale(self, x):
+        return x * self.w
+
+    def twice(self, x):
+        return 2 * x
+
+
 class HandsItselfOn(Base):
     VALID = "its forward hands itself on"
 
@@ -317,6 +330,19 @@ class TestImplementations:
         monkeypatch.setattr(type(experts), "_apply_gate", gate_with_weights)
         for name in ("batched_mm", "grouped_mm"):
             assert "down_proj is not known" in self.reason(experts, name)
+
+    def test_a_method_behind_the_default_gate(self, monkeypatch):
+        moe = pytest.importorskip("transformers.integrations.moe")
+        monkeypatch.setattr(InAMethodBehindAGate, "_apply_gate", moe._default_apply_gate, raising=False)
+        assert "what its scale does with w is not known" in (unfit_uses(InAMethodBehindAGate(), ("w",)) or "")
+
+
+class InAMethodBehindAGate(Base):
+    def forward(self, x):
+        return self.scale(self._apply_gate(x))
+
+    def scale(self, x):
+        return x * self.w
 
 
 def gate_with_weights(self, x):

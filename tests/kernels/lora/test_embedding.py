@@ -80,6 +80,23 @@ def test_padding_gets_no_gradient_from_a_scatter(create_graph):
 
 
 @pytest.mark.parametrize("dora", [False, True])
+def test_second_derivatives_of_what_is_trained_alone(dora):
+    """The ids are not kept where nothing is scattered by them; the derivative is taken again all the same."""
+    table, norm = make(dora=dora, scaled=True, train_weight=True)
+    tensors = trained(table)
+    for chosen in tensors:
+        for tensor in tensors:
+            tensor.requires_grad_(tensor is chosen)
+        results = []
+        for function in (plain, lora_embedding):
+            y = function(IDS, table, torch.float64, norm)
+            (first,) = torch.autograd.grad(y.pow(3).sum(), chosen, create_graph=True)
+            results.append((first, *torch.autograd.grad(first.pow(2).sum(), chosen)))
+        for wanted, found in zip(*results, strict=True):
+            assert torch.allclose(wanted, found, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dora", [False, True])
 def test_only_what_is_trained_gets_a_gradient(dora):
     table, norm = make(dora=dora, train_weight=True)
     for chosen in trained(table):
