@@ -254,6 +254,9 @@ class _Crew:
                 self.found.put((index, worker.ask(request)))
             except WorkerLostError as lost:
                 self.found.put((index, lost))
+            except BaseException as error:  # every request is answered: whoever asked would wait for good
+                self.found.put((index, WorkerLostError(f"{type(error).__name__}: {error}")))
+                raise
 
     def stop(self) -> None:
         """End every worker, and start no more."""

@@ -211,7 +211,8 @@ def examine(module: nn.Module, given: Input, reader: Reader | None = None) -> Re
         if (type(lora_a) is not _Parameter and type(lora_a) not in PLAIN_TENSORS) or (
             type(lora_b) is not _Parameter and type(lora_b) not in PLAIN_TENSORS
         ):
-            return f"its adapter is a {type(lora_a).__module__}.{type(lora_a).__qualname__}"
+            odd = type(lora_b if type(lora_a) in PLAIN_TENSORS else lora_a)
+            return f"its adapter is a {odd.__module__}.{odd.__qualname__}"
         if lora_a.device != device or lora_b.device != device:
             return "its adapter is on another device than its input"
         try:

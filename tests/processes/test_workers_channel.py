@@ -383,6 +383,19 @@ def test_another_takes_the_place_of_one_that_is_lost(monkeypatch: pytest.MonkeyP
     assert [one.asked for one in crowd.made] == [[b"a", b"lost"], [b"b", b"c"]]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [TypeError("it is odd"), SystemExit("it is over")], ids=repr)
+def test_whatever_goes_wrong_is_an_answer(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked would wait for good for a thread that is gone."""
+
+    def fails(kind):
+        raise error
+
+    monkeypatch.setattr(workers, "Worker", fails)
+    ((index, lost),) = ask_all(KIND, [b"a"], 1)
+    assert (index, type(lost), str(lost)) == (0, WorkerLostError, f"{type(error).__name__}: {error}")
+
+
 def test_who_stops_reading_starts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     crowd = Crowd(1)
     monkeypatch.setattr(workers, "Worker", crowd)
