@@ -169,7 +169,7 @@ class _Follower:
                     self._bind(target, value, variables)
         elif isinstance(node, ast.AugAssign):
             value = self.value_of(node.value, variables)
-            before = self.value_of(node.target, variables) if isinstance(node.target, ast.Name) else Value()
+            before = self.value_of(node.target, variables)
             self._bind(node.target, Value(None, value.origins | before.origins), variables)
         elif isinstance(node, ast.Expr):
             value = self.value_of(node.value, variables)
@@ -392,7 +392,7 @@ def _expressions_in(node: ast.AST) -> list[ast.expr]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
             found.append(child)
-        elif isinstance(child, (ast.keyword, ast.FormattedValue)):
+        elif isinstance(child, ast.keyword):
             found.append(child.value)
     return found
 
