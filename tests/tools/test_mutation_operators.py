@@ -49,6 +49,7 @@ CHANGES = [
     ("swap arguments", "def f(a: int, b: int): h(a, b)", ["h(b, a)"]),
     ("swap arguments", "h(a, b)", []),
     ("swap arguments", "h(gate, up)", ["h(up, gate)"]),
+    ("swap arguments", "def transpose(a: int, b: int): ...\nx.transpose(0, 1)", []),
     ("skip element", "x = a in (1, 2)", ["(2,)", "(1,)"]),
     ("skip element", "x = isinstance(a, (B, C))", ["(C,)", "(B,)"]),
     ("skip element", "return_ = (1, 2)", []),

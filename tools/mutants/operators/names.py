@@ -20,6 +20,9 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Names that are of one type wherever they stand side by side."""
 
+_SYMMETRIC = frozenset({"transpose"})
+"""Functions to which the order of their arguments says nothing."""
+
 _DEFINES = (cst.AssignTarget, cst.AnnAssign, cst.NamedExpr, cst.AsName, cst.Param, cst.FunctionDef, cst.ClassDef)
 
 
@@ -53,7 +56,7 @@ def _is_read(node: cst.Name, place: Place) -> bool:
 
 def _swap_arguments(node: cst.CSTNode, place: Place) -> Iterable[cst.CSTNode]:
     """Two neighbouring arguments of one type the other way round."""
-    if not isinstance(node, cst.Call):
+    if not isinstance(node, cst.Call) or called_name(node) in _SYMMETRIC:
         return
     for i in range(len(node.args) - 1):
         one, other = node.args[i], node.args[i + 1]
