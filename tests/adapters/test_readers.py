@@ -147,6 +147,17 @@ def test_libraries_side_by_side(compiled):
     assert findings.passed, (findings.problems, str(findings.worst))
 
 
+def test_while_a_graph_is_made_no_library_is_met(monkeypatch):
+    """An import cannot be traced. A layer that nobody reads is told of at once, as it is without a graph."""
+    layer = nn.Bilinear(2, 2, 2)
+    reason = registry.read_projection(layer)
+    assert isinstance(reason, str)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(registry, "_NOT_MET", {"torch": "no.such.library"})
+    assert registry.read_projection(layer) == reason
+    assert registry._NOT_MET
+
+
 def test_a_subclass_of_a_known_layer_carries_an_adapter():
     class Mine(loralib.Linear):
         pass

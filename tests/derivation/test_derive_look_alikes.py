@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from class_texts import class_of
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from patchkit.arch.spec import MLP, Attention, GatedMLP
-from patchkit.derivation.derive import NO_LINEAR, derive_from_text
+from patchkit.derivation.derive import NO_LINEAR, derive, derive_from_text
 from patchkit.errors import RewriteError
 
 ATTENTIONS = {
@@ -172,6 +173,18 @@ def test_of_several_an_attention_comes_first_then_a_gated_mlp() -> None:
 def test_text_that_cannot_be_read(source: str, message: str) -> None:
     with pytest.raises(RewriteError, match=message):
         derive_from_text(source, "Block")
+
+
+def test_text_that_parses_and_is_too_deep_to_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("patchkit.derivation.derive.calls_in", fails)
+    with pytest.raises(RewriteError, match="Block cannot be described"):
+        derive_from_text(class_of("return self.a(x)"), "Block")
+    why = derive(LlamaMLP)
+    assert isinstance(why, str)
+    assert "LlamaMLP cannot be described" in why
 
 
 def test_a_class_without_forward() -> None:
