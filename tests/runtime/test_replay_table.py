@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from patchkit.runtime.choice import Choice
+from patchkit.runtime.layers import _merge as merge_layers
 from patchkit.runtime.levels import GLOBAL_HOOK, Ready
+from patchkit.runtime.loss import ReadyLoss
+from patchkit.runtime.loss import _merge as merge_losses
 from patchkit.runtime.replay import THEN_CALLED, Watched, merge_choices, merge_readings, replay
+from patchkit_kernels.lora.cross_entropy import Form
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 
 PRECISION = Precision(*[torch.float32] * 4)
@@ -38,6 +42,40 @@ READINGS = [
 def test_readings(then, now, expected):
     found = merge_readings(then, now)
     assert found is expected or (found == expected and type(found) is type(expected))
+
+
+LAYERS = [
+    (None, NOW, THEN_CALLED),
+    (ODD, NOW, THEN_CALLED),
+    (None, HOOKS[0], THEN_CALLED),
+    (FUSED, NOW, NOW),
+    (FUSED, ODD, ODD),
+    *[(FUSED, reason, Watched(FUSED)) for reason in WATCHES],
+]
+
+
+@pytest.mark.parametrize(("then", "now", "expected"), LAYERS, ids=str)
+def test_layers_that_are_patched_where_they_stand(then, now, expected):
+    found = merge_layers(then, now)
+    assert found is expected or (found == expected and type(found) is type(expected))
+
+
+LOSS = ReadyLoss(FUSED, Form(), torch.ones(1, dtype=torch.int64), None)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "expected"),
+    [
+        (None, LOSS, "it was called when this was run first"),
+        (ODD, LOSS, "it was called when this was run first"),
+        (LOSS, LOSS, LOSS),
+        (LOSS, ODD, ODD),
+    ],
+    ids=["not run then", "called then", "both times", "odd now"],
+)
+def test_losses(then, now, expected):
+    found = merge_losses(then, now)
+    assert found is expected or found == expected
 
 
 def fused(*readings):
