@@ -243,6 +243,30 @@ def test_what_is_kept_does_not_grow_with_the_vocabulary(extras):
     assert kept <= x.numel() * 4 + made + masks + factors + 64
 
 
+class Narrowed(TorchDispatchMode):
+    """The shapes of what is cast to bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.dtype == torch.bfloat16:
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+@each_structure
+def test_weights_are_cast_once_and_not_for_every_chunk(extras):
+    """As under autocast, in seven chunks."""
+    projection, x, target = drawn(torch.float32, extras, base_grad=False, tokens=(4, 7))
+    with Narrowed() as seen:
+        lora_cross_entropy(x, target, projection, Precision(*[torch.bfloat16] * 3, torch.float32)).backward()
+    assert seen.shapes.count((VOCABULARY, HIDDEN)) == 1
+    assert seen.shapes.count((VOCABULARY, RANK)) == len(extras)
+
+
 @pytest.mark.parametrize("base_grad", [False, True])
 def test_products_are_those_of_upstream(base_grad):
     """Two with W where it is frozen, three where it is trained: the gradient is made in forward, and only there."""
