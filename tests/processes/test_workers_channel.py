@@ -157,6 +157,35 @@ def process(monkeypatch: pytest.MonkeyPatch):
         end.close()
 
 
+STATUS = {
+    # what the system says of a process's memory, in pages, and how many of these it has; 0 where that is not told
+    "told": ("100 25 3", 25),
+    "no such file": (None, 0),
+    "nothing": ("", 0),
+    "one number alone": ("100", 0),
+    "no numbers": ("100 many", 0),
+}
+
+
+@pytest.mark.parametrize("case", STATUS)
+def test_the_memory_of_a_process(case: str, process, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, pages = STATUS[case]
+
+    def opened(path: str, mode: str) -> io.BytesIO:
+        assert (path, mode) == ("/proc/7/statm", "rb")
+        if said is None:
+            raise FileNotFoundError(path)
+        return io.BytesIO(said.encode())
+
+    process.pid = 7
+    worker = Worker(KIND)
+    monkeypatch.setattr(workers, "open", opened, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096}[name], raising=False)
+    assert worker.memory == pages * 4096
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert worker.memory == 0
+
+
 def test_requests_are_numbered(process) -> None:
     worker = Worker(KIND)
     process.will_answer(*([frame(ANSWER, number, b"%d" % number)] for number in (1, 2, 3)))
