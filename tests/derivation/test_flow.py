@@ -38,7 +38,7 @@ def words_of(value: Value | None) -> str:
 
 
 def told(body: str) -> str:
-    function = ast.parse(class_of(body, init=False)).body[0].body[0]
+    function = ast.parse(class_of(body, init=False)).body[0].body[0]  # type: ignore[attr-defined]
     suites: list[int] = []
     words = []
     for call in calls_in(function):
