@@ -11,7 +11,7 @@ from torch import nn
 from torchtune.modules.peft import DoRALinear, LoRALinear, QATLoRALinear, disable_adapter, get_adapter_params
 
 import patchkit
-from patchkit.adapters.registry import carries_adapter
+from patchkit.adapters.registry import carries_adapter, read_projection
 from patchkit.testing import CHECKS, compare_runs, run, tiny_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -109,6 +109,20 @@ LEFT = {
         layer, "alpha" if isinstance(layer, LoRALinear) else "scaling", torch.tensor(2.0)
     ),
 }
+
+
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
+@pytest.mark.parametrize("part", ["lora_a", "lora_b"])
+@pytest.mark.parametrize("change", ["a bias", "no weight"])
+def test_a_factor_that_is_not_one_matrix(kind, part, change):
+    layer = kind(4, 6, rank=2, alpha=1.0)
+    factor = getattr(layer, part)
+    assert not isinstance(read_projection(layer), str)
+    if change == "a bias":
+        factor.bias = nn.Parameter(torch.zeros(factor.out_features))
+    else:
+        factor.weight = None
+    assert read_projection(layer) == "its A or B is not one matrix"
 
 
 @pytest.mark.parametrize("reason", LEFT)
