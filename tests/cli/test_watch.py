@@ -31,7 +31,7 @@ from patchkit.upstream import index
 def test_only_who_asks_for_it_writes_to_the_checkout(monkeypatch, arguments, numbers):
     asked = []
 
-    def run(arch, transformers, records, wheels, wanted, require_hashes):
+    def run(arch, transformers, records, wheels, wanted, require_hashes, *beside):
         asked.append(wanted)
         if "--write" in arguments:  # what is written then is for other tests
             raise KeyboardInterrupt
