@@ -25,7 +25,14 @@ FIGURES, PICTURE = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs
 LENGTHS = [512 << power for power in range(9)]
 ADAPTERS = Adapters(rank=16)
 ATTENTION = "flash_attention_2"
-COLOURS = {"plain": "#9aa5b1", "patched": "#d9480f", "patched, loss=True": "#2b8a3e"}
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"loss": True, "memory": "recompute"}, {"loss": True, "memory": "tiled"})
+COLOURS = {
+    "plain": "#9aa5b1",
+    "patched": "#d9480f",
+    "patched, loss=True": "#2b8a3e",
+    "patched, loss=True, memory=tiled": "#1864ab",
+}
+"""Which are drawn: the peak of what is made again in one piece is nearly that without the option."""
 
 
 def count() -> dict[str, Any]:
@@ -33,7 +40,8 @@ def count() -> dict[str, Any]:
     shapes = {}
     for name in SHAPES:
         model = model_of(configuration_of(name), torch.bfloat16, ADAPTERS, attention=ATTENTION)
-        shapes[name] = [one.as_dict() for one in estimates(model, LENGTHS, options={})]
+        by_options = [[one.as_dict() for one in estimates(model, LENGTHS, options=options)] for options in OPTIONS]
+        shapes[name] = [_together(several) for several in zip(*by_options, strict=True)]
     return {
         "settings": {
             "patchkit": __version__,
@@ -46,6 +54,12 @@ def count() -> dict[str, Any]:
         },
         "shapes": shapes,
     }
+
+
+def _together(several: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """One estimate with the variants of several: each comes with the plain model again."""
+    variants = {variant["name"]: variant for one in several for variant in one["variants"]}
+    return {**several[0], "variants": list(variants.values())}
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
@@ -71,11 +85,11 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 def _lines(axes: Any, estimated: list[dict[str, Any]]) -> None:
     tokens = [one["tokens"] for one in estimated]
     for row, variant in enumerate(estimated[0]["variants"]):
-        if variant["offload"] and not variant["checkpointing"]:
+        model = variant["name"].partition(", checkpointed")[0].partition(", offloaded")[0]
+        if variant["offload"] or model not in COLOURS:
             continue
         peaks = [one["variants"][row]["peak"] / 2**30 for one in estimated]
-        model = variant["name"].partition(", checkpointed")[0]
-        style = ":" if variant["offload"] else "--" if variant["checkpointing"] else "-"
+        style = "--" if variant["checkpointing"] else "-"
         axes.plot(tokens, peaks, style, color=COLOURS[model], label=variant["name"], linewidth=1.8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
