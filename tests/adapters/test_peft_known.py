@@ -37,23 +37,26 @@ def own_cache(tmp_path, monkeypatch):
     peft_known._why_unknown.cache_clear()
     yield
     peft_known._why_unknown.cache_clear()
+    forget()
 
 
-def forget(monkeypatch):
-    """Let every formula that asks for a proof be asked anew, and after the test once more."""
+def forget():
+    """Let every formula that asks for a proof be asked anew.
+
+    What one found before is not to be put back: others may have been taken in since, which it would not compare.
+    """
     from patchkit.adapters import peft, peft_embedding, peft_parameters
 
     asked = [peft.LORA, peft.FORMULA, peft._DORA, peft._SAVED, peft_parameters.PARAMETERS]
     for one in [*asked, peft_embedding._EMBEDDING, peft_embedding._DORA]:
-        monkeypatch.setattr(one, "intact", formula._unknown)
-        monkeypatch.setattr(one, "held", False)
+        one.intact, one.held = formula._unknown, False
 
 
 def another_peft(monkeypatch, folder, changed):
     release = peft_release(folder, "0.99.0", changed)
     monkeypatch.setattr(peft_known, "installed_release", lambda _: release)
     peft_known._why_unknown.cache_clear()
-    forget(monkeypatch)
+    forget()
     return release
 
 

@@ -79,6 +79,9 @@ def test_surroundings_are_looked_at_where_a_flag_says_so(name, monkeypatch):
 def test_a_formula_that_is_not_known_to_hold_is_looked_up(monkeypatch):
     asked = []
     monkeypatch.setattr(levels, "_surroundings", lambda: asked.append("asked"))
-    monkeypatch.setattr(FORMULA, "intact", lambda: False)
-    assert isinstance(input_of(X), Input)
-    assert asked == ["asked"]
+    FORMULA.intact = lambda: False
+    try:
+        assert isinstance(input_of(X), Input)
+        assert asked == ["asked"]
+    finally:
+        assert FORMULA.replaced() is None  # which looks everything up again
