@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from patchkit.arch.spec import LanguageModel
 from patchkit.binding.classes import patched_class
 from patchkit.binding.patch import Refusal
+from patchkit.binding.wrappers import Wrapper, _why_tells_by_variables
 
 
 class Output(dict):
@@ -105,3 +107,48 @@ def test_what_could_tell_the_two_apart_refuses(cls, reason):
     made = patched(cls)
     assert isinstance(made, Refusal)
     assert reason in made.why("loss")
+
+
+def looks(function):
+    def wrapper(*args):
+        return "use_cache" in function.__code__.co_varnames and function(*args)
+
+    return wrapper
+
+
+def calls(function):
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+def of(source):
+    """A function ``forward`` of the names of a source's one."""
+    names = {}
+    exec(source, names)
+    return names["forward"]
+
+
+OLD = "def forward(self, x, *, y=0):\n    a = x\n    b = y\n    return a, b"
+# The new function, and whether names are what they were.
+NEW = {
+    "the same": (OLD, True),
+    "one more variable at the end": (OLD.replace("return", "c = 0\n    return"), True),
+    "one more among the variables": (OLD.replace("b = y", "c = b = y"), True),
+    "one that the wrapper knows": (OLD.replace("b = y", "use_cache = b = y"), False),
+    "other variables first": (OLD.replace("a = x\n    b = y", "b = y\n    a = x"), False),
+    "one variable less": (OLD.replace("    a = x\n", "").replace("return a", "return x"), False),
+    "one more parameter": (OLD.replace("x,", "x, c,"), False),
+    "one more keyword": (OLD.replace("y=0", "c=0, y=0"), False),
+    "one more keyword at the end": (OLD.replace("y=0", "y=0, c=0"), True),
+}
+
+
+@pytest.mark.parametrize("new", NEW)
+def test_what_names_may_become(new):
+    text, same = NEW[new]
+    why = [_why_tells_by_variables([Wrapper(wrap(of(OLD)), None)], of(text), of(OLD)) for wrap in (looks, calls)]
+    told = "looks.<locals>.wrapper" if sys.version_info >= (3, 11) else "wrapper"
+    refused = f"{__name__}.{told}, which wraps it, looks at the names of its variables"
+    assert why == [None if same else refused, None]
