@@ -333,6 +333,13 @@ class TestInputs:
         whole.weight = nn.Parameter(torch.zeros(3, 5, dtype=torch.int8), requires_grad=False)
         assert levels._input_like([whole, module]).dtype == torch.float64
 
+    def test_of_a_layer_that_does_not_say_how_wide_its_input_is(self):
+        layer = nn.Module()
+        layer.weight = nn.Parameter(torch.zeros(3, 5))
+        assert levels._input_like([layer]).shape == (0, 5)
+        layer.in_features = 4  # its weight may be stored in its own way
+        assert levels._input_like([layer]).shape == (0, 4)
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_of_a_weight_that_is_not_kept_as_a_tensor(self, dtype, monkeypatch):
         """A quantised one says in what it is computed with, for an input in float32."""
