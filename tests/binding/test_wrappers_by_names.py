@@ -143,6 +143,7 @@ NEW = {
     "one more keyword": (OLD.replace("y=0", "c=0, y=0"), False),
     "one more keyword at the end": (OLD.replace("y=0", "y=0, c=0"), True),
 }
+WITHOUT_KEYWORDS = OLD.replace("*, y=0", "y=0")
 
 
 @pytest.mark.parametrize("new", NEW)
@@ -152,3 +153,8 @@ def test_what_names_may_become(new):
     told = "looks.<locals>.wrapper" if sys.version_info >= (3, 11) else "wrapper"
     refused = f"{__name__}.{told}, which wraps it, looks at the names of its variables"
     assert why == [None if same else refused, None]
+
+
+def test_a_parameter_after_all_others_is_a_variable_among_others():
+    new = of(WITHOUT_KEYWORDS.replace("y=0", "y=0, c=0"))
+    assert _why_tells_by_variables([Wrapper(looks(new), None)], new, of(WITHOUT_KEYWORDS)) is None

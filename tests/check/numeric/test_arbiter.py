@@ -131,3 +131,11 @@ def test_what_upstream_cannot_tell_is_undecided(cls, why):
     verdict = arbitrate(reference, inputs, expected, patched_run(reference, inputs))
     assert verdict.outcome == "undecided"
     assert why in verdict.why
+
+
+def test_the_norm_of_gradients_is_that_of_numbers_of_any_size():
+    """Squares of float32 gradients would overflow or vanish."""
+    for size in (1e30, 1e-30):
+        gradients = {name: torch.full((2,), size) for name in ("first", "second")}
+        assert arbiter._norm(gradients) == pytest.approx(2 * size, rel=1e-6)
+    assert arbiter._norm({}) == 0.0
