@@ -80,6 +80,7 @@ def test_the_source_distribution_holds_what_is_needed_to_test_it(tmp_path):
             "SUPPORT.md",
             "compat_matrix.md",
             "compat_models.jsonl",
+            "coverage.jsonl",
             "coverage.md",
         ),
     }
