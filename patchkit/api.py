@@ -60,12 +60,15 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
         loss: compute the loss of a language model in chunks of tokens, without ever holding its logits. In training
             with labels the ``logits`` of its output are None then, unless the call asks for them by
             ``output_logits=True``; without labels, in evaluation and in generation nothing changes. Off by default.
+        norm: where ``memory`` is given, norms keep their input and not a float32 copy of it.
         strict: raise, before anything is changed, if a part would stay at upstream level although it has an adapter,
             or if nothing at all would be patched. A projection without an adapter has nothing to fuse: no error.
         precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by
             default); ``"fast"`` in that of the activations, as other kernel libraries do, with the rounding that this
             brings. Where both are the same dtype, and under autocast, there is no difference.
-        memory: how MLPs save memory in training. ``"recompute"`` keeps x and makes gate and up again in backward.
+        memory: how MLPs, norms and the loss save memory in training. ``"recompute"`` keeps x of an MLP and makes gate
+            and up again in backward. A norm of a bfloat16 or float16 input keeps that and makes its float32 copy again;
+            the loss keeps nothing for second derivatives.
             ``"tiled"`` does so for a tile of tokens at a time, forward and backward, so that no tensor of
             ``[tokens, intermediate]`` ever exists whole; there are ``ceil(tokens / hidden)`` tiles, or N with
             ``"tiled:N"``. None, the default, keeps gate and up.

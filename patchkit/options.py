@@ -16,6 +16,7 @@ from patchkit.runtime.precision import AdapterPrecision
 Trust = Literal["ledger", "verify", "always"]
 """``ledger``: bind what is proven. ``verify``: also what is verified on the spot. ``always``: bind without asking."""
 
+_SAVING: frozenset[Part] = frozenset({"mlp", "norm", "loss"})
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": get_args(AdapterPrecision), "trust": get_args(Trust)}
 
 
@@ -31,6 +32,7 @@ class Options:
     embedding: bool = True
     head: bool = True
     loss: bool = False
+    norm: bool = True
     strict: bool = False
     precision: AdapterPrecision = "peft"
     memory: str | None = None
@@ -40,11 +42,11 @@ class Options:
     def parts(self) -> frozenset[Part]:
         """The parts that are asked for."""
         chosen = asdict(self)
-        return frozenset(part for part in PARTS if chosen[part])
+        return frozenset(part for part in PARTS if chosen[part] and (part != "norm" or self.memory is not None))
 
     def memory_of(self, parts: Collection[Part]) -> str | None:
-        """The option ``memory`` for a module with these parts: it is about MLPs."""
-        return self.memory if "mlp" in parts else None
+        """The option ``memory`` for a module with these parts: it is about MLPs, norms and the loss."""
+        return None if _SAVING.isdisjoint(parts) else self.memory
 
 
 class NamedOptions(TypedDict, total=False):
@@ -58,6 +60,7 @@ class NamedOptions(TypedDict, total=False):
     embedding: bool
     head: bool
     loss: bool
+    norm: bool
     strict: bool
     precision: AdapterPrecision
     memory: str | None

@@ -54,7 +54,7 @@ class Report:
         rows = tuple(row for plan in plans for row in plan.rows)
         if not rows:
             notes: tuple[str, ...] = (f"supported: {', '.join(architectures())}, and adapted layers in any model",)
-        elif all(row.part not in BLOCK_PARTS and not row.layers for row in rows):
+        elif all(row.part not in BLOCK_PARTS and not row.layers for row in rows if row.part != "norm"):
             notes = ("no block of it is known, so each adapted layer runs alone, where it stands",)
         else:
             notes = ()
@@ -84,11 +84,16 @@ class Report:
             found = f"{self.title} has no layer with an adapter and no block that patchkit knows"
         elif left := sorted({f"{row.module_class} {row.part}" for row in self.left}):
             found = f"these parts of {self.title} have an adapter and would stay at upstream level: {', '.join(left)}"
-        elif all(row.level == "upstream" for row in self.rows):
+        elif all(row.level == "upstream" for row in self._adapted):
             found = f"nothing of {self.title} has an adapter that is asked for"
         else:
             return
         raise NotPatchedError(f"strict=True: {found}; nothing was changed.\n{self}")
+
+    @property
+    def _adapted(self) -> tuple[Row, ...]:
+        """The rows of what may have an adapter: all but norms."""
+        return tuple(row for row in self.rows if row.part != "norm")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -110,7 +115,7 @@ class Report:
     @property
     def share_fused(self) -> float:
         """How much of what has something to fuse runs fused, from 0 to 1; 0 where there is nothing."""
-        concerned = [row for row in self.rows if not row.expected]
+        concerned = [row for row in self._adapted if not row.expected]
         return len([row for row in concerned if row.level == "fused"]) / len(concerned) if concerned else 0.0
 
     @property

@@ -29,10 +29,11 @@ def test_the_signature_has_every_option_and_its_default(function):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_is_an_option(part):
-    by_default = set(PARTS) - {"loss"}
-    assert Options().parts == by_default
-    assert checked({part: False}).parts == by_default - {part}
-    assert checked({part: True}).parts == by_default | {part}
+    for given, by_default in (({}, set(PARTS) - {"loss", "norm"}), ({"memory": "tiled"}, set(PARTS) - {"loss"})):
+        assert checked(given).parts == by_default
+        assert checked({part: False, **given}).parts == by_default - {part}
+        # Of norms nothing is asked without less memory being asked for.
+        assert checked({part: True, **given}).parts == by_default | ({part} - ({"norm"} if not given else set()))
     with pytest.raises(UnknownOptionError, match="takes True or False"):
         checked({part: 1})
 

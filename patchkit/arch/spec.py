@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-Part = Literal["qkv", "o", "mlp", "linear", "experts", "embedding", "head", "loss"]
+Part = Literal["qkv", "o", "mlp", "linear", "experts", "embedding", "head", "loss", "norm"]
 """A part of a model that patchkit patches: an option of ``patchkit.apply``."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -19,7 +19,8 @@ BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
 """The parts of attentions and MLPs, which are rewritten.
 
 The others are layers that are patched where they stand; but linear ones that read one variable are rewritten, too
-(:class:`SharedInput`), and the loss is, in a model's own forward, which no architecture file describes.
+(:class:`SharedInput`), and the loss is, in a model's own forward, which no architecture file describes. A norm has no
+adapter: it is patched to save memory.
 """
 
 Tower = Literal["text", "vision"]

@@ -52,7 +52,7 @@ def patched_class(
         block: how it is described.
         parts: which are to be patched.
         precision: in which its adapters are to compute.
-        memory: how its MLP is to save memory, see :mod:`patchkit.runtime.memory`; None where it has none.
+        memory: how its MLP or loss is to save memory, see :mod:`patchkit.runtime.memory`; None where it has none.
     """
     wanted = parts & frozenset(block.parts)
     method = read_method(cls, "forward")
@@ -177,12 +177,12 @@ def _compile(rewritten: Rewritten, method: LiveMethod) -> Callable[..., Any] | s
 
 
 def _methods(block: Block, sites: tuple[Site, ...], how: _How) -> Methods:
-    """The methods that the rewritten source calls. One of a whole MLP is told how to save memory."""
+    """The methods that the rewritten source calls. Those of a whole MLP and of a loss are told how to save memory."""
     methods: Methods = {}
     for site in sites:
         rule = rule_named(site.rule)
         maker = METHODS[rule.maker or rule.method]
-        options = how._asdict() if rule.method == "apply_mlp" else {"precision": how.precision}
+        options = how._asdict() if rule.method in ("apply_mlp", "apply_loss") else {"precision": how.precision}
         methods[rule.method] = maker(**rule.arguments(block, site), **options)
     return methods
 

@@ -25,7 +25,7 @@ class Patch:
         block: the entry of the architecture file; None for a layer that is patched where it stands.
         parts: the parts of the model that were asked for.
         precision: in which the adapters compute.
-        memory: how an MLP of it saves memory; None where it has none, or nothing is asked for.
+        memory: how an MLP, a norm or a loss of it saves memory; None where it has none, or nothing is asked for.
         forward: ``forward`` as the upstream class had it.
         sites: what was rewritten.
         skips: what was not, and why.

@@ -63,6 +63,8 @@ def rows_of(candidate: Candidate, outcome: Patch | Refusal | None) -> Iterator[R
             yield Row(candidate.name, f"{shown}.{', '.join(site.calls)}", site.part, *told[:3], site.calls)
         return
     for part in candidate.parts:
+        if part == "norm" and not isinstance(outcome, Patch):  # nobody asks for it any longer
+            continue
         told = _level(candidate, part, outcome)
         yield Row(candidate.name, shown, part, *told[:3], memory=told.memory)
 
@@ -95,7 +97,9 @@ def _level_of_layer(module: nn.Module, part: Part, patch: Patch) -> _Told:
     owner = replaced_since(patch)
     replaced = replaced_on_instance(module) or (owner and f"its forward was replaced by {owner}")
     if replaced is not None:  # by something that came after apply
-        return _Told("upstream", replaced, False)
+        return _Told("upstream", replaced, part == "norm")
+    if part == "norm":
+        return _FUSED._replace(memory="recompute")
     found = layer_kind(type(module), part).choose(module, _input_of_layer(module, part), patch.precision, None)
     return _Told("upstream", found, found == NO_ADAPTER) if isinstance(found, str) else _FUSED
 

@@ -14,6 +14,7 @@ from torch import nn
 from patchkit.adapters.protocol import Reason
 from patchkit.arch.spec import Part, SharedInput
 from patchkit.binding.classes import layer_class, patched_class
+from patchkit.binding.norms import norm_class
 from patchkit.binding.ownership import replaced_on_instance
 from patchkit.binding.patch import Patch, Refusal, patch_of, replaced_since
 from patchkit.binding.swap import original_class
@@ -22,6 +23,7 @@ from patchkit.module_tree import PATCH, state_of
 from patchkit.options import Options
 from patchkit.planning.language_models import language_models
 from patchkit.planning.levels import rows_of
+from patchkit.planning.norms import norms
 from patchkit.planning.row import Row
 from patchkit.planning.survey import Candidate, Place, Survey
 from patchkit.rewrite.rules.registry import rule_named
@@ -73,7 +75,7 @@ def current(survey: Survey) -> list[Planned]:
 
 
 def with_layers(survey: Survey, blocks: Sequence[Planned], options: Options) -> list[Planned]:
-    """The plans for the blocks of a model, and those for its adapted layers that none of these holds.
+    """The plans for the blocks of a model, for its adapted layers that none of these holds, and for its norms.
 
     Args:
         survey: the model.
@@ -91,12 +93,14 @@ def with_layers(survey: Survey, blocks: Sequence[Planned], options: Options) -> 
         held = place is not None and place.block in known and _holds(known[place.block], place)
         return _examined(layer, nothing if held else options, _plan)
 
-    return _together(survey, blocks, [look(layer) for layer in survey.layers])
+    others = [_examined(norm, options, _plan) for norm in norms(survey, asked="norm" in options.parts)]
+    return [*_together(survey, blocks, [look(layer) for layer in survey.layers]), *others]
 
 
 def with_current_layers(survey: Survey, blocks: Sequence[Planned]) -> list[Planned]:
-    """What has become of the blocks of a model by now, and of its adapted layers that none of these holds."""
-    return _together(survey, blocks, [_examined(layer, Options(), _as_it_is) for layer in survey.layers])
+    """What has become of a model's blocks by now, of its adapted layers that none of these holds, and of its norms."""
+    others = [_examined(norm, Options(), _as_it_is) for norm in norms(survey, asked=False)]
+    return [*_together(survey, blocks, [_examined(layer, Options(), _as_it_is) for layer in survey.layers]), *others]
 
 
 def _holds(block: Planned, place: Place) -> bool:
@@ -197,7 +201,8 @@ def _plan(candidate: Candidate, options: Options) -> Planned:
         target = patched_class(original, candidate.block, wanted, options.precision, options.memory_of(wanted))
     else:
         (part,) = wanted
-        target = layer_class(original, part, options.precision)
+        asked_for = (options.precision, options.memory)
+        target = norm_class(original, *asked_for) if part == "norm" else layer_class(original, part, options.precision)
     if isinstance(target, Refusal):
         return _planned(candidate, original, original, target)
     return _planned(candidate, original, target, vars(target)[PATCH])

@@ -17,13 +17,14 @@ class Row:
     Attributes:
         name: qualified name of the module in the model.
         module_class: name of its upstream class; of a linear layer, the class that holds it and its name there.
-        part: ``qkv``, ``o``, ``mlp``, ``linear``, ``experts``, ``embedding``, ``head`` or ``loss``.
+        part: ``qkv``, ``o``, ``mlp``, ``linear``, ``experts``, ``embedding``, ``head``, ``loss`` or
+            ``norm``.
         level: the level at which it would run now; at every call it is chosen anew.
         reason: why it is not fused, or not with others as its source proposes; empty if it is.
         expected: whether upstream is where it belongs (there is no adapter to fuse), so that nobody need be warned.
         layers: of several linear layers that read one variable, their names in the module; else empty.
-        memory: of an MLP, how it saves memory in training: ``recompute``, ``tiled`` or ``tiled:N``; empty if it does
-            not. Where it is not what was asked for, ``reason`` says why.
+        memory: of an MLP or a norm, how it saves memory in training: ``recompute``, ``tiled`` or ``tiled:N``; empty
+            if it does not. Where it is not what was asked for, ``reason`` says why.
     """
 
     name: str

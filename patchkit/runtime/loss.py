@@ -102,25 +102,28 @@ def gives_tuple(model: Any, return_dict: bool | None = None) -> bool:
     return return_dict is False
 
 
-def make_apply_loss(head: str, precision: AdapterPrecision) -> Callable[..., Callable[..., Tensor | None]]:
+def make_apply_loss(
+    head: str, precision: AdapterPrecision, *, memory: str | None = None
+) -> Callable[..., Callable[..., Tensor | None]]:
     """The method ``apply_loss(x, multiplied=..., divided=..., softcap=...)`` of a class.
 
     Args:
         head: attribute name of the head.
         precision: see :data:`patchkit.runtime.precision.AdapterPrecision`.
+        memory: what is asked for; anything but None does without what only a second derivative needs.
 
     Returns:
         A method that gives a function, which takes what upstream's loss function takes, without logits, by name.
     """
 
     def apply_loss(self: Any, x: Tensor, **scaling: object) -> Callable[..., Tensor | None]:
-        return partial(_loss, self, head, x, Scaling(**scaling), precision)
+        return partial(_loss, self, head, x, Scaling(**scaling), precision, memory is None)
 
     return apply_loss
 
 
 def _loss(
-    model: Any, head: str, x: Tensor, scaling: Scaling, precision: AdapterPrecision, **given: Any
+    model: Any, head: str, x: Tensor, scaling: Scaling, precision: AdapterPrecision, twice: bool, /, **given: Any
 ) -> Tensor | None:
     choice = choose_loss(model, getattr(model, head, None), x, scaling, precision, given)
 
@@ -128,7 +131,7 @@ def _loss(
         if isinstance(choice, str):
             return None
         (projection, dtypes), form, target, divisor = choice
-        return fused.lora_cross_entropy(x, target, projection, dtypes, divisor=divisor, form=form)
+        return fused.lora_cross_entropy(x, target, projection, dtypes, divisor=divisor, form=form, twice=twice)
 
     return as_in_forward(model, choice, run, _merge) if is_saved_by_hooks() else run(choice)
 

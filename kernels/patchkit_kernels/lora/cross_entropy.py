@@ -37,6 +37,12 @@ LEAST_TOKENS = 128
 """Tokens of a chunk at least: W is read twice for each chunk, and a product of fewer rows is a wait for it."""
 
 
+_ONCE = (
+    "with memory= the loss does not keep what its second derivative (create_graph=True) and batched gradients are made "
+    "of; apply patchkit without memory=, or without loss=True, for these"
+)
+
+
 class Form(NamedTuple):
     """What is made of logits z on the way to the loss, see :mod:`patchkit_kernels.ops.cross_entropy`.
 
@@ -63,11 +69,11 @@ class LoraCrossEntropy(torch.autograd.Function):
         target: Tensor,
         divisor: Tensor,
         structure: Structure,
-        constants: tuple[tuple[torch.dtype, ...], tuple[Any, ...]],
+        constants: tuple[tuple[torch.dtype, ...], tuple[Any, ...], bool],
         *tensors: Any,
     ) -> Tensor:
         """The loss, a scalar; saves x, what backward multiplies, and what a second derivative is made of."""
-        ctx.structure, ctx.constants = structure, constants
+        ctx.structure, ctx.constants = structure, constants[:2]
         precision, form = Precision(*constants[0]), Form(*constants[1])
         x_needed, needed = _of_arguments(ctx.needs_input_grad)
         call = Call(unflatten(tensors, structure), needs_of(needed, structure), precision)
@@ -79,7 +85,7 @@ class LoraCrossEntropy(torch.autograd.Function):
         wanted = not ctx.late and (x_needed or any(needed))
         losses, d_x, found = sweep(x, target, factor, call, form, masks, x_needed=x_needed, gradient=wanted)
         read = keep(ctx, tensors, read_by_backward(call, x_needed=x_needed))
-        ctx.save_for_backward(x, target, divisor, *masks, d_x, *found, *read)
+        ctx.save_for_backward(x if constants[2] or ctx.late else None, target, divisor, *masks, d_x, *found, *read)
         return losses.sum() / divisor
 
     @staticmethod
@@ -93,6 +99,8 @@ class LoraCrossEntropy(torch.autograd.Function):
         masks, d_x, saved = saved[:count], saved[count], saved[count + 1 :]
         found, tensors = saved[: len(needed)], kept(ctx, saved[len(needed) :])
         if wants_ordinary_operations([grad]):
+            if x is None:
+                raise RuntimeError(_ONCE)
 
             def again(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
                 made = [[Kept(mask) for mask in masks]]
@@ -133,6 +141,7 @@ def lora_cross_entropy(
     *,
     divisor: Tensor | float | None = None,
     form: Form = Form(),  # noqa: B008 - a constant
+    twice: bool = True,
 ) -> Tensor:
     """The cross-entropy of ``[..., in]`` after a projection to the vocabulary: the sum over tokens by a divisor.
 
@@ -148,10 +157,11 @@ def lora_cross_entropy(
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
         divisor: what the sum of losses is divided by; by default the number of labels that count.
         form: see :class:`Form`.
+        twice: whether x is kept for second derivatives.
 
     Returns:
         A scalar in float32; float64 for float64 outputs if ``form.exact``. Differentiable any number of times; a second
-        derivative holds all logits.
+        derivative holds all logits. Without ``twice`` a second derivative is a ``RuntimeError``.
     """
     (projection,) = with_factors((projection,), precision)
     target = target.reshape(-1)
@@ -161,7 +171,7 @@ def lora_cross_entropy(
     else:
         divided = torch.as_tensor(divisor, dtype=wide, device=x.device)
     loss: Tensor = LoraCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x, target, divided, structure_of((projection,)), (tuple(precision), tuple(form)), *flatten((projection,))
+        x, target, divided, structure_of((projection,)), (tuple(precision), tuple(form), twice), *flatten((projection,))
     )
     return loss
 
