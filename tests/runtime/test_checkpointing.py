@@ -420,3 +420,22 @@ def test_without_torchs_frames(monkeypatch):
     inputs = tiny_inputs("llama", model)
     assert_close(step(model, inputs), step(reference, inputs))
     assert isinstance(layers_of(model)[0].mlp, LlamaMLP)
+
+
+def test_checkpoints_that_are_not_reentrant_need_no_gradient_of_the_embeddings():
+    """What the documentation of memory advises: the embedding's output is no leaf with a gradient then."""
+    model = add_lora(tiny_model("llama")).train()
+    patchkit.apply(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.arange(24).view(2, 12)
+    leaves, found = [], []
+    model.get_input_embeddings().register_forward_hook(lambda *args: leaves.append(args[2].requires_grad))
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        found.append([loss.detach(), *(one.grad for one in model.parameters() if one.grad is not None)])
+        model.disable_input_require_grads()
+    assert leaves == [True, False]
+    assert len(found[0]) == len(found[1])
+    assert all(map(torch.equal, *found))
