@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchkit.cli.apply_options import ApplyOptions, apply_options
 from patchkit.cli.check import progress_of
 from patchkit.cli.console import error_console, output_console
 
@@ -61,10 +62,7 @@ def estimate(
     attention: Annotated[
         str, typer.Option(help="Implementation of transformers: sdpa, eager, or a package for flash attention.")
     ] = "sdpa",
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of patchkit.apply; repeatable."),
-    ] = None,
+    option: ApplyOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate the memory of a LoRA training step of a configuration: plain, checkpointed, patched, without logits.
@@ -95,7 +93,7 @@ def estimate(
             batch=batch,
             optimizer=optimizer.value,
             card=card,
-            options=_options(option or []),
+            options=apply_options(option),
             note=note,
         )
     if as_json:
@@ -133,17 +131,6 @@ def _lengths(text: str) -> list[int]:
             return lengths
     _refuse(f"--tokens {text!r} is no number of tokens; write 4096, 512,4096 or 512..131072")
     raise AssertionError
-
-
-def _options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of ``patchkit.apply`` by name; what is no true or false stays text, and ``apply`` knows it or not."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            _refuse(f"--option {text!r} has no value; write {text}=true, for instance")
-        found[name.strip()] = {"true": True, "false": False}.get(value.strip().lower(), value.strip())
-    return found
 
 
 def _print_lengths(found: Sequence[Estimate]) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchkit.cli.apply_options import ApplyOptions, apply_options
 from patchkit.cli.check import TimeLimit, progress_of
-from patchkit.cli.console import output_console
+from patchkit.cli.console import error_console, output_console
 from patchkit.escaping import json_text, one_line
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def scan(
             help="Write all of it as Markdown, such as coverage.md, and the record beside it.",
         ),
     ] = None,
+    option: ApplyOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = os.cpu_count() or 1,
     time_limit: TimeLimit = _SECONDS,
@@ -77,14 +79,22 @@ def scan(
     Outputs, loss and every gradient are compared in float32, and in float64 where rounding alone exceeds the tolerance.
     What was found is remembered until a source, a package or this machine's settings change. In a checkout of patchkit,
     coverage.jsonl has what was found with its own code. Another release runs in an environment of its own, as for
-    check; types whose sources are those that are on record are not run. Exit code 0: no model differs; 1: one does.
+    check; types whose sources are those that are on record are not run. With options of apply every type is run, and
+    nothing is remembered. Exit code 0: no model differs; 1: one does.
     """
     from patchkit.check.numeric.recorded import Recorded, record_of_checkout, to_text
     from patchkit.check.numeric.remembered import Remembered, setting_of
     from patchkit.check.numeric.scanning import DEFAULT_HEADS, scan_types
     from patchkit.check.run import environment_of
+    from patchkit.options import checked
     from patchkit.upstream.releases import resolve
 
+    options = apply_options(option)
+    checked(options)
+    if options and write:
+        error_console().print("patchkit: error: what --write records is found without --option; leave one of them out")
+        raise typer.Exit(2)
+    anew = anew or bool(options)
     (release,) = resolve([transformers])
     environment = environment_of(release)
     heads = head or list(DEFAULT_HEADS)
@@ -101,6 +111,7 @@ def scan(
             seconds=time_limit,
             remembered=remembered,
             recorded=recorded,
+            options=options,
             progress=advance,
         )
         outcomes = list(found)

@@ -31,9 +31,9 @@ def asked(monkeypatch):
     """What the scan was asked for; it finds what the list in it says."""
     asked = {"found": list(FOUND)}
 
-    def scan_types(environment, heads, patterns, *, jobs, seconds, remembered, recorded, progress):
+    def scan_types(environment, heads, patterns, *, jobs, seconds, remembered, recorded, options, progress):
         asked.update(environment=environment, heads=list(heads), patterns=list(patterns), jobs=jobs, seconds=seconds)
-        asked.update(remembered=remembered, recorded=recorded)
+        asked.update(remembered=remembered, recorded=recorded, options=options)
         for done, one in enumerate(asked["found"]):
             progress(done, len(asked["found"]))
             yield one
@@ -77,6 +77,17 @@ def test_options_reach_the_scan(asked):
     run("llama*", "--head", "vision", "--jobs", "3", "--time-limit", "7")
     assert asked["heads"] == ["vision"]
     assert (asked["patterns"], asked["jobs"], asked["seconds"]) == (["llama*"], 3, 7.0)
+
+
+def test_options_of_apply_reach_the_scan_and_leave_nothing_behind(asked):
+    asked["found"] = []
+    assert run("-o", "memory=tiled", "--option", "loss=true").exit_code == 0
+    assert asked["options"] == {"memory": "tiled", "loss": True}
+    assert asked["remembered"] is asked["recorded"] is None
+    for wrong, said in (("los=true", "did you mean 'loss'?"), ("loss", "has no value")):
+        result = run("-o", wrong)
+        assert (result.exit_code, said in result.output) == (2, True)
+    assert "is found without --option" in run("-o", "loss=true", "--write", "c.md").output
 
 
 @pytest.mark.parametrize("anew", [False, True])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -47,7 +48,9 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def arbitrate(reference: nn.Module, inputs: Inputs, expected: Run, found: Run) -> Verdict:
+def arbitrate(
+    reference: nn.Module, inputs: Inputs, expected: Run, found: Run, options: Mapping[str, Any] = MappingProxyType({})
+) -> Verdict:
     """Whether a patched model that misses the tolerance of float32 computes what the unpatched one does.
 
     Both must hold: the formulas agree in float64, and in float32 the error against that truth is not larger than
@@ -58,16 +61,17 @@ def arbitrate(reference: nn.Module, inputs: Inputs, expected: Run, found: Run) -
         inputs: of both runs.
         expected: the unpatched model's run in float32.
         found: the patched model's.
+        options: of ``patchkit.apply``.
     """
     exact = copy.deepcopy(reference).double()
     use_eager_experts(exact)
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     try:
-        truth = _run(exact, inputs)
+        truth = like_found(_run(exact, inputs), found)
     except Exception as error:  # upstream computes with numbers that are float32 ones only
         return Verdict("undecided", why=f"float32 misses its tolerance, and float64 fails upstream: {in_short(error)}")
     patched = copy.deepcopy(exact)
-    patchkit.apply(patched, trust="always")
+    patchkit.apply(patched, trust="always", **options)
     zeros = _zeros(truth)
     ours = _run(patched, inputs)
     if (why := _not_zero(ours, zeros, _ZERO)) or (why := _not_zero(found, zeros, _ZERO_IN_FLOAT32)):
@@ -77,7 +81,7 @@ def arbitrate(reference: nn.Module, inputs: Inputs, expected: Run, found: Run) -
     worst = findings.worst
     largest = float(f"{worst.error:.2g}") if worst else 0.0
     if not findings.passed:
-        if not compare_runs(truth, _without(_run(exact, inputs), zeros), _EXACT).passed:
+        if not compare_runs(truth, _without(like_found(_run(exact, inputs), found), zeros), _EXACT).passed:
             return Verdict(
                 "undecided", largest, "two runs of the unpatched model differ: it draws what no seed decides"
             )
@@ -88,6 +92,13 @@ def arbitrate(reference: nn.Module, inputs: Inputs, expected: Run, found: Run) -
         why = f"in float32 its error is {in_float32[0]:.2g}, upstream's {in_float32[1]:.2g}"
         return Verdict("different", largest, why)
     return Verdict("equal", largest)
+
+
+def like_found(expected: Run, found: Run) -> Run:
+    """Upstream's run without the logits, where the patched model computes its loss without any."""
+    if "loss" not in found.outputs or "logits" in found.outputs:
+        return expected
+    return replace(expected, outputs={name: one for name, one in expected.outputs.items() if name != "logits"})
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Run:

@@ -12,9 +12,12 @@ import json
 import time
 import warnings
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from patchkit.reporting import Report
@@ -106,22 +109,25 @@ _WORDS = ("model_type", "head", "state")
 def answer(request: bytes) -> bytes:
     """What a worker is asked, as JSON, and its answer.
 
-    ``{"heads": [...]}`` is answered by the model types of each, ``{"model_type": ..., "head": ...}`` by an outcome.
+    ``{"heads": [...]}`` is answered by the model types of each, ``{"model_type": ..., "head": ...}`` by an outcome;
+    options of ``patchkit.apply`` may be among it.
     """
     asked = json.loads(request)
     if "heads" in asked:
         from patchkit.testing.tiny.heads import types_with
 
         return json.dumps({head: types_with(head) for head in asked["heads"]}).encode()
-    return json.dumps(examine(asked["model_type"], asked["head"]).to_json()).encode()
+    found = examine(asked["model_type"], asked["head"], asked.get("options", {}))
+    return json.dumps(found.to_json()).encode()
 
 
-def examine(model_type: str, head: str) -> TypeOutcome:
+def examine(model_type: str, head: str, options: Mapping[str, Any] = MappingProxyType({})) -> TypeOutcome:
     """Build, adapt, patch and compare a tiny model of one type.
 
     Args:
         model_type: of the transformers that is imported.
         head: a key of :data:`patchkit.testing.tiny.heads.HEADS`.
+        options: of ``patchkit.apply``.
     """
     from patchkit.check.numeric.adapting import adapted, has_linear_layers, linear_layers
     from patchkit.errors import NoModelError, TinyModelError
@@ -150,7 +156,7 @@ def examine(model_type: str, head: str) -> TypeOutcome:
             reference = adapted(model, inputs)
         except Exception as error:  # PEFT and upstream may raise anything
             return outcome("not run", f"plain PEFT fails: {type(error).__name__}: {_in_one_line(str(error))}", **named)
-        found = _compared(reference.model, inputs, reference.outcome)
+        found = _compared(reference.model, inputs, reference.outcome, options)
         reasons = [_in_one_line(reference.without), _unreached(reference.outcome), found.get("reason", "")]
         return outcome(**found | named | {"reason": "; ".join(filter(None, reasons))})
 
@@ -162,14 +168,14 @@ def _run(model: nn.Module, inputs: Inputs) -> Run:
     return run(copy.deepcopy(model), inputs, input_gradients=False)
 
 
-def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, Any]:
+def _compared(reference: nn.Module, inputs: Inputs, expected: Run, options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an outcome that a comparison gives."""
     import patchkit
-    from patchkit.check.numeric.arbiter import arbitrate
+    from patchkit.check.numeric.arbiter import arbitrate, like_found
     from patchkit.testing import compare_runs
 
     model = copy.deepcopy(reference)
-    report = patchkit.apply(model, trust="always")
+    report = patchkit.apply(model, trust="always", **options)
     counts = counted_layers(model, report)
     if not counts["whole"] + counts["alone"] + counts["left"]:
         return {"state": "nothing to patch", "reason": _NO_LINEAR}
@@ -181,6 +187,7 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
     reasons = dict.fromkeys(f"{row.module_class}: {row.reason}" for row in report.at("upstream") if not row.expected)
     state = "verified" if counts["whole"] + counts["alone"] else "upstream"
     found = _run(model, inputs)
+    expected = like_found(expected, found)
     findings = compare_runs(expected, found)
     worst = findings.worst
     told |= {"state": state, "reason": "; ".join(reasons), "error": float(f"{worst.error:.2g}") if worst else 0.0}
@@ -188,7 +195,7 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run) -> dict[str, 
         return told
     if findings.problems:
         return told | {"state": "different", "reason": findings.problems[0]}
-    verdict = arbitrate(reference, inputs, expected, found)
+    verdict = arbitrate(reference, inputs, expected, found, options)
     told |= {"judged_in": "float64", "error": verdict.error}
     if verdict.outcome == "equal":
         return told

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from patchkit.check.numeric.environments import Environment
 from patchkit.check.numeric.model_types import LOST, TypeOutcome
@@ -35,6 +36,7 @@ def scan_types(
     seconds: float,
     remembered: Remembered | None = None,
     recorded: Recorded | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Iterator[TypeOutcome]:
     """The outcome of each model type, as soon as it is there; those that are remembered or on record first.
@@ -47,6 +49,7 @@ def scan_types(
         seconds: for one type.
         remembered: outcomes of earlier scans; those of this one are added. None remembers nothing.
         recorded: outcomes that are on record. None runs every type that is not remembered.
+        options: of ``patchkit.apply``; outcomes with such are neither remembered nor on record.
         progress: is told how many of how many types are done.
 
     Raises:
@@ -76,7 +79,8 @@ def scan_types(
             progress(done, len(wanted))
         done_before = {(one.model_type, one.head) for one in known}
         unknown = [pair for pair in wanted if pair not in done_before]
-        requests = [json.dumps({"model_type": name, "head": head}).encode() for name, head in unknown]
+        asked = {"options": dict(options)} if options else {}
+        requests = [json.dumps({"model_type": name, "head": head, **asked}).encode() for name, head in unknown]
         for done, (index, said) in enumerate(
             ask_all(kind, requests, jobs, worker, memory=_MEMORY), start=len(known) + 1
         ):

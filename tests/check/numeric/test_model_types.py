@@ -48,6 +48,22 @@ def test_layers_are_counted_where_they_run(model_type, head, whole, alone, left,
     assert TypeOutcome.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+def test_with_options_of_apply():
+    """What a loss without logits does not give is not missed, and a type without one is verified all the same."""
+    asked = {"model_type": "gpt2", "head": "causal", "options": {"memory": "tiled:2", "loss": True}}
+    found = TypeOutcome.from_json(json.loads(answer(json.dumps(asked).encode())))
+    assert (found.state, found.blocks) == ("verified", ("GPT2LMHeadModel loss", "GPT2MLP mlp"))
+    assert examine("t5", "seq2seq", {"loss": True}).state == "verified"
+
+
+def test_a_fault_of_an_option_is_different(monkeypatch):
+    right = fused.lora_cross_entropy
+    monkeypatch.setattr(fused, "lora_cross_entropy", lambda *given, **options: 1.001 * right(*given, **options))
+    assert examine("gpt2", "causal").state == "verified"
+    found = examine("gpt2", "causal", {"loss": True})
+    assert (found.state, found.judged_in) == ("different", "float64")
+
+
 def test_a_fault_is_different(monkeypatch):
     """In a fused function of a block, and in that of a layer that stands alone."""
     for model_type, function in (("qwen3", "lora_projections"), ("gpt2", "lora_linear")):

@@ -239,3 +239,18 @@ def test_types_that_are_on_record_are_not_asked_for(processes, monkeypatch):
     record.types = lambda heads: {"causal": ["llama"], "encoder": []}
     (outcome,) = scan_types(Environment(), list(TYPES), seconds=1.0, recorded=record)
     assert outcome.seen_in == "5.0.0"
+
+
+def test_options_of_apply_are_in_every_request(processes, monkeypatch):
+    found = []
+    ask_all = scanning.ask_all
+
+    def spy(kind, requests, *given, **options):
+        found.extend(json.loads(request) for request in requests)
+        return ask_all(kind, requests, *given, **options)
+
+    monkeypatch.setattr(scanning, "ask_all", spy)
+    for options in ({"loss": True}, {}):
+        found.clear()
+        list(scan_types(Environment(), list(TYPES), ["llama"], seconds=1.0, options=options))
+        assert found == [{"model_type": "llama", "head": "causal", **({"options": options} if options else {})}]
