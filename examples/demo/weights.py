@@ -73,8 +73,8 @@ def gemma(cache: Path | None = None) -> BaseModel:
 
 
 def cache_folder() -> Path:
-    """Where converted weights are kept between runs."""
-    return user_cache_path("patchkit") / "demo"
+    """Where converted weights are kept between runs: not in patchkit's cache, which refuses what it did not make."""
+    return user_cache_path("patchkit-demo")
 
 
 def _convert(folder: Path) -> None:

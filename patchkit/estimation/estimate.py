@@ -128,8 +128,10 @@ def _variants(
             if memory is not None:
                 longest = longest_context(partial(_peak_of, run), memory - always, lengths[-1])
         for variants, step in zip(found, steps, strict=True):
-            kept, host, peak = step
-            variants.append(Variant(*training[:2], *training.way, kept, host, peak, always + peak, longest, unfused))
+            kept, host, peak, flops = step
+            variants.append(
+                Variant(*training[:2], *training.way, kept, host, peak, always + peak, flops, longest, unfused)
+            )
     return [tuple(variants) for variants in found]
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from patchkit.estimation.work import flops_of
+
 Phase = Literal["before", "forward", "loss", "backward", "after"]
 """Before the first layer, forward of a layer, what follows the layers and its backward, backward of a layer, rest."""
 
@@ -73,6 +75,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         live: bytes that live now.
         host: of these, not counted in ``live``: what was moved to the host's memory, see :meth:`on_host`.
         spans: of each segment, in the order of time.
+        flops: of each segment, see :func:`~patchkit.estimation.work.flops_of`.
     """
 
     def __init__(self, existing: Iterable[Tensor], roles: Roles) -> None:
@@ -80,6 +83,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live: int = 0
         self.host: int = 0
         self.spans: dict[Segment, Span] = {}
+        self.flops: Counter[Segment] = Counter()
         self._roles = roles
         self._segment = Segment("before")
         self._part = "embedding"
@@ -93,6 +97,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._locate()
         self.spans.setdefault(self._segment, Span(self.live, self.live))
         out = func(*args, **(kwargs or {}))
+        self.flops[self._segment] += flops_of(func, args, kwargs or {}, out)
         if func is _NOISE:
             self._as_booleans(args[0])
         for leaf in tree_leaves(out):

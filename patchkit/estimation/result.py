@@ -35,6 +35,7 @@ class Variant:
         host: bytes of the host's memory between forward and backward.
         step_peak: bytes at most in forward and backward, beyond parameters and optimizer states; with gradients.
         peak: bytes at most, with parameters and states of the optimizer that was asked for.
+        flops: floating-point operations of forward and backward, those of products and attention.
         longest: the longest context on the given card; 0 if not even one token fits, None if no card was given.
         unfused: how many parts with an adapter run upstream's code.
     """
@@ -47,6 +48,7 @@ class Variant:
     host: int
     step_peak: int
     peak: int
+    flops: int
     longest: int | None = None
     unfused: int = 0
 
@@ -115,11 +117,11 @@ class Estimate:
         parts = [part for part in PARTS if any(one.kept.get(part) for one in self.variants)]
         table = Table()
         table.add_column("training")
-        for heading in (*parts, "kept", "on the host", "peak", *(("longest context",) if self.card else ())):
+        for heading in (*parts, "kept", "on the host", "peak", "TFLOP", *(("longest context",) if self.card else ())):
             table.add_column(heading, justify="right")
         for one in self.variants:
             sizes = [one.kept.get(part, 0) for part in parts] + [one.bytes_kept, one.host, one.peak]
-            cells = [shown(size) if size else "-" for size in sizes]
+            cells = [shown(size) if size else "-" for size in sizes] + [f"{one.flops / 1e12:,.3g}"]
             if self.card:
                 cells.append("-" if not one.longest else f"{one.longest:,}")
             table.add_row(one.name + (f" ({one.unfused} parts upstream)" if one.unfused else ""), *cells)
@@ -128,13 +130,13 @@ class Estimate:
             f"{one_line(self.model)}, {self.batch} × {self.tokens} tokens",
             f"parameters {shown(self.parameters)}, gradients {shown(self.gradients)}; optimizer states: {states}",
             "kept: between forward and backward, by what it was made for; peak: at most, with parameters, "
-            f"gradients and the states of {self.optimizer}",
+            f"gradients and the states of {self.optimizer}; TFLOP: the work of products and attention",
         ]
         return Group(*above, table, f"Assumed: {'; '.join(ASSUMED)}.")
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=StringIO(), width=160, color_system=None)
+        console = Console(file=StringIO(), width=176, color_system=None)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]

@@ -45,12 +45,14 @@ class Counted(NamedTuple):
     Attributes:
         kept: bytes between forward and backward, by what they were made for.
         host: of these, bytes in the host's memory, by layer (-1 for none).
-        spans: see :class:`~patchkit.estimation.live.LiveBytes`.
+        spans: see :class:`~patchkit.estimation.live.LiveBytes`; likewise the next.
+        flops: floating-point operations of each segment.
     """
 
     kept: Counter[Held]
     host: Counter[int]
     spans: dict[Segment, Span]
+    flops: Counter[Segment]
 
 
 class Step(NamedTuple):
@@ -60,11 +62,13 @@ class Step(NamedTuple):
         kept: bytes between forward and backward, by part.
         host: bytes of the host's memory between forward and backward.
         peak: bytes at most, in forward and backward, gradients included.
+        flops: floating-point operations of forward and backward.
     """
 
     kept: dict[str, int]
     host: int
     peak: int
+    flops: int
 
 
 def count_step(
@@ -119,7 +123,7 @@ def count_step(
     finally:
         for parameter in model.parameters():
             parameter.grad = None
-    return Counted(kept, host, live.spans)
+    return Counted(kept, host, live.spans, live.flops)
 
 
 def set_checkpointing(model: nn.Module, wanted: bool) -> None:
@@ -181,7 +185,8 @@ def extended(counted: Counted, kinds: Sequence[int], positions: Sequence[int]) -
     for (layer, part), size in counted.kept.items():
         kept[part] += size * (times[layer] if layer >= 0 else 1)
     host = sum(size * (times[layer] if layer >= 0 else 1) for layer, size in counted.host.items())
-    return Step(dict(kept), host, _peak(counted.spans, shown))
+    flops = sum(work * (times[segment.layer] if segment.layer >= 0 else 1) for segment, work in counted.flops.items())
+    return Step(dict(kept), host, _peak(counted.spans, shown), flops)
 
 
 def _stand_ins(kinds: Sequence[int], positions: Sequence[int]) -> list[int]:

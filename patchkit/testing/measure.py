@@ -7,7 +7,6 @@ not used because it installs global module hooks, which patchkit honours by leav
 from __future__ import annotations
 
 import gc
-import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from patchkit.estimation.work import flops_of
 from patchkit.testing.parity import Inputs, clear_gradients
 
 
@@ -73,8 +72,7 @@ def saved_bytes(forward: Callable[[], Any], *, exclude: Iterable[nn.Module | Ten
 def count_flops(fn: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products in ``fn``: 2 · m · n · k each, backward included if it runs one.
 
-    Formulas are those of ``torch.utils.flop_counter.flop_registry``, to which a custom operator can be added with
-    ``register_flop_formula``. Elementwise operations count as none.
+    See :func:`patchkit.estimation.work.flops_of`.
     """
     counter = OperationCounter()
     with counter:
@@ -182,7 +180,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ops += 1
         self.by_operation[func] += 1
         self.compute_ops += _computes(func, out)
-        self.flops += _flops(func, args, dict(kwargs or {}), out)
+        self.flops += flops_of(func, args, kwargs or {}, out)
         return out
 
 
@@ -200,39 +198,3 @@ def _computes(func: Any, out: Any) -> bool:
     returns = func._schema.returns
     is_view = bool(returns) and all(value.alias_info and not value.alias_info.is_write for value in returns)
     return not is_view
-
-
-def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    packet = func._overloadpacket
-    formula = flop_registry.get(packet) or _EXTRA_FORMULAS.get(packet)
-    return int(formula(*args, **kwargs, out_val=out)) if formula else 0
-
-
-def _matrix_vector_flops(matrix: Tensor, vector: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * matrix.numel()
-
-
-def _cpu_attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """query, key, value: [batch, heads, seq, head_dim]. Two products; the mask saves none."""
-    batch_heads, queries = math.prod(query.shape[:2]), query.shape[2]
-    return 2 * batch_heads * queries * key.shape[2] * (query.shape[3] + value.shape[3])
-
-
-def _cpu_attention_backward_flops(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
-) -> int:
-    """Five products: the scores once more, and the gradients of value, probabilities, query and key."""
-    batch_heads, queries = math.prod(query.shape[:2]), query.shape[2]
-    return 2 * batch_heads * queries * key.shape[2] * (3 * query.shape[3] + 2 * value.shape[3])
-
-
-_ATEN = torch.ops.aten
-# What the registry lacks: forms that compute the same as registered ones.
-_EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
-    _ATEN.addmm_: flop_registry[_ATEN.addmm],
-    _ATEN.baddbmm_: flop_registry[_ATEN.baddbmm],
-    _ATEN.mv: _matrix_vector_flops,
-    _ATEN.dot: _matrix_vector_flops,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,
-}

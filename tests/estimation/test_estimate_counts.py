@@ -23,7 +23,12 @@ MODELS = {
     # Dropout is kept as numbers on a CPU and as booleans on a device: see test_live_bytes.py.
     "gpt2": {"n_layer": LAYERS, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
 }
-WAYS = [one for one in trainings({}) if not one.way.offload]
+
+
+def ways(precision):
+    """Norms keep a float32 copy, or make it again, of what is narrower."""
+    options = {} if precision == "float32" else {"memory": "recompute"}
+    return [one for one in trainings(options) if not one.way.offload]
 
 
 def adapted(name, precision):
@@ -71,7 +76,7 @@ def trained(model, training):
 
 
 def real(model, training):
-    """Bytes kept and the peak, as the profiler sees them, and as operations show them."""
+    """Bytes kept and the peak, as the profiler sees them; the peak and the work as operations show them."""
     model, inputs = trained(model, training), inputs_of_ones()
 
     def forward():
@@ -86,7 +91,7 @@ def real(model, training):
     live = LiveBytes([*model.parameters(), *model.buffers()], roles_of(stack_of(model).layers))
     with live:
         forward().backward()
-    return kept, peak, max(span.peak for span in live.spans.values())
+    return kept, peak, max(span.peak for span in live.spans.values()), sum(live.flops.values())
 
 
 @pytest.mark.parametrize(
@@ -98,11 +103,12 @@ def real(model, training):
 def test_counts_are_those_of_a_real_step(name, precision):
     model = adapted(name, precision)
     counter = Counter(model, BATCH)
-    for training in WAYS:
+    for training in ways(precision):
         with counter.prepared(training) as (run, unfused):
             step = run(TOKENS)
-        kept, peak, peak_of_operations = real(model, training)
+        kept, peak, peak_of_operations, flops = real(model, training)
         assert not unfused
+        assert step.flops == flops > 0, training
         assert sum(step.kept.values()) == pytest.approx(kept, rel=0.05), training
         # On a CPU the loss without logits has no kernel: its reference needs room that a kernel does not.
         without_kernel = "loss" in (training.options or {})
