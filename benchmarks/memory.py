@@ -16,12 +16,13 @@ import peft
 import torch
 import transformers
 
-from patchkit.estimation.configuration import SHAPES, Adapters, configuration_of, model_of
+from patchkit.estimation.configuration import Adapters, configuration_of, model_of
 from patchkit.estimation.estimate import estimates
 from patchkit.version import __version__
 
 ROOT = Path(__file__).parents[1]
 FIGURES, PICTURE = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs" / "memory.svg"
+DRAWN = ("llama-8b", "gemma-3-1b")
 LENGTHS = [512 << power for power in range(9)]
 ADAPTERS = Adapters(rank=16)
 ATTENTION = "flash_attention_2"
@@ -38,7 +39,7 @@ COLOURS = {
 def count() -> dict[str, Any]:
     """The figures of every shape."""
     shapes = {}
-    for name in SHAPES:
+    for name in DRAWN:
         model = model_of(configuration_of(name), torch.bfloat16, ADAPTERS, attention=ATTENTION)
         by_options = [[one.as_dict() for one in estimates(model, LENGTHS, options=options)] for options in OPTIONS]
         shapes[name] = [_together(several) for several in zip(*by_options, strict=True)]

@@ -54,11 +54,67 @@ def bench(
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
+    contenders: Annotated[
+        bool, typer.Option("--contenders", help="Ways to train side by side; all options below are for this.")
+    ] = False,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="tiny, llama-8b, llama-70b, qwen-0.5b, gemma-1b, gemma-4b; repeatable, as is what follows."),
+    ] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Of the one sequence.", min=1)] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="Of every adapter.", min=1)] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="A: bfloat16 base, float32 adapters; B: under autocast; C: all bfloat16; or float32."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Contenders: floor, peft, peft-compiled, liger, cast, patchkit, patchkit-fast, ..."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="In each, every contender gives a sample; 0: count only.", min=0)] = 5,
+    layers: Annotated[
+        int, typer.Option(help="A stack of whole decoder layers; 0: q/k/v, o and MLP of one layer.", min=0)
+    ] = 0,
+    dropout: Annotated[float, typer.Option(help="Of the adapters.", min=0.0, max=0.99)] = 0.0,
+    dora: Annotated[bool, typer.Option("--dora", help="Adapters of DoRA.")] = False,
+    nf4: Annotated[bool, typer.Option("--nf4", help="Base weights in four bits (bitsandbytes).")] = False,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Run forward again in backward.")] = False,
+    rates: Annotated[
+        str,
+        typer.Option(help="For modelled times: h200, or bf16=770,float32=45,pointwise=4.1,skinny=3.4 (TFLOP/s, TB/s)."),
+    ] = "",
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds; what is not reached is listed as not run.", min=0.0)
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (needs matplotlib).")] = None,
 ) -> None:
-    """Compare small random models, patched against plain PEFT.
+    """Compare small random models, patched against plain PEFT; or ways to train side by side (--contenders).
 
     Counts (bytes, FLOPs, operations) are the same on every machine. Times are medians of steps taken in turn.
     """
+    if contenders:
+        from patchkit.cli.bench_contenders import Wanted, bench_contenders
+
+        _require_device(device)
+        lists = {"shapes": shape, "tokens": tokens, "ranks": rank, "precisions": precision, "only": only}
+        bench_contenders(
+            Wanted(
+                **{name: value or [] for name, value in lists.items()},  # type: ignore[arg-type]
+                device=device,
+                rounds=rounds,
+                dropout=dropout,
+                dora=dora,
+                nf4=nf4,
+                checkpointing=checkpointing,
+                layers=layers,
+                host=host,
+                rates=rates,
+                budget=budget,
+                json_file=json_file,
+                plot=plot,
+            )
+        )
+        return
     import torch
 
     from patchkit.arch.registry import architectures, is_built_in

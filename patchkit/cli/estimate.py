@@ -44,7 +44,9 @@ def estimate(
         str | None,
         typer.Argument(metavar="CONFIG", help="A folder with a config.json, that file, or a name on the hub."),
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="Instead of CONFIG: llama-8b or gemma-3-1b.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Instead of CONFIG: llama-8b, llama-70b, qwen-0.5b, gemma-1b or gemma-4b.")
+    ] = None,
     tokens: Annotated[
         str, typer.Option(help="Of each sequence: a number, several by commas, or 512..131072 for each doubling.")
     ] = "4096",
@@ -72,10 +74,10 @@ def estimate(
     lengths = _lengths(tokens)
     if (config is None) == (shape is None):
         _refuse("give a CONFIG or --shape, one of them")
-    from patchkit.estimation.configuration import SHAPES
+    if shape is not None:
+        from patchkit.estimation.shapes import shape_named
 
-    if shape is not None and shape not in SHAPES:
-        _refuse(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
+        shape = shape_named(shape)
     with progress_of("counting") as advance:
         done = 0
 

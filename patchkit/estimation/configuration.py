@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,43 +11,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from patchkit.errors import EstimateError
-
-SHAPES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "llama-8b": (
-            "LlamaConfig",
-            {
-                "hidden_size": 4096,
-                "intermediate_size": 14336,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "vocab_size": 128256,
-                "max_position_embeddings": 131072,
-                "tie_word_embeddings": False,
-            },
-        ),
-        "gemma-3-1b": (
-            "Gemma3TextConfig",
-            {
-                "hidden_size": 1152,
-                "intermediate_size": 6912,
-                "num_hidden_layers": 26,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 1,
-                "head_dim": 256,
-                "vocab_size": 262144,
-                "sliding_window": 512,
-                "max_position_embeddings": 131072,
-                "tie_word_embeddings": True,
-            },
-        ),
-    }
-)
-"""Sizes of models that people train, by name: the class of the configuration and its values.
-
-Llama 3.1 8B and Gemma 3 1B, as their published ``config.json`` have them.
-"""
+from patchkit.estimation.shapes import OTHER_NAMES, SHAPES
 
 
 class Adapters(NamedTuple):
@@ -66,13 +29,14 @@ class Adapters(NamedTuple):
 
 
 def configuration_of(name: str | Path) -> Any:
-    """The configuration of a shape of :data:`SHAPES`, a folder or file, or a name on the Hugging Face hub.
+    """The configuration of a shape of :mod:`patchkit.estimation.shapes`, a folder or file, or a name on the hub.
 
     Raises:
         EstimateError: there is none.
     """
-    if str(name) in SHAPES:
-        config_class, values = SHAPES[str(name)]
+    shape = OTHER_NAMES.get(str(name), str(name))
+    if shape in SHAPES:
+        config_class, values = SHAPES[shape]
         return getattr(transformers, config_class)(**values)
     try:
         return transformers.AutoConfig.from_pretrained(str(name))

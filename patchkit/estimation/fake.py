@@ -17,12 +17,13 @@ from patchkit.module_tree import named_modules
 _PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
-def without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of a model on fake tensors of the CPU, unpatched and in training; nothing of its size is allocated.
+def without_data(model: nn.Module, mode: FakeTensorMode, device: str = "cpu") -> nn.Module:
+    """A copy of a model on fake tensors, unpatched and in training; nothing of its size is allocated.
 
     Args:
         model: any; its weights may be on any device, ``meta`` included. It is left as it is.
         mode: in which the copy is to be run.
+        device: of the copy. Some code takes another way on a GPU.
 
     Raises:
         EstimateError: a tensor of it has a type of its own (a quantised or sharded weight), or it cannot be copied.
@@ -34,7 +35,7 @@ def without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
                 f"{name} is a {type(tensor).__module__}.{type(tensor).__qualname__}. Only a model of plain tensors can "
                 "be estimated; estimate the model as it is before it is quantised or sharded."
             )
-        memo[id(tensor)] = _fake(tensor, mode)
+        memo[id(tensor)] = _fake(tensor, mode, device)
     try:
         found = copy.deepcopy(model, memo)
     except Exception as error:
@@ -51,7 +52,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(one): one for one in [*model.parameters(), *model.buffers()]})
 
 
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+def _fake(tensor: Tensor, mode: FakeTensorMode, device: str) -> Tensor:
     with mode:
-        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from patchkit.estimation.work import flops_of
+from patchkit.estimation.operations import flops_of
 
 Phase = Literal["before", "forward", "loss", "backward", "after"]
 """Before the first layer, forward of a layer, what follows the layers and its backward, backward of a layer, rest."""
@@ -75,7 +75,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         live: bytes that live now.
         host: of these, not counted in ``live``: what was moved to the host's memory, see :meth:`on_host`.
         spans: of each segment, in the order of time.
-        flops: of each segment, see :func:`~patchkit.estimation.work.flops_of`.
+        flops: of each segment, see :func:`~patchkit.estimation.operations.flops_of`.
     """
 
     def __init__(self, existing: Iterable[Tensor], roles: Roles) -> None:

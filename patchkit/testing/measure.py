@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from patchkit.estimation.work import flops_of
+from patchkit.estimation.operations import computes, flops_of
 from patchkit.testing.parity import Inputs, clear_gradients
 
 
@@ -72,7 +71,8 @@ def saved_bytes(forward: Callable[[], Any], *, exclude: Iterable[nn.Module | Ten
 def count_flops(fn: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products in ``fn``: 2 · m · n · k each, backward included if it runs one.
 
-    See :func:`patchkit.estimation.work.flops_of`.
+    Formulas are those of ``torch.utils.flop_counter.flop_registry``, to which a custom operator can be added with
+    ``register_flop_formula``. Elementwise operations count as none.
     """
     counter = OperationCounter()
     with counter:
@@ -179,22 +179,6 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         self.ops += 1
         self.by_operation[func] += 1
-        self.compute_ops += _computes(func, out)
-        self.flops += flops_of(func, args, kwargs or {}, out)
+        self.compute_ops += computes(func, out)
+        self.flops += flops_of(func, args, dict(kwargs or {}), out)
         return out
-
-
-# Tensor-valued, aliasing nothing, and yet without work on data.
-_FREE = frozenset(
-    {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
-)
-
-
-def _computes(func: Any, out: Any) -> bool:
-    if func._overloadpacket.__name__ in _FREE:
-        return False
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-        return "local_scalar_dense" in func.__name__  # .item() reads data; sizes and devices do not
-    returns = func._schema.returns
-    is_view = bool(returns) and all(value.alias_info and not value.alias_info.is_write for value in returns)
-    return not is_view

@@ -14,10 +14,11 @@ from torch import nn
 import patchkit
 from patchkit.errors import EstimateError, NotAModelError, UnknownOptionError
 from patchkit.estimation import estimate as module
-from patchkit.estimation.configuration import SHAPES, Adapters, configuration_of, model_of
+from patchkit.estimation.configuration import Adapters, configuration_of, model_of
 from patchkit.estimation.counter import Counter, Training
 from patchkit.estimation.longest import longest_context
 from patchkit.estimation.optimizers import optimizer_bytes
+from patchkit.estimation.shapes import SHAPES
 from patchkit.estimation.sizes import bytes_of, shown
 from patchkit.testing import add_lora, tiny_model
 
