@@ -120,7 +120,8 @@ def _number(value: float) -> str:
 
 
 def _around(one: Spread) -> str:
-    return f"{(one.upper - one.lower) / 2 / one.median:.1%}"
+    share = (one.upper - one.lower) / 2 / one.median
+    return f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
 
 
 def _short(value: float) -> str:
