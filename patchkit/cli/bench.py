@@ -59,7 +59,9 @@ def bench(
     ] = False,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="tiny, llama-8b, llama-70b, qwen-0.5b, gemma-1b, gemma-4b; repeatable, as is what follows."),
+        typer.Option(
+            help="tiny, llama-8b, llama-70b, qwen-0.5b, gemma-1b, gemma-4b; one or several, as with what follows."
+        ),
     ] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Of the one sequence.", min=1)] = None,
     rank: Annotated[list[int] | None, typer.Option(help="Of every adapter.", min=1)] = None,

@@ -26,6 +26,7 @@ from patchkit.cli.estimate import estimate
 from patchkit.cli.matrix import matrix
 from patchkit.cli.new_arch import new_arch
 from patchkit.cli.scan import scan
+from patchkit.cli.several_values import SeveralValues
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
 from patchkit.escaping import indented
@@ -83,7 +84,7 @@ app.command()(diff)
 app.command()(doctor)
 app.command()(env)
 app.command()(archs)
-app.command()(bench)
+app.command(cls=SeveralValues)(bench)
 app.command()(estimate)
 app.command()(check)
 app.command()(scan)

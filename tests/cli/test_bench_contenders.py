@@ -50,7 +50,7 @@ def test_cuda_without_a_gpu():
 def test_a_run(tmp_path):
     """Two contenders in processes of their own; what compiles is not even started unless it is named."""
     path = tmp_path / "found.json"
-    words = ("--tokens", 16, "--rank", 4, "--rounds", 2, "--only", "peft", "--only", "patchkit", "--rates", "h200")
+    words = ("--tokens", 16, "--rank", 4, "--rounds", 2, "--only", "peft", "patchkit", "--rates", "h200")
     result = bench(*words, "--json", path)
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
