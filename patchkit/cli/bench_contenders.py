@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from patchkit.cli.check import progress_of
-from patchkit.cli.console import error_console
+from patchkit.cli.console import error_console, output_console
 
 if TYPE_CHECKING:
     from patchkit.testing.contenders.cell import Cell
@@ -108,6 +109,9 @@ def bench_contenders(wanted: Wanted) -> None:
             found.append(one)
             if wanted.json_file:  # after each cell: a run that is stopped leaves what it had
                 _write(wanted.json_file, found, settings, rates)
+    told = ", ".join(f"{name} {settings[name]}" for name in ("patchkit", *_PACKAGES[:3]))
+    output_console().print(f"{settings['device']}: {told}")
+    output_console().print("")
     print_cells(found, host=wanted.host, modelled=rates is not None)
     if wanted.plot:
         _draw(found, wanted.plot)
@@ -172,7 +176,8 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
         **{name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(wanted.device) if on_gpu else wanted.device,
-        "machine": platform.processor() or platform.machine(),
+        "cuda": torch.version.cuda,
+        "machine": _processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -181,6 +186,16 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
         "precisions": dict(ABOUT_PRECISIONS),
         "contenders": {name: one.about for name, one in CONTENDERS.items()},
     }
+
+
+def _processor() -> str:
+    """The model of the CPU, where the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

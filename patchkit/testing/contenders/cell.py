@@ -127,7 +127,7 @@ class Cell:
         words = [self.shape, f"{self.tokens:,} tokens", f"r = {self.rank}", self.precision]
         words += [f"dropout {self.dropout:g}"] * bool(self.dropout)
         words += [name for name in ("dora", "nf4", "checkpointing") if getattr(self, name)]
-        words += [f"{self.layers} layers"] * bool(self.layers)
+        words += [f"{self.layers} layer{'s' * (self.layers != 1)}"] * bool(self.layers)
         return ", ".join(words)
 
     def as_dict(self) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def count(contender: Contender, cell: Cell) -> Counts:
         NotRunError: it cannot be traced. What a compiler makes of a step is not known before it is compiled, and what
             bitsandbytes or another library's kernel computes needs values.
     """
-    if contender.compiled:
-        raise NotRunError("what a compiler makes of a step is not traced")
+    if contender.not_traced:
+        raise NotRunError(contender.not_traced)
     if cell.nf4:
         raise NotRunError("a weight in four bits has no shape without its values")
     mode = FakeTensorMode()
@@ -67,7 +67,7 @@ def count(contender: Contender, cell: Cell) -> Counts:
     except NotRunError:
         raise
     except Exception as error:
-        raise NotRunError(f"it cannot be traced ({type(error).__name__}: {str(error).splitlines()[0:1]})") from error
+        raise NotRunError(f"it cannot be traced ({type(error).__name__}: {error})") from error
 
 
 def _traced(run: Run, model: torch.nn.Module, mode: Any) -> Counts:

@@ -26,11 +26,14 @@ def build_model(cell: Cell, *, adapters: bool, device: str | None = None) -> nn.
         device: another than the cell's; ``meta`` makes no weights.
 
     Raises:
-        NotRunError: bitsandbytes is not installed and asked for.
+        NotRunError: bitsandbytes is asked for and not installed, or transformers does not know the model.
     """
     device = device or cell.device
     values = {**cell.sizes, "num_hidden_layers": max(cell.layers, 1), "vocab_size": 8, "pad_token_id": 0}
-    config = getattr(transformers, cell.config_class)(**values)
+    config_class = getattr(transformers, cell.config_class, None)
+    if config_class is None:
+        raise NotRunError(f"transformers {transformers.__version__} has no {cell.config_class}")
+    config = config_class(**values)
     config._attn_implementation = "sdpa"
     dtype, before = cell.dtypes.base, torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -69,6 +69,7 @@ def test_checkpointing_keeps_less_and_computes_more():
     ("name", "more", "reason"),
     [
         ("peft-compiled", {}, "what a compiler makes of a step is not traced"),
+        ("liger", {}, "another library's kernels are not traced"),
         ("peft", {"nf4": True}, "a weight in four bits"),
         ("cast", {"dora": True}, "without dropout and DoRA"),
     ],
@@ -76,6 +77,15 @@ def test_checkpointing_keeps_less_and_computes_more():
 def test_what_is_not_counted(name, more, reason):
     with pytest.raises(NotRunError, match=reason):
         count(CONTENDERS[name], Cell("host", 8, 4, "A", **more))
+
+
+def test_what_cannot_be_traced_says_why(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("patchkit.testing.contenders.counting.Run.backward", broken)
+    with pytest.raises(NotRunError, match=r"it cannot be traced \(RuntimeError: no such kernel\)"):
+        count(CONTENDERS["peft"], Cell("host", 8, 4, "A"))
 
 
 def test_cells_are_every_combination():

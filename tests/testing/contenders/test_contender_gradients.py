@@ -119,6 +119,12 @@ def test_the_reference_is_really_cast():
     assert not all(torch.equal(one.bfloat16().to(one.dtype), one) for one in peft.values())
 
 
+def test_a_release_without_the_model_is_a_reason(monkeypatch):
+    monkeypatch.setattr(cells, "SHAPES", {**cells.SHAPES, "new": ("NewConfig", {"hidden_size": 64})})
+    with pytest.raises(NotRunError, match=r"transformers [\d.]+\S* has no NewConfig"):
+        CONTENDERS["peft"].build(Cell("new", 8, 4, "float32"))
+
+
 def test_liger_says_why_it_does_not_run():
     with pytest.raises(NotRunError, match=r"its kernels want a GPU|liger-kernel is not installed"):
         CONTENDERS["liger"].build(Cell("host", 12, 4, "float32"))
