@@ -27,7 +27,7 @@ from patchkit.errors import CacheError
 from patchkit.upstream.identity import source_hash
 
 _NOT_DECIDING = (
-    *("cli", "scaffolding", "cache", "processes", "trust"),
+    *("cli", "scaffolding", "cache", "processes", "trust", "testing/contenders"),
     *("check/results", "check/static", "check/architecture", "check/run.py"),
     *(f"check/numeric/{name}.py" for name in ("recorded", "remembered", "scanning", "environments", "installing")),
     *("trainer_callback.py", "pytest_plugin.py", "version.py"),
