@@ -103,5 +103,9 @@ class EstimateError(PatchkitError, ValueError):
     """The memory of a step cannot be estimated: of this model, or with these numbers."""
 
 
+class DeviceError(PatchkitError, ValueError):
+    """A device that was named is not here, or cannot hold what is to be computed."""
+
+
 class PatchkitWarning(UserWarning):
     """Something runs at upstream level, or nothing was done, and the user should know."""

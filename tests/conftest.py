@@ -14,7 +14,8 @@ import transformers
 from packaging.version import Version
 from torch import nn
 
-from patchkit.testing import add_lora, tiny_model
+from patchkit.errors import DeviceError
+from patchkit.testing import add_lora, tiny_model, usable_device
 
 # Several workers share few cores: more threads than cores make small products slower, not faster.
 # `make test-cpu-settings` asks for two.
@@ -23,6 +24,25 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 
 # Every tiny model is in transformers since 4.50. What is missing later is a fault, and no reason to skip a test.
 _MODELS_ARE_MISSING = Version(transformers.__version__) < Version("4.50")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default=os.environ.get("PATCHKIT_TEST_DEVICE", "cpu"),
+        help="where the parity contract and the fused functions are tested: cpu, cuda, xpu (or PATCHKIT_TEST_DEVICE)",
+    )
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """The device that was asked for, which is there."""
+    name = pytestconfig.getoption("--device")
+    try:
+        usable_device(name)
+    except DeviceError as error:
+        pytest.exit(str(error), returncode=4)
+    return str(name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,14 @@ from packaging.version import InvalidVersion, Version
 from patchkit.arch.registry import find, select
 from patchkit.arch.spec import Architecture
 from patchkit.check import TIME_LIMIT
-from patchkit.check.numeric.environments import NOTHING_ELSE, Beside, Environment, environment_for, running_environment
+from patchkit.check.numeric.environments import (
+    CPU,
+    NOTHING_ELSE,
+    Beside,
+    Environment,
+    environment_for,
+    running_environment,
+)
 from patchkit.check.numeric.outcomes import ArchitectureOutcome
 from patchkit.check.peft_readers import beside_of, check_peft, prove_peft
 from patchkit.check.results.evidence import Evidence, as_text_has_it
@@ -51,11 +58,14 @@ class Numbers:
         unproven: leave out what the ledger proves already, for the very same source.
         record: enter proofs into the ledger of this checkout of patchkit, to be committed, and not into the user's.
         seconds: for pip and one release, and for the numbers of one tiny model.
+        device: where models run, as torch names it. What passes on another one than the CPU is shown and not entered
+            into a ledger, whose proofs are all made on one kind of device.
     """
 
     unproven: bool = False
     record: bool = False
     seconds: float = TIME_LIMIT
+    device: str = CPU
 
 
 def _unseen(done: int, of: int, text: str | None = None) -> None:
@@ -254,11 +264,13 @@ def check_numeric(
         progress(len(found), total, text=text)
         evidence = Evidence.of(release, report)
         missing = dict.fromkeys(names)
-        for told in environment.check(names, jobs=os.cpu_count() or 1, seconds=numbers.seconds):
+        elsewhere = {} if numbers.device == CPU else {"device": numbers.device}
+        for told in environment.check(names, jobs=os.cpu_count() or 1, seconds=numbers.seconds, **elsewhere):
             outcome = evidence.weighed(told)
             missing.pop(outcome.architecture, None)
             found.append(NumericEntry(release, outcome, str(others)))
-            _enter(ledger, outcome.proofs, required=numbers.record)
+            if not elsewhere:
+                _enter(ledger, outcome.proofs, required=numbers.record)
             progress(len(found), total, text=text)
         for name in missing:
             problems = {name: "no outcome came of it"}

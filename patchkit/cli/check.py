@@ -85,6 +85,14 @@ def check(
         ),
     ] = False,
     time_limit: TimeLimit = TIME_LIMIT,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Run models there: cuda, cuda:1, xpu. Its proofs are shown, not recorded.",
+        ),
+    ] = "cpu",
     wheels: Wheels = None,
     require_hashes: RequireHashes = False,
     diff: Annotated[
@@ -108,6 +116,13 @@ def check(
         raise typer.BadParameter("say which: --arch NAME, or --all", param_hint="--arch")
     if static and torch:
         raise typer.BadParameter("no source depends on it; leave out --static to run models", param_hint="--torch")
+    if device != "cpu" and (static or record):
+        said = "--static runs no model" if static else "--record enters proofs that were made on the CPU"
+        raise typer.BadParameter(f"{said}; leave out one of them", param_hint="--device")
+    if device != "cpu":
+        from patchkit.testing.devices import usable_device
+
+        usable_device(device)  # before anything is fetched
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.formats import as_github
     from patchkit.check.results.formats import as_json as to_json
@@ -117,7 +132,7 @@ def check(
 
     records = Records.load()
     chosen, wanted = ["*"] if every else arch or [], transformers or ["installed"]
-    numbers = None if static else Numbers(unproven, record, time_limit)
+    numbers = None if static else Numbers(unproven, record, time_limit, device)
     report = run_shown(chosen, wanted, records, wheels, numbers, require_hashes, peft or (), torch or ())
     if junit:
         from patchkit.check.results.formats import as_junit
@@ -166,7 +181,8 @@ def run_shown(
         torch=torch,
     )
     if numbers and (proofs := {proof.key for entry in report.numeric for proof in entry.outcome.proofs}):
-        error_console().print(f"proofs of {len(proofs)} classes are in {ledger_to_write(numbers.record)}")
+        where = f"are in {ledger_to_write(numbers.record)}" if numbers.device == "cpu" else "are shown, not recorded"
+        error_console().print(f"proofs of {len(proofs)} classes {where}")
     return report
 
 

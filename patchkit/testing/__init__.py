@@ -6,6 +6,7 @@ for result in run_checks(model, tiny_inputs("gemma3", model)):
 """
 
 from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patcher, Reverter, check, run_checks, scenario
+from patchkit.testing.devices import on_device, usable_device
 from patchkit.testing.fused_calls import FUSED_FUNCTIONS, fused_calls
 from patchkit.testing.lora import TEXT_PROJECTIONS, add_lora, randomise_adapter
 from patchkit.testing.measure import Cost, OpCount, count_flops, count_ops, measure_step, saved_bytes
@@ -61,6 +62,7 @@ __all__ = [
     "fused_calls",
     "identical_runs",
     "measure_step",
+    "on_device",
     "randomise_adapter",
     "relative_error",
     "rounding_floor",
@@ -73,5 +75,6 @@ __all__ = [
     "tiny_model",
     "tiny_model_from",
     "tiny_models_of",
+    "usable_device",
     "verify_architecture",
 ]

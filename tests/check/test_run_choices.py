@@ -250,8 +250,10 @@ class Fake:
     def __init__(self, report: CheckReport, silent: Sequence[str] = ()) -> None:
         self.report, self.silent, self.asked = report, silent, []  # type: ignore[var-annotated]
 
-    def check(self, names: Sequence[str], *, jobs: int, seconds: float) -> Iterator[ArchitectureOutcome]:
-        self.asked.append((list(names), seconds))
+    def check(
+        self, names: Sequence[str], *, jobs: int, seconds: float, **elsewhere: str
+    ) -> Iterator[ArchitectureOutcome]:
+        self.asked.append((list(names), seconds, *elsewhere.values()))
         for name in names:
             if name not in self.silent:
                 keys = {
@@ -310,6 +312,17 @@ def test_what_is_proven_is_left_out_and_keeps_its_proof(both: CheckReport, monke
     monkeypatch.setattr(run, "environment_of", lambda *_: pytest.fail("nothing is to be run"))
     report = check_numeric(replace(both, entries=entries), [LLAMA, GEMMA], Numbers(unproven=True))
     assert (report.numeric, report.entries) == ((), entries)
+
+
+def test_what_passes_on_another_device_is_shown_and_not_entered(
+    both: CheckReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Fake(both)
+    monkeypatch.setattr(run, "environment_of", lambda release, seconds, beside: fake)
+    report = check_numeric(both, [LLAMA], Numbers(seconds=7.0, device="cuda"))
+    assert fake.asked == [(["llama"], 7.0, "cuda")] * 2
+    assert any(shown.proof for shown in report.entries)
+    assert read_proofs(user_ledger()) == {}
 
 
 @pytest.mark.parametrize("required", [True, False])

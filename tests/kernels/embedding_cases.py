@@ -25,18 +25,19 @@ def make(
     dtype=torch.float64,
     lora_dtype=None,
     seed=0,
+    device="cpu",
 ):
     """A table of random numbers of order one, and the norm that DoRA divides by."""
     generator = torch.Generator().manual_seed(vocab + hidden + seed)
 
     def draw(*shape, dtype=lora_dtype or dtype, grad=True):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(grad)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_(grad)
 
     adapters = tuple(
         EmbeddingAdapter(draw(rank, vocab), draw(hidden, rank), 0.7 / (i + 1)) for i, rank in enumerate(ranks)
     )
     weight = draw(vocab, hidden, dtype=dtype, grad=train_weight)
-    scale = torch.tensor(hidden**0.5, dtype=dtype) if scaled else None
+    scale = torch.tensor(hidden**0.5, dtype=dtype, device=device) if scaled else None
     if not dora:
         return EmbeddingTable(weight, adapters, padding_idx, scale), None
     norm = dora_weight_norm(weight.t(), *adapters[0])

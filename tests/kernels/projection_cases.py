@@ -44,13 +44,14 @@ def make(
     lora_dtype=None,
     seed=0,
     extras=LORA,
+    device="cpu",
 ):
     """A projection with one adapter for each of ``extras``, of order one; rank 0 has none."""
     generator = torch.Generator().manual_seed(seed + 7 * outputs + rank)
 
     def draw(*shape, dtype=dtype, grad=True):
         drawn = torch.randn(*shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
-        return drawn.to(dtype).requires_grad_(grad)
+        return drawn.to(device, dtype).requires_grad_(grad)
 
     lora = lora_dtype or dtype
     weight, offset = draw(outputs, inputs, grad=base_grad), draw(outputs, grad=base_grad) if bias else None
@@ -118,7 +119,7 @@ def plain(x, p):
         if a.magnitude is None:
             result = result + low_rank * a.scaling
             continue
-        delta = F.linear(F.linear(torch.eye(x.shape[-1], dtype=x.dtype), a.lora_a), a.lora_b, a.bias).T
+        delta = F.linear(F.linear(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), a.lora_a), a.lora_b, a.bias).T
         norm = torch.linalg.norm(p.weight.to(x.dtype) + a.scaling * delta, dim=1).detach()
         factor = a.magnitude / norm
         base = result if p.bias is None else result - p.bias

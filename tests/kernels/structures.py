@@ -49,9 +49,10 @@ def named_tensors(projections: list[Projection], names: list[str]) -> dict[str, 
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def projections(*extras: tuple[Extra, ...], dtype: torch.dtype = torch.float64) -> Structure:
-    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    made = [make(5, 4 + i, 2, bias=True, extras=extra, dtype=dtype, seed=i) for i, extra in enumerate(extras)]
+def projections(*extras: tuple[Extra, ...], dtype: torch.dtype = torch.float64, device: str = "cpu") -> Structure:
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device, dtype)
+    options: dict[str, Any] = {"bias": True, "dtype": dtype, "device": device}
+    made = [make(5, 4 + i, 2, extras=extra, seed=i, **options) for i, extra in enumerate(extras)]
     return Structure(
         {"x": x, **named_tensors(made, list("qkv")[: len(made)])},
         seeded(lambda x=x: lora_projections(x, made, Precision(*[dtype] * 4))),
@@ -68,11 +69,12 @@ def mlp(
     dtype: torch.dtype = torch.float64,
     tokens: tuple[int, ...] = (2, 3),
     memory: Memory | None = None,
+    device: str = "cpu",
 ) -> Structure:
-    x = torch.randn(*tokens, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+    x = torch.randn(*tokens, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device, dtype)
     sizes = [(5, 12), (6, 5)] if len(extras) == 2 else [(5, 6), (5, 6), (6, 5)]
     *inputs, down = made = [
-        make(*size, 2, bias=True, extras=extra, dtype=dtype, seed=i)
+        make(*size, 2, bias=True, extras=extra, dtype=dtype, seed=i, device=device)
         for i, (size, extra) in enumerate(zip(sizes, extras, strict=True))
     ]
     options = {"gate_first": gate_first, "dropout": dropout}
@@ -98,9 +100,10 @@ def ungated_mlp(
     dtype: torch.dtype = torch.float64,
     tokens: tuple[int, ...] = (2, 3),
     memory: Memory | None = None,
+    device: str = "cpu",
 ) -> Structure:
-    x = torch.randn(*tokens, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
-    options = {"bias": True, "dtype": dtype}
+    x = torch.randn(*tokens, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(device, dtype)
+    options: dict[str, Any] = {"bias": True, "dtype": dtype, "device": device}
     up, down = make(5, 6, 2, extras=first, seed=1, **options), make(6, 5, 2, extras=last, seed=2, **options)
 
     def fused(x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +127,7 @@ def embedding(ranks: tuple[int, ...] = (2,), *, dtype: torch.dtype = torch.float
         first, *others = table.adapters
         used = table._replace(adapters=(first._replace(lora_a=lora_a), *others))
         norm = None if table.magnitude is None else dora_weight_norm(table.weight.t(), *used.adapters[0])
-        return (function(IDS, used, dtype, norm),)
+        return (function(IDS.to(table.weight.device), used, dtype, norm),)
 
     return Structure(
         {name: tensor for name, tensor in tensors.items() if tensor is not None},
@@ -195,7 +198,7 @@ def train(structure: Structure, trained: set[str]) -> None:
 
 def cotangents(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     return [
-        torch.randn(y.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(y.dtype)
+        torch.randn(y.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(y)
         for i, y in enumerate(outputs)
     ]
 

@@ -19,6 +19,7 @@ from patchkit.testing import (
     add_lora,
     fused_calls,
     measure_step,
+    on_device,
     run_checks,
     tiny_inputs,
     tiny_model,
@@ -52,9 +53,9 @@ def patch(model):
     return patchkit.apply(model, loss=True, trust="always")
 
 
-def assert_passes(name, names):
+def assert_passes(name, names, device):
     model, inputs = adapted(name)
-    results = run_checks(Loss(model), inputs, patch, revert=patchkit.revert, names=names)
+    results = run_checks(Loss(model), inputs, patch, revert=patchkit.revert, names=names, device=device)
     assert {result.check: result.findings for result in results if result.status == "failed"} == {}
     assert results[0].passed
 
@@ -65,28 +66,28 @@ def loss_rows(model):
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
-def test_losses_and_gradients(name):
-    model, inputs = adapted(name)
+def test_losses_and_gradients(name, device):
+    model, inputs = on_device(*adapted(name), device)
     host = type(model.base_model.model).__name__
     patch(model.train())
     assert loss_rows(model) == [(host, "fused", "")]
     with fused_calls() as calls:
         assert model(**inputs).logits is None
     assert calls.count("lora_cross_entropy") == 1
-    assert_passes(name, SHORT)
+    assert_passes(name, SHORT, device)
 
 
 @pytest.mark.parametrize("check", [name for name in CHECKS if name not in {*SHORT, *SEEN_ELSEWHERE}])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
-def test_the_whole_contract(name, check):
-    assert_passes(name, [check])
+def test_the_whole_contract(name, check, device):
+    assert_passes(name, [check], device)
 
 
 @pytest.mark.parametrize("name", ["gemma2"])
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
-def test_compiled(name):
-    assert_passes(name, ["compile"])
+def test_compiled(name, device):
+    assert_passes(name, ["compile"], device)
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]], ids=["frozen head", "adapted head"])

@@ -20,7 +20,7 @@ def made(name):
     return model, tiny_inputs(name, model)
 
 
-def assert_passes(name, names, **options):
+def assert_passes(name, names, device, **options):
     model, inputs = made(name)
 
     def patch(model):
@@ -29,7 +29,7 @@ def assert_passes(name, names, **options):
         assert {row.memory for row in mlps} <= {options["memory"]}
         return report
 
-    results = run_checks(model, inputs, patch, revert=patchkit.revert, names=names)
+    results = run_checks(model, inputs, patch, revert=patchkit.revert, names=names, device=device)
     assert {result.check: result.findings for result in results if result.status == "failed"} == {}
     assert any(result.passed for result in results)
 
@@ -37,17 +37,17 @@ def assert_passes(name, names, **options):
 @pytest.mark.parametrize("memory", WAYS)
 @pytest.mark.parametrize("name", TINY_MODELS)
 @pytest.mark.filterwarnings("ignore")
-def test_every_architecture(name, memory):
-    assert_passes(name, SHORT, memory=memory)
+def test_every_architecture(name, memory, device):
+    assert_passes(name, SHORT, device, memory=memory)
 
 
 @pytest.mark.parametrize("check", [name for name in CHECKS if name not in SHORT])
 @pytest.mark.filterwarnings("ignore")
-def test_the_whole_contract(check):
-    assert_passes("gemma3", [check], memory="tiled:2")
+def test_the_whole_contract(check, device):
+    assert_passes("gemma3", [check], device, memory="tiled:2")
 
 
 @pytest.mark.parametrize("check", ["checkpointing_non_reentrant", "compile", "autocast_bfloat16_base", "bfloat16"])
 @pytest.mark.filterwarnings("ignore")
-def test_recomputation(check):
-    assert_passes("llama", [check], memory="recompute")
+def test_recomputation(check, device):
+    assert_passes("llama", [check], device, memory="recompute")

@@ -38,6 +38,8 @@ from patchkit.upstream.wheels import PACKAGE
 LIMIT = 30
 """How many environments are kept; that used longest ago goes first. One is 100 to 250 MB."""
 
+CPU = "cpu"
+
 _ROOTS = ("transformers", "peft", "torch", "triton", "libcst", "rich", "typer", "filelock", "packaging", "platformdirs")
 _IMPORTED = ("transformers", "torch", "peft")
 _WITH_TORCH = frozenset({"torch", "triton"})
@@ -66,7 +68,7 @@ class Environment:
     path: Path | None = None
 
     def check(
-        self, architectures: Sequence[str], *, jobs: int = 1, seconds: float = TIME_LIMIT
+        self, architectures: Sequence[str], *, jobs: int = 1, seconds: float = TIME_LIMIT, device: str = CPU
     ) -> Iterator[ArchitectureOutcome]:
         """The numeric stage in this environment, in processes of its own; each outcome as soon as it is there.
 
@@ -74,6 +76,7 @@ class Environment:
             architectures: names of registered architectures.
             jobs: processes.
             seconds: for one tiny model.
+            device: where models run, as torch names it; a device that is not there is a problem of each model.
 
         Yields:
             One outcome for each architecture. A process that dies, hangs, or says what cannot be, is a problem of
@@ -91,7 +94,8 @@ class Environment:
                     yield ArchitectureOutcome(name, self.versions, problems={name: str(lost)})
             pairs = [(name, model) for name in waiting for model in plan[name]]
             outcomes: dict[str, list[ArchitectureOutcome]] = {name: [] for name in waiting}
-            requests = [json.dumps({"architecture": name, "model": model}).encode() for name, model in pairs]
+            asked = [{"architecture": name, "model": model} for name, model in pairs]
+            requests = [json.dumps(one | ({} if device == CPU else {"device": device})).encode() for one in asked]
             for index, said in ask_all(kind, requests, jobs, worker):
                 name, model = pairs[index]
                 outcomes[name].append(self._outcome(name, model, said))

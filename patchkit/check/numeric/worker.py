@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.arch.registry import architectures, find, is_built_in
 from patchkit.check.numeric.outcomes import NUMERIC_CHECKS, ArchitectureOutcome, BlockOutcome, CheckOutcome
 from patchkit.check.numeric.probe import folder_of
-from patchkit.errors import PatchkitError
+from patchkit.errors import DeviceError, PatchkitError
 
 if TYPE_CHECKING:
     from patchkit.arch.spec import Architecture
@@ -28,13 +28,13 @@ def answer(request: bytes) -> bytes:
     """What a worker is asked, as JSON, and its answer.
 
     ``{"models_of": [architecture, ...]}`` is answered by the names of their tiny models, ``{"architecture": ...,
-    "model": ...}`` by the place of transformers and the outcome of :func:`check_model`.
+    "model": ...}``, and perhaps ``"device"``, by the place of transformers and the outcome of :func:`check_model`.
     """
     place = _place()  # before anything of the release is imported
     asked = json.loads(request)
     if "models_of" in asked:
         return json.dumps({name: _models_of(name) for name in asked["models_of"]}).encode()
-    outcome = check_model(asked["architecture"], asked["model"])
+    outcome = check_model(asked["architecture"], asked["model"], asked.get("device"))
     return json.dumps({"place": place, "outcome": outcome.to_json()}).encode()
 
 
@@ -50,12 +50,13 @@ def _place() -> str:
     return folder_of("transformers")
 
 
-def check_model(architecture: str, name: str) -> ArchitectureOutcome:
+def check_model(architecture: str, name: str, device: str | None = None) -> ArchitectureOutcome:
     """Run the contract on one tiny model.
 
     Args:
         architecture: whose outcome it is; the blocks of its towers count too.
         name: a tiny model, or nothing if the architecture has none.
+        device: where it runs, as torch names it; by default the CPU.
     """
     from patchkit.check.numeric.proving import versions
     from patchkit.check.numeric.tiny_instances import comparable
@@ -72,6 +73,13 @@ def check_model(architecture: str, name: str) -> ArchitectureOutcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, inputs = comparable(model, inputs)
+    if device is not None:
+        from patchkit.testing.devices import on_device
+
+        try:
+            model, inputs = on_device(model, inputs, device)
+        except DeviceError as error:
+            return ArchitectureOutcome(architecture, versions(), problems={name or architecture: str(error)})
     outcome = check_tiny(described, name, model, inputs)
     return replace(outcome, seconds=round(time.perf_counter() - start, 2))
 

@@ -183,3 +183,22 @@ def test_text(llama):
         "  LlamaAttention in llama: passed (qkv fused, o fused)",
         "  LlamaMLP in llama: passed (mlp fused)",
     ]
+
+
+def test_a_model_runs_on_the_device_that_is_named(llama, monkeypatch):
+    from patchkit.testing import devices
+
+    moved = []
+    original = devices.on_device
+    monkeypatch.setattr(devices, "on_device", lambda *given: moved.append(given[2]) or original(*given))
+    found = check_model("llama", "llama", "cpu")
+    assert moved == ["cpu"]
+    assert [(block.class_name, block.status) for block in found.blocks] == [
+        (block.class_name, block.status) for block in llama.blocks
+    ]
+
+
+def test_a_device_that_is_not_there_is_a_problem_of_the_model():
+    found = check_model("llama", "llama", "meta")
+    assert not found.blocks
+    assert "'meta' holds no numbers" in found.problems["llama"]

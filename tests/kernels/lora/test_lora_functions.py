@@ -16,12 +16,10 @@ from projection_cases import (
     make,
     plain,
     plain_mlp,
-    precise,
-    seeds,
     tensors,
 )
+from structure_cases import MIXTURES, rounding_failures
 
-from patchkit.testing import Result, RoundingErrors
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_linear, lora_projections
 from patchkit_kernels.lora.projection import Precision
@@ -167,43 +165,10 @@ def test_ranks(rank):
     assert_same(plain(x, projection), lora_linear(x, projection, FP64), [x, *tensors([projection])])
 
 
-@pytest.mark.parametrize(
-    ("base", "lora"),
-    [
-        (torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float32),
-        (torch.float16, torch.float32),
-        (torch.float32, torch.bfloat16),
-        (torch.float16, torch.float16),
-    ],
-    ids=str,
-)
-def test_low_precision_is_no_worse_than_upstream(base, lora):
+@pytest.mark.parametrize(("base", "lora"), MIXTURES, ids=str)
+def test_low_precision_is_no_worse_than_upstream(base, lora, device):
     """Output and gradients of the gated MLP, by the criterion of ``patchkit.testing.rounding``."""
-    errors, total = RoundingErrors(), "everything"
-    tokens, hidden, intermediate, rank = 64, 48, 56, 8
-    for seed in seeds(4):
-        x = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(seed)).to(base).requires_grad_()
-        kinds = {"rank": rank, "dtype": base, "lora_dtype": lora}
-        inputs = [make(hidden, intermediate, **kinds, seed=2 * seed + i) for i in range(2)]
-        down = make(intermediate, hidden, **kinds, seed=seed)
-        exact, x64 = [precise(p) for p in (*inputs, down)], x.detach().double().requires_grad_()
-        cotangent = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(seed + 1)).to(base)
-
-        def run(y, x, projections, cotangent=cotangent):
-            return [y, *torch.autograd.grad(y, [x, *tensors(projections)], cotangent.to(y.dtype))]
-
-        truth = run(plain_mlp(x64, exact[:2], exact[2], "silu"), x64, exact)
-        upstream = run(plain_mlp(x, inputs, down, "silu"), x, [*inputs, down])
-        ours = run(lora_gated_mlp(x, inputs, down, "silu", Precision(base, lora, base, lora)), x, [*inputs, down])
-        assert [t.dtype for t in ours] == [t.dtype for t in upstream]
-        results = [Result(*found) for found in zip(truth, upstream, ours, strict=True)]
-        # A path through the block and back sums over each of these, twice at most.
-        summed = 2 * (tokens + hidden + intermediate + rank)
-        for index, result in enumerate(results):
-            errors.add_draw(f"result {index}", [result], summed)
-        errors.add_draw(total, results, summed, each_relative=True)
-    assert not errors.failures(totals=[total])
+    assert not rounding_failures(base, lora, device)
 
 
 def test_what_is_kept_for_backward():
