@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 PEFT_ARGS ?=
 MUTANTS_ARGS ?=
+GPU_ARGS ?=
 SETTINGS ?=
 
 BIN := $(VENV)/bin
@@ -23,7 +24,7 @@ install = $(PIP) --constraint $(CONSTRAINTS) --editable ".[$$EXTRAS]" || { \
 	    $(PIP) --constraint $(VENV)/constraints.txt --editable ".[$$EXTRAS]"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-cpu-settings test-peft attack mutants docs dist lint format matrix coverage counts clean
+.PHONY: help demo test quick test-cpu-settings test-peft attack mutants docs dist lint format matrix coverage counts gpu clean
 
 help:
 	@echo "make demo       fine-tune Gemma 3 270M with LoRA, plain and patched, and compare (first time: about 500 MB of packages)"
@@ -38,6 +39,7 @@ help:
 	@echo "make matrix     rewrite every architecture on every release of the list and write compat_matrix.md"
 	@echo "make coverage   patch and compare a tiny model of every type of transformers, and write coverage.md and coverage.jsonl"
 	@echo "make counts     measure what every architecture costs and write benchmarks/README.md"
+	@echo "make gpu        on a machine with a GPU: test and measure all of it there in ten minutes, and write benchmarks/gpu.md"
 	@echo "make docs       build the documentation into site/, with warnings as errors"
 	@echo "make dist       build the source distribution and the wheel, check them, and try the wheel in a clean environment"
 	@echo "make clean      remove what these made in this folder, $(VENV) included"
@@ -45,6 +47,7 @@ help:
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)  PYTEST_ARGS=  DEMO_ARGS= (try --help)"
 	@echo "           PEFT= PEFT_ARGS= of make test-peft: PEFT_ARGS=--help says which"
 	@echo "           MUTANTS_ARGS= of make mutants (try --help)"
+	@echo "           GPU_ARGS= of make gpu: --help says which; --device cpu --tiny is a rehearsal"
 	@echo "           CONSTRAINTS=$(CONSTRAINTS) (versions; constraints-oldest.txt has the oldest that are supported)"
 	@echo "           PIP_ARGS= for pip install, for example an --extra-index-url with CPU builds of torch"
 
@@ -98,6 +101,10 @@ coverage: $(VENV)/.test
 
 counts: $(VENV)/.test
 	@$(BIN)/python -W ignore -m patchkit.cli.main bench --families --markdown benchmarks/README.md --json benchmarks/results/counts.json
+
+# Whatever fails there is recorded, and the page is written all the same. A rehearsal goes elsewhere and changes no page.
+gpu: $(VENV)/.test
+	@$(BIN)/python -W ignore -m tools.gpu $(GPU_ARGS); status=$$?; $(BIN)/python -m tools.gpu.page; exit $$status
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -41,6 +41,7 @@ def pages() -> dict[str, str]:
         "compatibility.md": _without_links((ROOT / "compat_matrix.md").read_text("utf-8")),
         "models.md": _without_links((ROOT / "coverage.md").read_text("utf-8")),
         "performance.md": _without_links((ROOT / "benchmarks" / "README.md").read_text("utf-8")),
+        "gpu.md": _without_links((ROOT / "benchmarks" / "gpu.md").read_text("utf-8")),
         "changelog.md": _without_links((ROOT / "CHANGELOG.md").read_text("utf-8")),
         "extend/contributing.md": _without_links(contributing),
         **{

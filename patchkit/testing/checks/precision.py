@@ -63,28 +63,28 @@ class ErrorTally:
 @check("bfloat16", "rounding error in bfloat16 against upstream's own")
 def bfloat16(case: Case) -> Findings:
     """Weights and activations in bfloat16."""
-    return _precision(case, torch.bfloat16)
+    return precision_findings(case, torch.bfloat16)
 
 
 @check("float16", "rounding error in float16 against upstream's own, with a scaled loss")
 def float16(case: Case) -> Findings:
     """Weights and activations in float16."""
-    return _precision(case, torch.float16, loss_scale=_FLOAT16_LOSS_SCALE)
+    return precision_findings(case, torch.float16, loss_scale=_FLOAT16_LOSS_SCALE)
 
 
 @check("autocast", "rounding error of float32 weights under bfloat16 autocast against upstream's own")
 def autocast(case: Case) -> Findings:
     """Mixed precision as the Trainer's ``bf16=True`` does it."""
-    return _precision(case, torch.float32, autocast_dtype=torch.bfloat16)
+    return precision_findings(case, torch.float32, autocast_dtype=torch.bfloat16)
 
 
 @check("autocast_bfloat16_base", "the same with a bfloat16 base and float32 adapters, the usual LoRA mixture")
 def autocast_bfloat16_base(case: Case) -> Findings:
     """PEFT keeps adapters in float32 on a bfloat16 base by default."""
-    return _precision(case, torch.bfloat16, autocast_dtype=torch.bfloat16, trainable_dtype=torch.float32)
+    return precision_findings(case, torch.bfloat16, autocast_dtype=torch.bfloat16, trainable_dtype=torch.float32)
 
 
-def _precision(
+def precision_findings(
     case: Case,
     dtype: torch.dtype,
     *,
@@ -92,6 +92,18 @@ def _precision(
     trainable_dtype: torch.dtype | None = None,
     loss_scale: float = 1.0,
 ) -> Findings:
+    """Both errors against float64, over draws of the weights.
+
+    Args:
+        case: the model and its patch.
+        dtype: of the weights and floating inputs.
+        autocast_dtype: the forward runs under autocast with it; None for no autocast.
+        trainable_dtype: of what is trained, if it is another one.
+        loss_scale: see :func:`patchkit.testing.run`.
+
+    Raises:
+        InapplicableError: upstream fails, or overflows.
+    """
     tally, types = ErrorTally(), Findings()
     inputs = cast_inputs(case.inputs, dtype)
     drops = _has_dropout(case.model)

@@ -1,0 +1,155 @@
+"""Every section on a CPU, in this process: the cells are asked, nothing is measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tools.gpu import __main__ as command
+from tools.gpu import contenders
+from tools.gpu.cells import Setting
+from tools.gpu.places import ROOT, surroundings
+from tools.gpu.sections import environment, kernels
+from tools.gpu.table_of_sections import SECTIONS
+from tools.gpu.worker import MAKING
+
+FAKE_BENCH = (sys.executable, str(ROOT / "tests" / "tools" / "gpu" / "fake_bench.py"), "passes")
+CPU = Setting("cpu", True)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """The variables that the command sets are this test's; the contenders are other tests'."""
+    for name, value in surroundings().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(contenders, "COMMAND", FAKE_BENCH)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.filterwarnings("ignore")
+def test_all_of_it_is_rehearsed(tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    code = command.main(["--device", "cpu", "--tiny", "--inline", "--out", str(out)])
+    result = json.loads(out.read_text("utf-8"))
+    shown = capsys.readouterr().out
+    assert [part["section"] for part in result["sections"]] == [section.name for section in SECTIONS]
+    failed = [one for part in result["sections"] for one in part["outcomes"] if one["status"] == "failed"]
+    assert not failed
+    assert code == 0
+    assert result["rehearsal"] is True
+    for part in result["sections"]:
+        assert any(one["status"] == "passed" for one in part["outcomes"]), part
+        assert f"{part['section']:<12} " in shown
+    of = {part["section"]: {one["cell"]: one for one in part["outcomes"]} for part in result["sections"]}
+    assert of["environment"]["patchkit.apply"]["figures"]["levels"] == {"fused": 6}
+    assert of["contract"]["llama forward_backward"]["figures"]["levels"] == {"fused": 6}
+    assert of["contract"]["llama forward_backward"]["figures"]["error"] <= 1e-5
+    assert of["layer"]["tiny"]["figures"]["512 A: peft ms"] == 2.5
+    assert of["graphs"]["capture LoRA, bfloat16"]["reason"] == "cpu has no CUDA graphs"
+    assert "environment: driver: not run: " in shown or of["environment"]["driver"]["status"] == "passed"
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_failed_cell_is_in_the_table_and_the_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "_settings", lambda: 1 / 0)
+    out = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--tiny", "--inline", "--only", "environment", "--out", str(out)]
+    assert command.main(arguments) == 1
+    assert "settings of torch: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
+
+
+def test_a_cpu_measures_nothing(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--device", "cpu"])
+    assert ended.value.code == 2
+    assert "--device cpu wants --tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+def test_cells_of_a_device_have_names_of_their_own(section):
+    """What a device is asked, listed without one."""
+    names = [cell.name for cell in section.cells(Setting("cuda"))]
+    assert len(names) == len(set(names)) > 2
+    assert MAKING not in names
+
+
+def test_every_case_of_the_kernels_is_asked():
+    made = kernels.cells(Setting("cuda"))
+    asked = [
+        case.id
+        for cell in made
+        if hasattr(cell.ask, "args") and cell.ask.func is kernels.judge
+        for case in cell.ask.args[0]
+    ]
+    import activation_cases
+    import cross_entropy_cases
+    import dora_norm_cases
+    import dropout_cases
+    import structure_cases
+
+    tables = (activation_cases, cross_entropy_cases, dora_norm_cases, dropout_cases, structure_cases)
+    assert sorted(asked) == sorted(case.id for table in tables for case in table.CASES)
+
+
+def test_a_case_that_complains_stops_no_other():
+    class Case:
+        def __init__(self, name):
+            self.id = name
+
+    def complaint(case, device):
+        if case.id == "raises":
+            raise RuntimeError("no such kernel")
+        return "off" if case.id == "off" else None
+
+    cases = [Case(name) for name in ("raises", "fine", "off")]
+    with pytest.raises(kernels.Wrong, match="2 of 3 cases, the first raises: RuntimeError: no such kernel") as wrong:
+        kernels.judge(cases, complaint, "cpu")
+    assert wrong.value.figures["complaints"] == {"raises": "RuntimeError: no such kernel", "off": "off"}
+    assert kernels.judge(cases[1:2], complaint, "cpu") == {"cases": 1}
+
+
+def test_what_is_captured_is_a_fused_step():
+    """The part of a capture that a CPU can run: outputs and gradients of both calls, by fused functions."""
+    import torch
+
+    from patchkit.testing import fused_calls
+    from tools.gpu.sections import graphs
+
+    _, patched, _, _ = graphs._pair(CPU, {"lora_dropout": 0.1, "memory": "recompute"})
+    (block,) = (module for name, module in patched.named_modules() if name.endswith("layers.0"))
+    parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    x = torch.randn(3, 5, block.mlp.gate_proj.in_features, requires_grad=True)
+    for name, call in graphs.calls_of(block).items():
+        with fused_calls() as calls:
+            found = graphs.step(call, x, parameters)
+        assert calls == [{"qkv": "lora_projections", "mlp": "lora_gated_mlp"}[name]]
+        outputs = {"qkv": 3, "mlp": 1}[name]
+        assert len(found) == outputs + 1 + 2 * 3
+        assert not any(one.isnan().any() for one in found)
+
+
+WITHOUT = """\
+import sys
+sys.modules["libcst"] = None
+from tools.gpu.__main__ import main
+sys.exit(main(["--device", "cpu", "--tiny", "--inline", "--only", "environment", "--only", "kernels", "--out", sys.argv[1]]))
+"""
+
+
+def test_what_is_missing_fails_what_needs_it_and_nothing_else(tmp_path):
+    """On a machine without libcst no model is patched; kernels and fused functions are tested all the same."""
+    out = tmp_path / "gpu.json"
+    subprocess.run([sys.executable, "-c", WITHOUT, str(out)], cwd=ROOT, env=surroundings(), check=False, timeout=300)
+    parts = json.loads(out.read_text("utf-8"))["sections"]
+    failed = {one["cell"] for part in parts for one in part["outcomes"] if one["status"] == "failed"}
+    assert failed == {"patchkit.apply"}
+    assert sum(one["status"] == "passed" for one in parts[1]["outcomes"]) > 5
+
+
+def test_what_patchkit_needs():
+    needed = environment.requirements()
+    assert needed["torch"].startswith(">=")
+    assert {"torch", "triton", "transformers", "peft", "libcst", "typer"} <= set(needed)

@@ -1,0 +1,1 @@
+"""The sections, one file each: ``cells(setting)`` gives its cells and may import what the section is about."""
