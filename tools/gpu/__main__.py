@@ -25,11 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if nothing failed, 1 if a cell did."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, help=f"JSON file (default: {MEASURED}; of a rehearsal {REHEARSED})")
-    parser.add_argument("--budget", type=float, default=600.0, help="seconds for all of it (default: 600)")
+    parser.add_argument("--budget", type=float, default=570.0, help="seconds for all of it (default: 570)")
     parser.add_argument("--device", default="cuda", help="as torch names it (default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="small shapes and few cases: a rehearsal on a CPU")
     parser.add_argument(
         "--only", action="append", choices=[one.name for one in SECTIONS], help="this section; repeatable"
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="with --only: the other sections of the file stay, as an earlier run found them",
     )
     parser.add_argument("--inline", action="store_true", help="in this process: an exception is still one cell's")
     options = parser.parse_args(arguments)
@@ -40,13 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setting = Setting(options.device, options.tiny)
     chosen = [one for one in SECTIONS if not options.only or one.name in options.only]
     out = options.out or (REHEARSED if setting.rehearsal else MEASURED)
-    result = run(chosen, setting, options.budget, out, inline=options.inline)
+    kept = json.loads(out.read_text("utf-8"))["sections"] if options.keep and out.is_file() else []
+    result = run(chosen, setting, options.budget, out, inline=options.inline, kept=kept)
     sys.stdout.write(f"\n{table(result)}\n{out}\n")
     return int(any(one["status"] == FAILED for part in result["sections"] for one in part["outcomes"]))
 
 
 def run(
-    chosen: Sequence[Section], setting: Setting, budget: float, out: Path, *, inline: bool = False
+    chosen: Sequence[Section],
+    setting: Setting,
+    budget: float,
+    out: Path,
+    *,
+    inline: bool = False,
+    kept: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Run sections and write the file after each, so that a run that is stopped keeps what it had.
 
@@ -56,6 +68,7 @@ def run(
         budget: seconds; a section gets its share of what those before it left.
         out: the JSON file.
         inline: in this process.
+        kept: sections as an earlier run found them, which stay where they are not run again.
     """
     end = time.monotonic() + budget
     result: dict[str, Any] = {
@@ -63,8 +76,9 @@ def run(
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "device": setting.device,
         "rehearsal": setting.rehearsal,
-        "sections": [],
+        "sections": list(kept),
     }
+    order = [one.name for one in SECTIONS]
     for index, section in enumerate(chosen):
         left = end - time.monotonic()
         seconds = left * section.share / sum(one.share for one in chosen[index:])
@@ -72,7 +86,8 @@ def run(
         outcomes = RUNNERS[inline](section, setting, max(seconds, 0.0))
         took = round(time.monotonic() - start, 1)
         found = {"section": section.name, "title": section.title, "seconds": took, "outcomes": outcomes}
-        result["sections"].append(found)
+        others = [one for one in result["sections"] if one["section"] != section.name]
+        result["sections"] = sorted([*others, found], key=lambda one: order.index(one["section"]))
         _write(out, result)
         sys.stdout.write(_row(found) + "\n")
         sys.stdout.flush()

@@ -39,5 +39,5 @@ SECTIONS = (
     Section("micro", "facts of single operations", 40),
     Section("layer", "one layer, contender by contender", 190),
     Section("step", "eight layers: time and peak memory", 65),
-    Section("graphs", "CUDA graphs and torch.compile(fullgraph=True)", 50),
+    Section("graphs", "CUDA graphs and torch.compile(fullgraph=True)", 50, processes=4),
 )

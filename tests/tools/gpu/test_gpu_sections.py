@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from tools.gpu import __main__ as command
 from tools.gpu import contenders
-from tools.gpu.cells import Setting
+from tools.gpu.cells import NotRun, Setting, Wrong
 from tools.gpu.places import ROOT, surroundings
 from tools.gpu.sections import environment, kernels
 from tools.gpu.table_of_sections import SECTIONS
@@ -131,16 +132,40 @@ def test_what_is_captured_is_a_fused_step():
         assert not any(one.isnan().any() for one in found)
 
 
+@pytest.mark.usefixtures("quiet")
+def test_other_sections_stay_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "cells", lambda setting: [])
+    out = tmp_path / "gpu.json"
+    common = ["--device", "cpu", "--tiny", "--inline", "--out", str(out)]
+    sections = [["layer", "step"], ["environment"], ["layer"]]
+    found = []
+    for names, keep in zip(sections, ([], ["--keep"], []), strict=True):
+        command.main([*common, *keep, *(word for name in names for word in ("--only", name))])
+        found.append([part["section"] for part in json.loads(out.read_text("utf-8"))["sections"]])
+    assert found == [["layer", "step"], ["environment", "layer", "step"], ["layer"]]
+
+
+def test_a_package_that_is_missing():
+    with pytest.raises(Wrong, match=r"it is not installed; patchkit needs absent_thing>=3"):
+        environment._package("absent_thing", ">=3")
+    with pytest.raises(NotRun, match="it is not installed; tests or contenders"):
+        environment._package("absent_thing", "")
+    with pytest.raises(Wrong, match=r"patchkit needs <0\.1"):
+        environment._package("torch", "<0.1")
+    assert environment._package("torch", ">=2") == {"version": version("torch"), "needed": ">=2"}
+
+
 WITHOUT = """\
 import sys
-sys.modules["libcst"] = None
+for name in ("libcst", "platformdirs"):
+    sys.modules[name] = None
 from tools.gpu.__main__ import main
 sys.exit(main(["--device", "cpu", "--tiny", "--inline", "--only", "environment", "--only", "kernels", "--out", sys.argv[1]]))
 """
 
 
 def test_what_is_missing_fails_what_needs_it_and_nothing_else(tmp_path):
-    """On a machine without libcst no model is patched; kernels and fused functions are tested all the same."""
+    """Where packages are missing that no kernel needs, no model is patched; kernels and fused functions are tested all the same."""
     out = tmp_path / "gpu.json"
     subprocess.run([sys.executable, "-c", WITHOUT, str(out)], cwd=ROOT, env=surroundings(), check=False, timeout=300)
     parts = json.loads(out.read_text("utf-8"))["sections"]

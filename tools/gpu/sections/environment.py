@@ -84,8 +84,9 @@ def _package(name: str, wanted: str) -> dict[str, Any]:
         version = metadata.version(distribution)
     except metadata.PackageNotFoundError:
         if importlib.util.find_spec(name) is None:
-            needed = f"patchkit needs {name}{wanted}" if wanted else "nothing of patchkit needs it"
-            raise NotRun(f"it is not installed; {needed}") from None
+            if wanted:
+                raise Wrong(f"it is not installed; patchkit needs {name}{wanted}") from None
+            raise NotRun("it is not installed; tests or contenders use it where it is there") from None
         version = str(getattr(importlib.import_module(name), "__version__", "?"))
     if wanted and importlib.util.find_spec("packaging"):
         from packaging.specifiers import SpecifierSet

@@ -50,7 +50,7 @@ def cells(setting: Setting) -> Sequence[Cell]:
     if setting.on_cpu:
         modes = {"aot_eager": {"backend": "aot_eager"}}
     compiled = [
-        Cell(f"compile {model}, {label}, {name}", partial(_compile, setting, model, options, how))
+        Cell(f"compile {model}, {label}, {name}", partial(_compile, setting, model, options, how), 150.0)
         for name, how in modes.items()
         for model, label, options in (
             ("llama", "LoRA", {}),
