@@ -32,8 +32,9 @@ class Section:
         return found
 
 
+# The first one reads every package from a cold disk; what it does not take goes to those after it.
 SECTIONS = (
-    Section("environment", "what is here", 15),
+    Section("environment", "what is here", 45),
     Section("kernels", "kernels and fused functions against float64", 110, processes=8),
     Section("contract", "the parity contract on the device", 130, processes=6),
     Section("micro", "facts of single operations", 40),
