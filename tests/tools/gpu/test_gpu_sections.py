@@ -178,3 +178,15 @@ def test_what_patchkit_needs():
     needed = environment.requirements()
     assert needed["torch"].startswith(">=")
     assert {"torch", "triton", "transformers", "peft", "libcst", "typer"} <= set(needed)
+
+
+def test_a_loss_without_logits_is_cut_into_chunks(monkeypatch):
+    from patchkit_kernels.lora import cross_entropy
+    from tools.gpu.sections import contract
+
+    parts, original = [], cross_entropy._parts
+    monkeypatch.setattr(cross_entropy, "_parts", lambda *given: parts.append(given) or original(*given))
+    figures = contract._loss(CPU, "forward_backward", "llama")
+    assert figures["error"] <= 1e-5
+    assert parts
+    assert {chunk for _, chunk in parts} == {8}
