@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
+from types import NoneType
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ def wants_ordinary_operations(grads: Sequence[Tensor | None]) -> bool:
         ):
             return True
     return False
+
+
+def all_given(grads: Sequence[Tensor | None]) -> bool:
+    """Whether none is None."""
+    return NoneType not in map(type, grads)  # ``None in grads`` would ask a tensor whether it equals None
 
 
 def differentiable_backward(

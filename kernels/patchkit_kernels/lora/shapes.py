@@ -30,8 +30,22 @@ def with_leading(rows: Tensor, like: Tensor) -> Tensor:
 
 def shaped(rows: Tensor, like: Tensor) -> Tensor:
     """:func:`with_leading`, without a graph and outside the compiler; in one call."""
-    if like.dim() == 2:
+    shape = like.shape
+    dims = len(shape)
+    if dims == 2:
         return rows
     if dispatch_modes() or not rows.is_contiguous():  # a layer that stores its weight in its own way may give such rows
         return with_leading(rows, like)
-    return rows.resize_((*like.shape[:-1], rows.shape[-1]))  # of as many elements: their memory stays as it is
+    # Of as many elements: their memory stays as it is.
+    if dims == 3:  # as nearly always; numbers are read faster than a tuple of them
+        return rows.resize_(shape[0], shape[1], rows.shape[1])
+    return rows.resize_((*shape[:-1], rows.shape[1]))
+
+
+def shaped_as(rows: Tensor, like: Tensor) -> Tensor:
+    """:func:`shaped` for rows as wide as ``like``."""
+    if like.dim() == 2:
+        return rows
+    if dispatch_modes() or not rows.is_contiguous():
+        return with_leading(rows, like)
+    return rows.resize_as_(like)

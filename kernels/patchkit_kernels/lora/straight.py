@@ -29,7 +29,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows
-from patchkit_kernels.ops.dropout_once import drop
+from patchkit_kernels.ops.dropout_once import drop, drop_together
 from patchkit_kernels.ops.registration import results_are_held
 
 
@@ -43,14 +43,16 @@ class Trained(NamedTuple):
         weights: W, ``[out, in]``.
         biases: b, ``[out]``, or None.
         dropouts: the probability with which each adapter drops an element of its input; all are zero, or none is.
+        dense: whether every W is a tensor.
     """
 
-    factors_a: list[Tensor]
-    factors_b: list[Tensor]
-    scalings: list[float]
-    weights: list[Tensor | QuantizedWeight]
-    biases: list[Tensor | None]
-    dropouts: list[float]
+    factors_a: Sequence[Tensor]
+    factors_b: Sequence[Tensor]
+    scalings: Sequence[float]
+    weights: Sequence[Tensor | QuantizedWeight]
+    biases: Sequence[Tensor | None]
+    dropouts: Sequence[float]
+    dense: bool
 
 
 def trained(projections: Sequence[Projection]) -> Trained | None:
@@ -62,10 +64,13 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
     if torch.compiler.is_compiling():
         return None
     factors_a, factors_b, scalings, weights, biases, dropouts = [], [], [], [], [], []
+    dense = True
     for weight, bias, adapters in projections:
         if len(adapters) != 1 or (bias is not None and bias.requires_grad):
             return None
-        if isinstance(weight, Tensor) and weight.requires_grad:
+        if not isinstance(weight, Tensor):
+            dense = False
+        elif weight.requires_grad:
             return None
         lora_a, lora_b, scaling, lora_bias, magnitude, dropout = adapters[0]
         if lora_bias is not None or magnitude is not None or dropout == 1.0:
@@ -80,25 +85,41 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
         weights.append(weight)
         biases.append(bias)
         dropouts.append(dropout)
-    if not factors_a or (any(dropouts) and not all(dropouts)):
+    if not factors_a or (0.0 in dropouts and any(dropouts)):
         return None
-    return tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts))
+    return tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts, dense))
 
 
-def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+_CASTS = {
+    torch.float32: Tensor.float,
+    torch.bfloat16: Tensor.bfloat16,
+    torch.float16: Tensor.half,
+    torch.float64: Tensor.double,
+}
+"""``Tensor.to`` reads its arguments for a third of its time."""
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     """Each in this dtype, where the first is not in it; all of them are of one dtype."""
-    return tensors if tensors[0].dtype is dtype else [tensor.to(dtype) for tensor in tensors]
+    if tensors[0].dtype is dtype:
+        return tensors
+    convert = _CASTS[dtype]
+    return [convert(tensor) for tensor in tensors]
 
 
-def stacked(factors_a: list[Tensor], dtype: torch.dtype) -> Tensor:
+def cast_one(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype."""
+    return tensor if tensor.dtype is dtype else _CASTS[dtype](tensor)
+
+
+def stacked(factors_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The A's on top of each other, ``[sum of ranks, in]``."""
-    whole = factors_a[0] if len(factors_a) == 1 else torch.cat(factors_a)
-    return whole if whole.dtype is dtype else whole.to(dtype)
+    return cast_one(factors_a[0] if len(factors_a) == 1 else torch.cat(list(factors_a)), dtype)
 
 
-def reduced(flat: Tensor, factors_a: list[Tensor]) -> Sequence[Tensor]:
+def reduced(flat: Tensor, factors_a: Sequence[Tensor]) -> Sequence[Tensor]:
     """t of each adapter, ``[tokens, rank]``: views of one product of x ``[tokens, in]`` in x's dtype."""
-    t = torch.mm(flat, stacked(factors_a, flat.dtype).t())
+    t = F.linear(flat, stacked(factors_a, flat.dtype))
     if len(factors_a) == 1:
         return (t,)
     return torch.split_with_sizes(t, [factor.shape[0] for factor in factors_a], 1)
@@ -108,33 +129,48 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
     """``y`` of each projection, ``[tokens, out]`` in ``precision.output``, and t of each, ``[tokens, rank]``.
 
     And the mask of each, packed, if dropout is drawn: in their order, as PEFT does, for x cast to the adapter's dtype.
+    They may be one after the other in one tensor.
 
     Args:
         x: ``[..., in]``.
         given: the projections.
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
     """
-    factors_a, _, _, _, _, dropouts = given
-    _, lora, _, drawn = precision
-    flat, masks = as_rows(x), []
+    flat = as_rows(x)
     ts: Sequence[Tensor]
-    if dropouts[0]:
-        drawn_x, ts = x if x.dtype is drawn else x.to(drawn), []
-        for factor, dropout in zip(factors_a, dropouts, strict=True):
-            dropped, mask = drop(drawn_x, dropout)
-            (dropped,) = cast([as_rows(dropped)], lora)
-            ts.append(torch.mm(dropped, (factor if factor.dtype is lora else factor.to(lora)).t()))
-            masks.append(mask)
+    masks: Sequence[Tensor] = ()
+    if given.dropouts[0]:
+        ts, masks = _reduced_dropped(x, given, precision)
     else:
-        ts = reduced(flat if flat.dtype is lora else flat.to(lora), factors_a)
+        ts = reduced(cast_one(flat, precision.lora), given.factors_a)
     return outputs_of(flat, ts, given, precision), ts, masks
+
+
+def _reduced_dropped(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tensor], list[Tensor]]:
+    """t of each adapter, whose dropout is drawn, and their masks."""
+    _, lora, _, drawn = precision
+    factors_a, dropouts = cast(given.factors_a, lora), given.dropouts
+    x = cast_one(x, drawn)
+    together = drop_together(x, dropouts)
+    if together is not None:
+        dropped, packed = together
+        dropped = cast_one(dropped, lora)
+        if len(factors_a) == 1:
+            return [F.linear(dropped, factors_a[0])], [packed]
+        return [F.linear(*pair) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed]
+    ts, masks = [], []
+    for factor, dropout in zip(factors_a, dropouts, strict=True):
+        one, mask = drop(x, dropout)
+        ts.append(F.linear(cast_one(as_rows(one), lora), factor))
+        masks.append(mask)
+    return ts, masks
 
 
 def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Precision) -> list[Tensor]:
     """``y`` of each projection from x ``[tokens, in]`` and t of each: in forward, and again where y is not kept."""
-    _, factors_b, scalings, weights, biases, _ = given
+    _, factors_b, scalings, weights, biases, _, _ = given
     base, lora, output, _ = precision
-    base_x = flat if flat.dtype is base else flat.to(base)
+    base_x = cast_one(flat, base)
     outputs = []
     low_rank_first = lora is base is output and _reads_in_epilogue(flat)
     # Selective checkpointing holds results of operations, and refuses to see them change.
@@ -144,14 +180,17 @@ def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Pr
         if not isinstance(weight, Tensor):
             y = weight.linear(flat)
         else:
-            weight = weight if weight.dtype is base else weight.to(base)
-            bias = bias if bias is None or bias.dtype is base else bias.to(base)
+            if weight.dtype is not base:
+                weight = cast_one(weight, base)
+            if bias is not None:
+                bias = cast_one(bias, base)
             if low_rank_first:
                 y = _low_rank(t, up, scaling, bias)
                 outputs.append(y.addmm_(base_x, weight.t()) if in_place else y.addmm(base_x, weight.t()))
                 continue
             y = F.linear(base_x, weight, bias)
-        y = y if y.dtype is output else y.to(output)
+        if y.dtype is not output:
+            y = cast_one(y, output)
         if lora is output:
             y = y.addmm_(t, up, alpha=scaling) if in_place else y.addmm(t, up, alpha=scaling)
         elif in_place:

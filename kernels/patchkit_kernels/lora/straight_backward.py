@@ -9,7 +9,7 @@ They are made in two halves, as in :mod:`patchkit_kernels.lora.backward`: dx, fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows
-from patchkit_kernels.lora.straight import Trained, cast, stacked
-from patchkit_kernels.ops.dropout_once import drop_again, factors_of
+from patchkit_kernels.lora.straight import Trained, cast, cast_one, stacked
+from patchkit_kernels.ops.dropout_once import drop_again, factors_of, factors_together
 
 
 class TrainedFlow(NamedTuple):
@@ -29,12 +29,14 @@ class TrainedFlow(NamedTuple):
         factors_b: B of each.
         d_ts: dt of each, ``[tokens, rank]``; without dropout one tensor of all side by side.
         dropped: with dropout, what each element of x was multiplied with, for each adapter.
+        together: all of ``dropped`` as one tensor, if it is one, ``[adapters, tokens, in]``.
     """
 
     rows: list[Tensor]
     factors_b: list[Tensor]
     d_ts: Sequence[Tensor]
     dropped: Sequence[Tensor | None]
+    together: Tensor | None = None
 
 
 def input_gradient(
@@ -49,38 +51,42 @@ def input_gradient(
     Args:
         grads: dy of each projection, ``[..., out]``.
         given: the projections.
-        kept: t and, with dropout, the mask of each.
+        kept: t and, with dropout, the mask of each, or one of all: see :func:`~.straight_saving.restored`.
         precision: as in forward.
         dtype: of dx; None if it is not needed.
     """
     ts, masks = kept
     rows = [as_rows(grad) for grad in grads]
-    lora_rows, up = cast(rows, precision.lora), cast(given.factors_b, precision.lora)
+    base, lora = precision.base, precision.lora
+    lora_rows, up = cast(rows, lora), cast(given.factors_b, lora)
+    total = None
     if not masks:
         d_t = _side_by_side(lora_rows, up, ts, given.scalings)
-        total = None
         if dtype is not None:
-            total = torch.mm(d_t, stacked(given.factors_a, precision.lora))
-            total = total if total.dtype is dtype else total.to(dtype)
-            for dy, weight in zip(cast(rows, precision.base), dense(given.weights, precision.base), strict=True):
-                if dy.dtype is dtype:
-                    total.addmm_(dy, weight)
-                else:
-                    total.add_(torch.mm(dy, weight))  # under autocast each product is rounded, and their sum is not
-        return total, tuple.__new__(TrainedFlow, (lora_rows, up, (d_t,), ()))
-    d_ts = [
-        torch.addmm(t, dy, factor, beta=0, alpha=scaling)  # beta=0: t is not read
-        for dy, factor, t, scaling in zip(lora_rows, up, ts, given.scalings, strict=True)
-    ]
-    size = rows[0].shape[0], given.factors_a[0].shape[1]
-    dropped = [factors_of(mask, p, *size, precision.drawn) for mask, p in zip(masks, given.dropouts, strict=True)]
-    total = None
+            total = cast_one(torch.mm(d_t, stacked(given.factors_a, lora)), dtype)
+            _add_base_(total, cast(rows, base), dense(given.weights, base))
+        return total, tuple.__new__(TrainedFlow, (lora_rows, up, (d_t,), (), None))
+    d_ts = _each_d_t(lora_rows, up, ts, given.scalings)
+    size, count, dropouts = (rows[0].shape[0], given.factors_a[0].shape[1]), len(ts), given.dropouts
+    dropped: Sequence[Tensor | None]
+    if len(masks) == count:
+        dropped = [factors_of(mask, p, *size, precision.drawn) for mask, p in zip(masks, dropouts, strict=True)]
+        together = dropped[0] if count == 1 else None
+    else:
+        together = factors_together(masks[0], dropouts[0], count, *size, precision.drawn)
+        dropped = together.unbind()
     if dtype is not None:
-        total = _base_gradient(cast(rows, precision.base), dense(given.weights, precision.base), dtype)
-        factors_a = cast(given.factors_a, precision.lora)
-        for d_t, factor, mask, p, multiplied in zip(d_ts, factors_a, masks, given.dropouts, dropped, strict=True):
-            total.add_(drop_again(torch.mm(d_t, factor), mask, p, multiplied))
-    return total, tuple.__new__(TrainedFlow, (lora_rows, up, d_ts, dropped))
+        base_rows, weights = cast(rows, base), dense(given.weights, base)
+        total = cast_one(torch.mm(base_rows[0], weights[0]), dtype)
+        _add_base_(total, base_rows[1:], weights[1:])
+        for i, (d_t, factor, factors) in enumerate(zip(d_ts, cast(given.factors_a, lora), dropped, strict=True)):
+            product = torch.mm(d_t, factor)
+            if factors is not None and product.dtype is factors.dtype is dtype:
+                total.addcmul_(product, factors)
+            else:
+                # One mask for all where there are factors, which is not looked at then.
+                total.add_(drop_again(product, masks[min(i, len(masks) - 1)], dropouts[i], factors))
+    return total, tuple.__new__(TrainedFlow, (lora_rows, up, d_ts, dropped, together))
 
 
 def _side_by_side(
@@ -97,16 +103,23 @@ def _side_by_side(
     return whole
 
 
-def _base_gradient(rows: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """``sum dy W``, ``[tokens, in]`` in this dtype."""
-    total = torch.mm(rows[0], weights[0])
-    total = total if total.dtype is dtype else total.to(dtype)
-    for dy, weight in zip(rows[1:], weights[1:], strict=True):
-        if dy.dtype is dtype:
+def _each_d_t(
+    rows: Sequence[Tensor], factors_b: Sequence[Tensor], ts: Sequence[Tensor], scalings: Sequence[float]
+) -> list[Tensor]:
+    """``dt = s dy B`` of every adapter."""
+    return [
+        torch.addmm(t, dy, factor, beta=0, alpha=scaling)  # beta=0: t is not read
+        for dy, factor, t, scaling in zip(rows, factors_b, ts, scalings, strict=True)
+    ]
+
+
+def _add_base_(total: Tensor, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Add ``dy W`` of each, to ``[tokens, in]``."""
+    for dy, weight in zip(rows, weights, strict=True):
+        if dy.dtype is total.dtype:
             total.addmm_(dy, weight)
         else:
-            total.add_(torch.mm(dy, weight))
-    return total
+            total.add_(torch.mm(dy, weight))  # under autocast each product is rounded, and their sum is not
 
 
 def factor_gradients(
@@ -125,25 +138,39 @@ def factor_gradients(
         kept: as there.
         precision: as there.
     """
-    rows, factors_b, d_ts, dropped = flow
+    rows, factors_b, d_ts, dropped, together = flow
     (ts, masks), stored, lora = kept, given.factors_b[0].dtype, precision.lora
     d_as: Sequence[Tensor]
     if masks:
-        drawn_x = flat if flat.dtype is precision.drawn else flat.to(precision.drawn)
-        d_as = []
-        for d_t, mask, p, factors in zip(d_ts, masks, given.dropouts, dropped, strict=True):
-            x = drop_again(drawn_x, mask, p, factors)
-            d_as.append(torch.mm(d_t.t(), x if x.dtype is lora else x.to(lora)))
+        read = _dropped_again(flat, masks, given.dropouts, dropped, together, precision)
+        d_as = [torch.mm(d_t.t(), x) for d_t, x in zip(d_ts, read, strict=True)]
         d_as = cast(d_as, stored)
     else:
-        whole = torch.mm(d_ts[0].t(), flat if flat.dtype is lora else flat.to(lora))
-        whole = whole if whole.dtype is stored else whole.to(stored)
+        whole = cast_one(torch.mm(d_ts[0].t(), cast_one(flat, lora)), stored)
         d_as = (whole,) if len(ts) == 1 else _copies(whole, [t.shape[1] for t in ts])
     d_bs = [
         torch.addmm(factor, dy.t(), t, beta=0, alpha=scaling)  # beta=0: B is not read
         for dy, factor, t, scaling in zip(rows, factors_b, ts, given.scalings, strict=True)
     ]
     return [*d_as, *cast(d_bs, stored)]
+
+
+def _dropped_again(
+    flat: Tensor,
+    masks: Sequence[Tensor],
+    dropouts: Sequence[float],
+    dropped: Sequence[Tensor | None],
+    together: Tensor | None,
+    precision: Precision,
+) -> Iterator[Tensor]:
+    """What each adapter has read, ``[tokens, in]``; written over the factors, which nobody reads again."""
+    x, lora = cast_one(flat, precision.drawn), precision.lora
+    if together is None:
+        for mask, p, factors in zip(masks, dropouts, dropped, strict=True):
+            yield cast_one(drop_again(x, mask, p, factors), lora)
+        return
+    whole = cast_one(together.mul_(x), lora)
+    yield from (whole,) if whole.dim() == 2 else whole.unbind()
 
 
 def _copies(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
@@ -155,4 +182,4 @@ def _copies(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
 def dense(weights: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:
     """W of each projection, ``[out, in]`` in this dtype, dequantised if need be."""
     found = [weight if isinstance(weight, Tensor) else weight.dense() for weight in weights]
-    return [weight if weight.dtype is dtype else weight.to(dtype) for weight in found]
+    return [cast_one(weight, dtype) for weight in found]

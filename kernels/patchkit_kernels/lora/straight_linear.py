@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.lora.backward import input_backward, parameter_backward
-from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.bare_operations import applier, at_once, bare
+from patchkit_kernels.lora.differentiable import (
+    all_given,
+    differentiable_backward,
+    wants_ordinary_operations,
+    without_autocast,
+)
 from patchkit_kernels.lora.forward import project_again
 from patchkit_kernels.lora.projection import Precision
-from patchkit_kernels.lora.shapes import as_rows, shaped, with_leading
+from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
 from patchkit_kernels.lora.straight import Trained, project
 from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
 from patchkit_kernels.lora.straight_saving import call_of, factor_grads, projections_of, restored, to_keep
@@ -22,11 +28,11 @@ class TrainedProjections(torch.autograd.Function):
     """Several projections of one input, for which :func:`~.straight.trained` has found what is given."""
 
     @staticmethod
-    def forward(ctx: Any, given: Trained, precision: Precision, x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: tuple[Trained, Precision], x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """Each ``[..., out_i]``; keeps x, and t of each. ``factors`` are every A, and then every B."""
-        flat, ts, masks = project(x, given, precision)
-        ctx.given, ctx.precision = given, precision
-        ctx.save_for_backward(x, *to_keep(given, ts, masks, x_needed=ctx.needs_input_grad[2]))
+        given, precision = ctx.call = call
+        flat, ts, masks = bare(project, x, given, precision) if given.dense else project(x, given, precision)
+        ctx.save_for_backward(x, *to_keep(given, ts, masks, x_needed=ctx.needs_input_grad[1]))
         ctx.set_materialize_grads(False)
         return tuple([shaped(y, x) for y in flat])
 
@@ -35,14 +41,28 @@ class TrainedProjections(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x and of every factor."""
         x, *saved = ctx.saved_tensors
-        precision: Precision = ctx.precision
-        kept, given = restored(saved, ctx.given)
-        _, _, x_needed, *needed = ctx.needs_input_grad
-        if not all(needed) or any(grad is None for grad in grads) or wants_ordinary_operations(grads):
-            return (None, None, *_general(grads, x, kept, given, (x_needed, *needed), precision))
-        d_x, flow = input_gradient(grads, given, kept, precision, x.dtype if x_needed else None)  # type: ignore[arg-type]
-        found = factor_gradients(flow, as_rows(x), given, kept, precision)
-        return (None, None, None if d_x is None else shaped(d_x, x), *found)
+        given, precision = ctx.call
+        kept, given = restored(saved, given)
+        _, x_needed, *needed = ctx.needs_input_grad
+        if wants_ordinary_operations(grads) or False in needed or not all_given(grads):
+            return (None, *_general(grads, x, kept, given, (x_needed, *needed), precision))
+        compute = bare if given.dense else at_once
+        found: list[Tensor | None] = compute(_gradients, grads, x, kept, given, precision, x_needed)
+        return (None, *found)
+
+
+def _gradients(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    kept: tuple[Sequence[Tensor], Sequence[Tensor]],
+    given: Trained,
+    precision: Precision,
+    x_needed: bool,
+) -> list[Tensor | None]:
+    """Where every gradient is given and wanted, but perhaps that of x."""
+    d_x, flow = input_gradient(grads, given, kept, precision, x.dtype if x_needed else None)
+    found = factor_gradients(flow, as_rows(x), given, kept, precision)
+    return [None if d_x is None else shaped_as(d_x, x), *found]
 
 
 def _general(
@@ -68,9 +88,10 @@ def _general(
     return [d_x, *factor_grads(parameter_backward(flow, as_rows(x)))]
 
 
+_apply = applier(TrainedProjections)
+
+
 def apply_trained(given: Trained, precision: Precision, x: Tensor) -> tuple[Tensor, ...]:
     """:class:`TrainedProjections` of x ``[..., in]``: each ``[..., out_i]``."""
-    outputs: tuple[Tensor, ...] = TrainedProjections.apply(  # type: ignore[no-untyped-call]
-        given, precision, x, *given.factors_a, *given.factors_b
-    )
+    outputs: tuple[Tensor, ...] = _apply((given, precision), x, *given.factors_a, *given.factors_b)
     return outputs

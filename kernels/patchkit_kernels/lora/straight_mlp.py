@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.lora.backward import input_backward, parameter_backward
+from patchkit_kernels.lora.bare_operations import applier, at_once, bare
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.forward import project_again
 from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.quantized_again import as_in_forward, autocast_of
-from patchkit_kernels.lora.shapes import as_rows, shaped, with_leading
+from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.lora.straight import Trained, outputs_of, project
 from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
@@ -61,10 +62,9 @@ class TrainedMLP(torch.autograd.Function):
 
         ``factors`` are every A of the projections of x, every B of them, and A and B of down.
         """
-        into, down, activation, gate_first, precision, remade = parts
-        projected, *made = project(x, into, precision)
-        hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
-        (y,), *made_down = project(hidden, down, precision)
+        into, down, _, _, _, remade = parts
+        dense = into.dense and down.dense
+        projected, made, made_down, y = (bare if dense else at_once)(_computed, x, parts)
         ctx.parts, ctx.autocast = parts, autocast_of(x, into.weights) if remade else None
         kept = to_keep(into, *made, x_needed=remade or ctx.needs_input_grad[1])
         between = into.biases if remade else projected
@@ -76,7 +76,7 @@ class TrainedMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """The gradients of x and of every factor."""
         parts: TrainedParts = ctx.parts
-        into, down, activation, gate_first, precision, remade = parts
+        into, down, _, _, precision, remade = parts
         saved, first = ctx.saved_tensors, 1 + len(into.scalings)
         last = first + count_kept(down)
         x, projected = saved[0], saved[1:first]
@@ -87,18 +87,38 @@ class TrainedMLP(torch.autograd.Function):
             into = into._replace(biases=list(projected), weights=weights)
             projected = outputs_of(as_rows(x), kept[0], into, precision)
         _, x_needed, *needed = ctx.needs_input_grad
-        if not all(needed) or wants_ordinary_operations([grad]):
-            parts = parts._replace(into=into, down=down)
+        parts = tuple.__new__(TrainedParts, (into, down, *parts[2:]))
+        if wants_ordinary_operations([grad]) or False in needed:
             return (None, *_general(grad, x, projected, (kept, kept_down), parts, (x_needed, *needed)))
-        d_hidden, flow = input_gradient([grad], down, kept_down, precision, precision.output)
-        functions, inputs = functions_of(activation, gate_first), inputs_of(projected, gate_first)
-        *others, hidden = as_tuple(functions.run_backward_recompute(present(d_hidden), *inputs))
-        of_down = factor_gradients(flow, hidden, down, kept_down, precision)
-        grads = grads_of_projected((present(d_hidden), *others), len(projected), gate_first)
-        del hidden, flow, d_hidden, others
-        d_x, flow = input_gradient(grads, into, kept, precision, x.dtype if x_needed else None)
-        found = factor_gradients(flow, as_rows(x), into, kept, precision)
-        return (None, None if d_x is None else shaped(d_x, x), *found, *of_down)
+        compute = bare if into.dense and down.dense else at_once
+        found: list[Tensor | None] = compute(_gradients, grad, x, projected, (kept, kept_down), parts, x_needed)
+        return (None, *found)
+
+
+def _computed(x: Tensor, parts: TrainedParts) -> tuple[Any, ...]:
+    """What the projections of x yield, t and masks of theirs and of down's, and y ``[tokens, hidden]``."""
+    into, down, activation, gate_first, precision, _ = parts
+    projected, *made = project(x, into, precision)
+    hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
+    (y,), *made_down = project(hidden, down, precision)
+    return projected, made, made_down, y
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, projected: Sequence[Tensor], kept: tuple[Any, Any], parts: TrainedParts, x_needed: bool
+) -> list[Tensor | None]:
+    """Where every gradient is wanted, but perhaps that of x."""
+    into, down, activation, gate_first, precision, _ = parts
+    kept_into, kept_down = kept
+    d_hidden, flow = input_gradient([grad], down, kept_down, precision, precision.output)
+    functions, inputs = functions_of(activation, gate_first), inputs_of(projected, gate_first)
+    *others, hidden = as_tuple(functions.run_backward_recompute(present(d_hidden), *inputs))
+    of_down = factor_gradients(flow, hidden, down, kept_down, precision)
+    grads = grads_of_projected((present(d_hidden), *others), len(projected), gate_first)
+    del hidden, flow, d_hidden, others
+    d_x, flow = input_gradient(grads, into, kept_into, precision, x.dtype if x_needed else None)
+    found = factor_gradients(flow, as_rows(x), into, kept_into, precision)
+    return [None if d_x is None else shaped_as(d_x, x), *found, *of_down]
 
 
 def _general(
@@ -136,10 +156,11 @@ def _general(
     return [d_x, *factor_grads(parameter_backward(flow, as_rows(x))), *factor_grads(found)]
 
 
+_apply = applier(TrainedMLP)
+
+
 def apply_trained_mlp(parts: TrainedParts, x: Tensor) -> Tensor:
     """:class:`TrainedMLP` of x ``[..., hidden]``."""
     into, down = parts[:2]
-    y: Tensor = TrainedMLP.apply(  # type: ignore[no-untyped-call]
-        parts, x, *into.factors_a, *into.factors_b, *down.factors_a, *down.factors_b
-    )
+    y: Tensor = _apply(parts, x, *into.factors_a, *into.factors_b, *down.factors_a, *down.factors_b)
     return y

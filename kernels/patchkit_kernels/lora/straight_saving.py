@@ -14,40 +14,60 @@ from torch import Tensor
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Grads, Kept, Needs
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 from patchkit_kernels.lora.straight import Trained
+from patchkit_kernels.ops.registration import dispatch_modes
 
 
 def to_keep(given: Trained, ts: Sequence[Tensor], masks: Sequence[Tensor], *, x_needed: bool) -> list[Tensor | None]:
     """What to save, for :func:`restored`."""
     if not x_needed:
         return [*ts, *masks, *given.factors_b]
+    if given.dense:
+        return [*ts, *masks, *given.factors_b, *given.factors_a, *given.weights]  # type: ignore[list-item]
     weights = [weight if isinstance(weight, Tensor) else None for weight in given.weights]
     return [*ts, *masks, *given.factors_b, *given.factors_a, *weights]
 
 
 def count_kept(given: Trained) -> int:
-    """How many tensors :func:`to_keep` saves where the input needs a gradient."""
-    return len(given.scalings) * (5 if given.dropouts[0] else 4)
+    """How many tensors :func:`to_keep` saves of one projection, where its input needs a gradient."""
+    return 5 if given.dropouts[0] else 4
 
 
 def restored(saved: Sequence[Any], given: Trained) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Trained]:
-    """t and the mask of each, and the projections, from what :func:`to_keep` saved."""
-    count = len(given.scalings)
-    ts, saved = saved[:count], saved[count:]
+    """t and the mask of each, and the projections, from what :func:`to_keep` saved.
+
+    There is one mask of all if :func:`~patchkit_kernels.ops.dropout_once.drop_together` has drawn them, and nothing has
+    to see operations on each.
+    """
+    factors_a, _, scalings, weights, biases, dropouts, are_dense = given
+    count = len(scalings)
+    ts, start = saved[:count], count
     masks: Sequence[Tensor] = ()
-    if given.dropouts[0]:
-        masks, saved = saved[:count], saved[count:]
-    factors_a, weights = given.factors_a, given.weights
-    if len(saved) > count:
-        factors_a, kept = list(saved[count : 2 * count]), saved[2 * count :]
-        weights = [stored if weight is None else weight for weight, stored in zip(kept, weights, strict=True)]
-    values = (factors_a, list(saved[:count]), given.scalings, weights, given.biases, given.dropouts)
-    return (ts, masks), tuple.__new__(Trained, values)
+    if dropouts[0]:
+        # Of t, B and perhaps A and W there are as many as projections; of masks as many, or one.
+        start += 1 if count > 1 and len(saved) % count == 1 else count
+        masks = saved[count:start]
+        if len(masks) < count and dispatch_modes():
+            masks = apart(masks, count)
+    factors_b, rest = saved[start : start + count], saved[start + count :]
+    if rest:
+        factors_a = rest[:count]
+        weights = rest[count:] if are_dense else _with_stored(rest[count:], weights)
+    return (ts, masks), tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts, are_dense))
+
+
+def _with_stored(kept: Sequence[Tensor | None], weights: Sequence[Any]) -> list[Any]:
+    return [stored if weight is None else weight for weight, stored in zip(kept, weights, strict=True)]
+
+
+def apart(masks: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """The mask of each adapter, also if they are one after the other in one tensor."""
+    return masks if len(masks) in (0, count) else masks[0].chunk(count)
 
 
 def projections_of(given: Trained, factors: Sequence[Tensor]) -> list[Projection]:
     """The projections with these tensors in the place of theirs: every A, then every B."""
     count = len(given.scalings)
-    rows = zip(*given[2:], factors[:count], factors[count:], strict=True)
+    rows = zip(*given[2:6], factors[:count], factors[count:], strict=True)
     return [
         Projection(weight, bias, (Adapter(a, b, scaling, dropout=dropout),))
         for scaling, weight, bias, dropout, a, b in rows
@@ -74,7 +94,7 @@ def call_of(
         for pair in zip(needed[:count], needed[count:], strict=True)
     ]
     call = Call(projections_of(given, (*given.factors_a, *given.factors_b)), needs, precision)
-    drawn: Sequence[Tensor | None] = masks or [None] * count
+    drawn: Sequence[Tensor | None] = apart(masks, count) or [None] * count
     return call, [[Kept(mask, t, None)] for mask, t in zip(drawn, ts, strict=True)]
 
 

@@ -7,13 +7,18 @@ unpacked in a few calls. Not for ``torch.compile``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from patchkit_kernels.ops.dropout import FUSED_DROPOUT_DEVICES, draw_mask, masked, pack_mask, unpack_table
+from patchkit_kernels.ops.dropout_in_pieces import draws_in_pieces
 from patchkit_kernels.ops.registration import dispatch_modes
+
+SMALL = 2**15
+"""Elements of an input up to which several masks for it are drawn into one tensor: for calls, not for memory."""
 
 
 def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -33,6 +38,38 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
         return dropped, pack_mask(mask)
     packed = pack_mask(draw_mask(x, p))
     return masked(x, packed, 1.0 / (1.0 - p)), packed
+
+
+def drop_together(x: Tensor, probabilities: Sequence[float]) -> tuple[Tensor, Tensor] | None:
+    """:func:`drop` of one input for each probability in turn, in few calls; None where it is not that small or simple.
+
+    Args:
+        x: ``[..., n]``.
+        probabilities: as many as there are masks.
+
+    Returns:
+        What they yield, ``[masks, rows, n]``, of one mask ``[rows, n]``; and the packed masks, one after the other.
+    """
+    count, p, size = len(probabilities), probabilities[0], x.numel()
+    if not 0 < size <= SMALL or size % 8 or not x.is_cpu or dispatch_modes() or not x.is_contiguous():
+        return None
+    if count > 1 and probabilities.count(p) < count:
+        return None
+    dtype, columns = x.dtype, x.shape[-1]
+    if count == 1:
+        noise = x.new_empty(size // columns, columns).bernoulli_(1.0 - p)
+    else:
+        noise = x.new_empty(count, size // columns, columns)
+        for one in (noise,) if draws_in_pieces(dtype) else noise.unbind():
+            one.bernoulli_(1.0 - p)
+    packed = torch.mv(noise.view(-1, 8), _powers(dtype)).byte()
+    # The noise is zero and one, so that only the second product rounds: as the one of F.dropout does.
+    return noise.mul_(x.view(size // columns, columns)).mul_(_scale(p, dtype)), packed
+
+
+def factors_together(packed: Tensor, p: float, count: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """:func:`factors_of` for the masks of :func:`drop_together`, ``[masks, rows, columns]``."""
+    return _table(p, dtype).index_select(0, packed.int()).view(count, rows, columns)
 
 
 def factors_of(packed: Tensor, p: float, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
@@ -71,6 +108,15 @@ def _pack(noise: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _powers(dtype: torch.dtype) -> Tensor:
     return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=dtype, device="cpu")
+
+
+@lru_cache(maxsize=32)
+def _scale(p: float, dtype: torch.dtype) -> Tensor:
+    """What ``F.dropout`` multiplies what it keeps with, rounded as it rounds it: a tensor without dimensions.
+
+    A number would be made one at each product, which takes as long as the product.
+    """
+    return _table(p, dtype)[255, 0].clone()
 
 
 @lru_cache(maxsize=32)

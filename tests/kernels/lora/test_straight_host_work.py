@@ -50,7 +50,10 @@ STRUCTURES = {
     "mlp joint": lambda e: mlp(e, e),
     "ungated mlp": lambda e: ungated_mlp(e, e, activation="relu"),
 }
-CONVERSIONS = {"Tensor.to", "Tensor.type", "Tensor.float", "Tensor.clone", "Tensor.contiguous"}
+CONVERSIONS = {
+    *("Tensor.to", "Tensor.type", "Tensor.float", "Tensor.bfloat16", "Tensor.half", "Tensor.double"),
+    *("Tensor.clone", "Tensor.contiguous"),
+}
 OUT_OF_PLACE = {"Tensor.add", "Tensor.addmm", "Tensor.mul"}
 
 

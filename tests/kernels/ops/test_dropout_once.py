@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from patchkit_kernels.ops import dropout_once
 from patchkit_kernels.ops.dropout import pack_mask
-from patchkit_kernels.ops.dropout_once import drop, drop_again, factors_of
+from patchkit_kernels.ops.dropout_in_pieces import draws_in_pieces
+from patchkit_kernels.ops.dropout_once import SMALL, drop, drop_again, drop_together, factors_of, factors_together
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = {
@@ -72,3 +74,55 @@ def test_applied_again(dtype, columns, p):
         assert factors_of(packed, p, 6, columns, dtype) is None
         found = drop_again(x, packed, p, None)
     assert torch.allclose(found, dropped, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+
+
+ONE_AFTER_THE_OTHER = {1: [0.3], 3: [0.3, 0.3, 0.3]}
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("count", ONE_AFTER_THE_OTHER)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_masks_drawn_together_are_those_drawn_in_turn(dtype, count, in_pieces, monkeypatch):
+    """Bit for bit, and the generator is left as it is then: whether or not a CPU draws the same in pieces."""
+    if in_pieces and not draws_in_pieces(dtype):
+        pytest.skip("this CPU draws otherwise in pieces")
+    monkeypatch.setattr(dropout_once, "draws_in_pieces", lambda dtype: in_pieces)
+    x, probabilities = torch.randn(2, 3, 8).to(dtype), ONE_AFTER_THE_OTHER[count]
+    torch.manual_seed(3)
+    expected, after = [F.dropout(x, p) for p in probabilities], torch.rand(2)
+    torch.manual_seed(3)
+    apart = [drop(x, p)[1] for p in probabilities]
+    torch.manual_seed(3)
+    dropped, packed = drop_together(x, probabilities)
+    assert torch.equal(torch.rand(2), after)
+    assert torch.equal(dropped.view(count, 2, 3, 8), torch.stack(expected))
+    assert torch.equal(packed, torch.cat(apart))
+    factors = factors_together(packed, probabilities[0], count, 6, 8, dtype)
+    assert torch.equal(factors * x.view(6, 8), dropped.view(count, 6, 8))
+
+
+def test_infinities_and_signs_are_those_of_a_product_with_the_mask():
+    x = torch.tensor([[float("inf"), -0.0, float("nan"), -1.0] * 16])
+    torch.manual_seed(3)
+    expected = F.dropout(x, 0.5)
+    torch.manual_seed(3)
+    dropped, _ = drop_together(x, [0.5])
+    assert torch.equal(dropped.isnan(), expected.isnan())
+    assert torch.equal(dropped.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(dropped.signbit(), expected.signbit())
+
+
+@pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"contiguous"}))
+def test_what_is_not_simple_is_drawn_in_turn(layout):
+    x, state = LAYOUTS[layout](torch.float32), torch.get_rng_state()
+    assert drop_together(x, [0.3, 0.3]) is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_nor_is_what_is_large_or_of_several_probabilities_or_in_a_mode():
+    assert drop_together(torch.ones(8, SMALL // 8), [0.3]) is not None
+    assert drop_together(torch.ones(8, SMALL // 8 + 1), [0.3]) is None
+    assert drop_together(torch.ones(1, 8), [0.3, 0.2]) is None
+    assert drop_together(torch.ones(1, 8), [0.3, 0.3, 0.2]) is None
+    with Nothing():
+        assert drop_together(torch.ones(1, 8), [0.3]) is None

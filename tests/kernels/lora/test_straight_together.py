@@ -1,0 +1,157 @@
+"""Masks of several adapters that are drawn into one tensor: the same outputs and gradients as one after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from projection_cases import make, tensors
+from structures import LORA
+from test_straight_host_work import asked, backward_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from patchkit_kernels.lora import linear, mlp_function, straight, straight_saving
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
+from patchkit_kernels.lora.linear import lora_projections
+from patchkit_kernels.lora.projection import Precision
+from patchkit_kernels.ops import dropout_once
+
+PRECISIONS = {
+    "one dtype": (torch.float64, torch.float64, Precision(*[torch.float64] * 4)),
+    "wider adapters": (torch.float32, torch.float64, Precision(*[torch.float32, torch.float64] * 2)),
+    "narrower products": (torch.float32, torch.float64, Precision(*[torch.float32] * 3, torch.float64)),
+}
+PROBABILITIES = {"one": (0.4, 0.4, 0.4), "several": (0.4, 0.3, 0.4)}
+
+
+class Nothing(TorchDispatchMode):
+    """Sees the operations and changes none."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Case:
+    """Three projections or an MLP, all of them dropped, of an input of whole bytes."""
+
+    def __init__(self, part, precision="one dtype", probabilities="one", *, x_grad=True):
+        base, lora, self.precision = PRECISIONS[precision]
+        extras = [LORA._replace(dropout=p) for p in PROBABILITIES[probabilities]]
+        ranks, features = (2, 3, 2), (8, 8, 16 if part == "mlp" else 8)
+        outs = (16, 16, 8) if part == "mlp" else (6, 4, 4)
+        self.part = part
+        self.projections = [
+            make(features[i], outs[i], ranks[i], dtype=base, lora_dtype=lora, seed=i, extras=(extras[i],))
+            for i in range(3)
+        ]
+        self.x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(base)
+        self.x.requires_grad_(x_grad)
+        self.variables = [t for t in (self.x, *tensors(self.projections)) if t.requires_grad]
+
+    def outputs(self):
+        torch.manual_seed(7)
+        if self.part == "mlp":
+            *inputs, down = self.projections
+            return (lora_gated_mlp(self.x, inputs, down, "silu", self.precision),)
+        return lora_projections(self.x, self.projections, self.precision)
+
+    def grads(self, outputs, **options):
+        weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) for y in outputs]
+        return torch.autograd.grad(outputs, self.variables, weights, **options)
+
+
+def in_turn(monkeypatch):
+    monkeypatch.setattr(straight, "drop_together", lambda x, probabilities: None)
+
+
+def general(monkeypatch):
+    for module in (linear, mlp_function):
+        monkeypatch.setattr(module, "trained", lambda _: None)
+
+
+def assert_close(found, expected, precision="one dtype"):
+    tolerance = 1e-13 if precision == "one dtype" else 2e-6
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("way", [in_turn, general])
+@pytest.mark.parametrize("x_grad", [True, False])
+@pytest.mark.parametrize("probabilities", PROBABILITIES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", ["qkv", "mlp"])
+def test_the_same_in_any_way(part, precision, probabilities, x_grad, way, monkeypatch):
+    case = Case(part, precision, probabilities, x_grad=x_grad)
+    outputs = case.outputs()
+    grads, after = case.grads(outputs), torch.rand(2)
+    way(monkeypatch)
+    expected = case.outputs()
+    assert_close(outputs, expected, precision)
+    assert_close(grads, case.grads(expected), precision)
+    assert torch.equal(torch.rand(2), after)
+
+
+def test_one_tensor_is_kept_for_the_masks_of_one_input():
+    def kept(probabilities):
+        found = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+            Case("qkv", probabilities=probabilities).outputs()
+        return [t.numel() for t in found if t.dtype == torch.uint8]
+
+    assert kept("one") == [3 * 6]
+    assert kept("several") == [6, 6, 6]
+
+
+@pytest.mark.parametrize("part", ["qkv", "mlp"])
+def test_a_mode_that_is_entered_for_backward_alone(part):
+    case = Case(part)
+    expected = case.grads(case.outputs())
+    outputs = case.outputs()
+    with Nothing():
+        found = case.grads(outputs)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("part", ["qkv", "mlp"])
+def test_where_the_general_backward_takes_over(part, monkeypatch):
+    """Gradients of some, and gradients that are differentiated again."""
+    case = Case(part)
+
+    def asked():
+        outputs = case.outputs()
+        some = torch.autograd.grad(outputs[0].sum(), case.variables[2], retain_graph=True)
+        first = case.grads(outputs, create_graph=True)
+        return (*some, *torch.autograd.grad(first[0].pow(2).sum(), case.variables[1:]))
+
+    found = asked()
+    general(monkeypatch)
+    assert_close(found, asked())
+
+
+READS = {"Tensor.dim", "Tensor.is_contiguous", "Tensor.numel"}
+CALLS = {"qkv": (25, 35), "mlp": (33, 43)}
+
+
+@pytest.mark.parametrize("in_pieces", [True, False])
+@pytest.mark.parametrize("part", CALLS)
+def test_how_much_is_asked_of_torch(part, in_pieces, monkeypatch):
+    """In forward and in backward, but for what only reads of a tensor. Each draw of its own adds one, and a view."""
+    monkeypatch.setattr(dropout_once, "draws_in_pieces", lambda dtype: in_pieces)
+    case = Case(part)
+    backward_of(case.outputs())  # which makes the tables of dropout
+    forward, outputs = asked(case.outputs)
+    backward, _ = backward_of(outputs)
+    del forward["manual_seed"]
+    counts = [
+        sum(count for name, count in names.items() if name not in READS and not name.endswith("__get__"))
+        for names in (forward, backward)
+    ]
+    more = 0 if in_pieces else (3 if part == "qkv" else 2)
+    assert counts == [CALLS[part][0] + more, CALLS[part][1]]
+
+
+def test_the_masks_apart():
+    masks = [torch.arange(6, dtype=torch.uint8)]
+    assert [mask.tolist() for mask in straight_saving.apart(masks, 3)] == [[0, 1], [2, 3], [4, 5]]
+    assert straight_saving.apart(masks, 1) is masks
+    assert straight_saving.apart((), 3) == ()
