@@ -106,14 +106,21 @@ def test_f6_one_mask_for_each_projection(name, monkeypatch):
     from patchkit_kernels.lora import straight
 
     drawn = []
-    drop = straight.drop
+    drop, drop_together = straight.drop, straight.drop_together
 
     def noted(x, p):
         dropped, mask = drop(x, p)
         drawn.append(mask)
         return dropped, mask
 
+    def noted_together(x, probabilities):
+        found = drop_together(x, probabilities)
+        if found is not None:
+            drawn.extend(found[1].chunk(len(probabilities)))
+        return found
+
     monkeypatch.setattr(straight, "drop", noted)
+    monkeypatch.setattr(straight, "drop_together", noted_together)
     model(**inputs)
     assert len(drawn) == 7 * 2
     alike = [(a, b) for i, a in enumerate(drawn) for b in drawn[:i] if a.shape == b.shape and torch.equal(a, b)]
