@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchkit_kernels.lora.bf16x3 import bf16x3, low_rank_product
 from patchkit_kernels.lora.call import (
     AdapterFlow,
     AdapterGrads,
@@ -147,12 +148,19 @@ def _d_input(
     pairs = [
         (flow.base.to(precision.base), weight.to(precision.base)) for flow, weight in zip(live, weights, strict=True)
     ]
-    if stacked is not None:
+    in_pieces, total = bf16x3(live[0].output, precision), None
+    if stacked is not None and in_pieces:
+        total = low_rank_product(stacked, stack_a(plain, precision))
+    elif stacked is not None:
         pairs.append((stacked, stack_a(plain, precision)))
-    total = sum_of_products(pairs, dtype)
+    total = sum_of_products(pairs, dtype, total)
     for flow, weight in zip(live, weights, strict=True):
         for adapter, _, kept, term, reduced in flow.adapters:
-            if adapter.dropout:
+            if adapter.dropout and in_pieces and term.dropped_product is None:
+                scale = dropout_scale(adapter.dropout)
+                part = low_rank_product(present(reduced), adapter.lora_a.to(precision.lora), scale)
+                total.add_(masked_(part, present(kept.mask), 1.0))
+            elif adapter.dropout:
                 part = present(reduced) @ adapter.lora_a.to(precision.lora)
                 if term.dropped_product is not None:
                     part.addmm_(term.dropped_product.to(precision.lora), weight.to(precision.lora))

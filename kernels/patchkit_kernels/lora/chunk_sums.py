@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.lora.backward import through_terms
+from patchkit_kernels.lora.bf16x3 import bf16x3, low_rank_operands
 from patchkit_kernels.lora.call import AdapterFlow, AdapterGrads, AdapterNeeds, Grads, Kept, Needs
-from patchkit_kernels.lora.low_rank import drop
-from patchkit_kernels.lora.products import scaled_product
+from patchkit_kernels.lora.low_rank import dropped_d_lora_a, one_d_lora_b
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection, dropout_scale, present
 from patchkit_kernels.lora.wide_sums import WideSum, wide_column_sum, wide_product
 from patchkit_kernels.ops.dropout import masked_
@@ -34,8 +34,7 @@ class _AdapterSums:
         if flow.reduced is not None:
             self.reduced.append(flow.reduced)
         if flow.needs.lora_b:
-            d_low_rank = flow.term.low_rank.to(precision.lora)
-            self.lora_b.add(scaled_product(d_low_rank.t(), t, flow.adapter.scaling))
+            self.lora_b.add(one_d_lora_b(flow.term.low_rank, t, flow.adapter, precision))
         if flow.needs.bias:
             self.bias.add(wide_column_sum(flow.term.low_rank).mul_(flow.adapter.scaling))
         if flow.needs.factor:
@@ -107,10 +106,10 @@ class ChunkSums:
         d_a = None
         if sums.reduced:
             d_t = torch.cat(sums.reduced)
-            lora_x = self._flat.to(self._precision.lora)
             if needs.lora_a:
-                dropped = lora_x if mask is None else drop(lora_x, mask, adapter)
-                d_a = (d_t.t() @ dropped).to(adapter.lora_a.dtype)
+                in_pieces = bf16x3(self._flat, self._precision)
+                lora_x = self._flat if in_pieces else self._flat.to(self._precision.lora)
+                d_a = dropped_d_lora_a(d_t, lora_x, mask, adapter).to(adapter.lora_a.dtype)
             if self._d_x is not None:
                 self._add_low_rank(d_t, adapter, mask)
         return AdapterGrads(
@@ -125,6 +124,8 @@ class ChunkSums:
         d_x, lora_a = present(self._d_x), adapter.lora_a.to(self._precision.lora)
         if mask is not None:
             d_x.add_(masked_(d_t @ lora_a, mask, dropout_scale(adapter.dropout)))
+        elif bf16x3(self._flat, self._precision):
+            d_x.addmm_(*low_rank_operands(d_t, lora_a))
         elif d_x.dtype == d_t.dtype:
             d_x.addmm_(d_t, lora_a)
         else:

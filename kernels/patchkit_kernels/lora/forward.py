@@ -11,11 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchkit_kernels.lora.bf16x3 import bf16x3
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Kept
 from patchkit_kernels.lora.low_rank import drop, reduce
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection, dense_weight, present, sum_dtype
 from patchkit_kernels.lora.stand_in import recalled
-from patchkit_kernels.lora.terms import add_dora_dropout_term, add_dora_term, add_lora_term
+from patchkit_kernels.lora.terms import (
+    add_dora_dropout_term,
+    add_dora_term,
+    add_lora_term,
+    add_lora_terms_in_pieces,
+    are_plain,
+)
 from patchkit_kernels.ops.dropout import draw_mask, pack_mask
 
 
@@ -72,10 +79,15 @@ def project_again(
 
 def draw_masks(x: Tensor, adapters: Sequence[Adapter], precision: Precision) -> list[Tensor | None]:
     """A packed mask for each adapter with dropout, drawn as PEFT does: for x cast to the adapter's dtype."""
-    return [
-        pack_mask(draw_mask(x.detach().to(precision.drawn), adapter.dropout)) if adapter.dropout > 0 else None
-        for adapter in adapters
-    ]
+    if not any(adapter.dropout > 0 for adapter in adapters):
+        return [None] * len(adapters)
+    like = as_drawn(x, precision)
+    return [pack_mask(draw_mask(like, adapter.dropout)) if adapter.dropout > 0 else None for adapter in adapters]
+
+
+def as_drawn(x: Tensor, precision: Precision) -> Tensor:
+    """A tensor like x in the dtype that dropout is drawn for. What it holds is of no importance, so nothing is cast."""
+    return x.detach() if x.dtype is precision.drawn else torch.empty_like(x, dtype=precision.drawn, requires_grad=False)
 
 
 def project_rows(
@@ -99,6 +111,8 @@ def project_rows(
     y, has_bias = _base(flat, projection, precision, with_bias=not scales_base)
     if not adapters:
         return y.to(precision.output), made
+    if not differentiable and bf16x3(flat, precision) and are_plain(adapters):
+        return add_lora_terms_in_pieces(y.to(precision.output), made, adapters), made
     y = y.to(sum_dtype(projection, precision))
     bias = None if projection.bias is None else projection.bias.to(y.dtype)
     for j, (adapter, entry) in enumerate(zip(adapters, made, strict=True)):

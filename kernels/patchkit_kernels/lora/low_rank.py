@@ -7,7 +7,8 @@
     dA = dt^T d(x)           dB = s dl^T t           dc = s sum(dl)
 
 The A's of adapters that read x itself are stacked: one product gives every t, and one every dA. Each gradient owns its
-memory, all of it: an optimizer or a checkpoint may keep one without the others.
+memory, all of it: an optimizer or a checkpoint may keep one without the others. Where x and dl are bfloat16 and A and B
+are not, products may be made as :mod:`patchkit_kernels.lora.bf16x3` says.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchkit_kernels.lora.bf16x3 import bf16x3, over_tokens, over_tokens_of_rows, times, times_transposed
 from patchkit_kernels.lora.call import AdapterFlow
 from patchkit_kernels.lora.products import beside, scaled_product
 from patchkit_kernels.lora.projection import Adapter, Precision, dropout_scale, present
@@ -44,19 +46,24 @@ def reduce(
     """
     if not adapters:
         return []
-    lora_x = flat.to(precision.lora)
+    in_pieces = not differentiable and bf16x3(flat, precision)
+    lora_x = flat if in_pieces else flat.to(precision.lora)
     plain = [adapter for adapter, mask in zip(adapters, masks, strict=True) if mask is None]
     reduced: list[Tensor] = []
     for group in [[adapter] for adapter in plain] if differentiable else [plain] if plain else []:
-        product = lora_x @ stack_a(group, precision).t()
+        stack = stack_a(group, precision)
+        product = times_transposed(lora_x, stack) if in_pieces else lora_x @ stack.t()
         reduced += torch.split_with_sizes(product, [adapter.lora_a.shape[0] for adapter in group], 1)
-    rest = iter(reduced)
-    return [
-        next(rest)
-        if mask is None
-        else drop(lora_x, mask, adapter, differentiable=differentiable) @ adapter.lora_a.to(precision.lora).t()
-        for adapter, mask in zip(adapters, masks, strict=True)
-    ]
+    rest, found = iter(reduced), []
+    for adapter, mask in zip(adapters, masks, strict=True):
+        lora_a = adapter.lora_a.to(precision.lora)
+        if mask is None:
+            found.append(next(rest))
+        elif in_pieces:
+            found.append(times_transposed(masked(flat, mask, 1.0), lora_a, dropout_scale(adapter.dropout)))
+        else:
+            found.append(drop(lora_x, mask, adapter, differentiable=differentiable) @ lora_a.t())
+    return found
 
 
 def stack_a(adapters: Sequence[Adapter], precision: Precision) -> Tensor:
@@ -72,6 +79,8 @@ def drop(flat: Tensor, mask: Tensor, adapter: Adapter, *, differentiable: bool =
 
 def d_reduced(d_low_rank: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
     """``dt = s dl B``, ``[tokens, rank]``."""
+    if bf16x3(d_low_rank, precision):
+        return times(d_low_rank, adapter.lora_b.to(precision.lora), adapter.scaling)
     return scaled_product(d_low_rank.to(precision.lora), adapter.lora_b, adapter.scaling)
 
 
@@ -89,24 +98,48 @@ def d_lora_a(
     wanted = [flow for flow in adapters if flow.needs.lora_a]
     if not wanted:
         return [None] * len(adapters)
-    lora_x = present(flat).to(precision.lora)
+    in_pieces = bf16x3(present(flat), precision)
+    lora_x = present(flat) if in_pieces else present(flat).to(precision.lora)
     plain = [present(flow.reduced) for flow in wanted if not flow.adapter.dropout]
     parts: Sequence[Tensor] = ()
     if plain:
         complete = stacked is not None and stacked.shape[1] == sum(t.shape[1] for t in plain)
         chosen = present(stacked) if complete else beside(plain)
-        parts = torch.split_with_sizes(chosen.t() @ lora_x, [t.shape[1] for t in plain])
+        product = over_tokens(chosen, lora_x) if in_pieces else chosen.t() @ lora_x
+        parts = torch.split_with_sizes(product, [t.shape[1] for t in plain])
     rest, shared = iter(parts), len(plain) > 1  # parts of one product would share its memory
     found: list[Tensor | None] = []
     for adapter, needs, kept, _, reduced in adapters:
         if not needs.lora_a:
             found.append(None)
         elif adapter.dropout:
-            product = present(reduced).t() @ drop(lora_x, present(kept.mask), adapter)
-            found.append(product.to(adapter.lora_a.dtype))
+            found.append(dropped_d_lora_a(present(reduced), lora_x, kept.mask, adapter).to(adapter.lora_a.dtype))
         else:
             found.append(next(rest).to(adapter.lora_a.dtype, copy=shared))
     return found
+
+
+def dropped_d_lora_a(reduced: Tensor, lora_x: Tensor, mask: Tensor | None, adapter: Adapter) -> Tensor:
+    """``dA = dt^T d(x)`` of one adapter, ``[rank, in]`` in dt's dtype.
+
+    Args:
+        reduced: dt, ``[tokens, rank]``.
+        lora_x: x, ``[tokens, in]``, in dt's dtype, or in bfloat16 for a product in pieces.
+        mask: of dropout, packed; None if nothing is dropped.
+        adapter: with the probability.
+    """
+    if lora_x.dtype == reduced.dtype:
+        return reduced.t() @ (lora_x if mask is None else drop(lora_x, mask, adapter))
+    if mask is None:
+        return over_tokens(reduced, lora_x)
+    return over_tokens(reduced, masked(lora_x, mask, 1.0), dropout_scale(adapter.dropout))
+
+
+def one_d_lora_b(d_low_rank: Tensor, t: Tensor, adapter: Adapter, precision: Precision) -> Tensor:
+    """``dB = s dl^T t`` of one adapter, ``[out, rank]`` in the dtype of its products."""
+    if bf16x3(d_low_rank, precision):
+        return over_tokens_of_rows(d_low_rank, t, adapter.scaling)
+    return scaled_product(d_low_rank.to(precision.lora).t(), t, adapter.scaling)
 
 
 def d_lora_b(adapters: Sequence[AdapterFlow], flat: Tensor | None, precision: Precision) -> list[Tensor | None]:
@@ -129,8 +162,7 @@ def d_lora_b(adapters: Sequence[AdapterFlow], flat: Tensor | None, precision: Pr
             found.append(None)
             continue
         t = next(rest) if kept.reduced is None else kept.reduced
-        product = scaled_product(term.low_rank.to(precision.lora).t(), t, adapter.scaling)
-        found.append(product.to(adapter.lora_b.dtype))
+        found.append(one_d_lora_b(term.low_rank, t, adapter, precision).to(adapter.lora_b.dtype))
     return found
 
 

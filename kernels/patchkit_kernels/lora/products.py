@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchkit_kernels.ops.addmm import addmm_
+
 
 def scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
     """``s left @ right`` in left's dtype, scaled before it is rounded: beta=0 means that the addend is not read."""
@@ -14,16 +16,23 @@ def scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
     return torch.addmm(unread, left, right.to(left.dtype), beta=0, alpha=scaling)
 
 
-def sum_of_products(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
-    """The sum of ``left @ right`` over all pairs, in one buffer of the given dtype."""
-    (left, right), *rest = pairs
-    total = (left @ right).to(dtype)
-    for left, right in rest:
-        if left.dtype == dtype:
-            total.addmm_(left, right)
+def sum_of_products(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, total: Tensor | None = None) -> Tensor:
+    """The sum of ``left @ right`` over all pairs, in one buffer of the given dtype.
+
+    Args:
+        pairs: of matrices; one at least, unless there is a total.
+        dtype: of the sum.
+        total: a buffer of ours, in this dtype, to which they are added.
+    """
+    for left, right in pairs:
+        if total is None:
+            total = (left @ right).to(dtype)
+        elif left.dtype == dtype:
+            addmm_(total, left, right)
         else:
             # Under autocast, and for float32 adapters over a bfloat16 base: add with type promotion, no extra copy.
             total.add_(left @ right)
+    assert total is not None  # narrows the type
     return total
 
 

@@ -19,8 +19,8 @@ from patchkit_kernels.lora.differentiable import (
 from patchkit_kernels.lora.forward import project_again
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
-from patchkit_kernels.lora.straight import Trained, project
-from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
+from patchkit_kernels.lora.straight import Trained
+from patchkit_kernels.lora.straight_arithmetic import factor_gradients, input_gradient, project
 from patchkit_kernels.lora.straight_saving import call_of, factor_grads, projections_of, restored, to_keep
 
 

@@ -20,8 +20,8 @@ from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.quantized_again import as_in_forward, autocast_of
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
 from patchkit_kernels.lora.stand_in import substitute
-from patchkit_kernels.lora.straight import Trained, outputs_of, project
-from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
+from patchkit_kernels.lora.straight import Trained
+from patchkit_kernels.lora.straight_arithmetic import factor_gradients, input_gradient, outputs_of, project
 from patchkit_kernels.lora.straight_saving import (
     call_of,
     count_kept,

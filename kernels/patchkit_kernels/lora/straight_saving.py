@@ -2,6 +2,10 @@
 
 They keep what :mod:`.saving` says, and t in any case: t and B, and where the input needs a gradient
 A and W. What backward does not read stays on the context, as there.
+
+Under autocast, a float32 W is cast in forward and again in backward. Its bfloat16 copy is not kept. Of a layer of an
+8B llama it is 436 MB, beside some 400 MB that these functions keep of 4096 tokens; making it again takes, as predicted,
+319 microseconds of a layer's 5900 (1.3 GB at 4.1 TB/s). A base in bfloat16 costs neither.
 """
 
 from __future__ import annotations

@@ -8,12 +8,17 @@ kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from patchkit_kernels.lora.bf16x3 import left_pieces, right_pieces
 from patchkit_kernels.lora.call import Kept, TermGradient
+from patchkit_kernels.lora.products import beside
 from patchkit_kernels.lora.projection import Adapter, Precision, present
 from patchkit_kernels.lora.stand_in import recalled
+from patchkit_kernels.ops.addmm import addmm_
 from patchkit_kernels.ops.registration import results_are_held
 
 
@@ -28,12 +33,30 @@ def add_lora_term(r: Tensor, t: Tensor, adapter: Adapter, precision: Precision) 
     """
     in_place, lora_b, scaling = _may_write(), adapter.lora_b.to(precision.lora), adapter.scaling
     if r.dtype == precision.lora:
-        r = (r.addmm_ if in_place else r.addmm)(t, lora_b.t(), alpha=scaling)
+        r = addmm_(r, t, lora_b.t(), scaling) if in_place else r.addmm(t, lora_b.t(), alpha=scaling)
     else:
         r = (r.add_ if in_place else r.add)(t @ lora_b.t(), alpha=scaling)
     if adapter.bias is not None:
         r = (r.add_ if in_place else r.add)(adapter.bias.to(precision.lora), alpha=scaling)
     return r
+
+
+def are_plain(adapters: Sequence[Adapter]) -> bool:
+    """Whether all that is added of these adapters are products: no DoRA, and no bias of B."""
+    return all(adapter.factor is None and adapter.bias is None for adapter in adapters)
+
+
+def add_lora_terms_in_pieces(r: Tensor, made: Sequence[Kept], adapters: Sequence[Adapter]) -> Tensor:
+    """``r + sum s t B^T`` of plain adapters, rounded once (:mod:`patchkit_kernels.lora.bf16x3`).
+
+    Args:
+        r: bfloat16 ``[tokens, out]``, a buffer of ours.
+        made: with t of each adapter, float32 ``[tokens, rank]``.
+        adapters: with B and s.
+    """
+    left = beside([left_pieces(present(one.reduced)) for one in made])
+    right = beside([right_pieces(one.lora_b.to(torch.float32), one.scaling) for one in adapters])
+    return addmm_(r, left, right.t()) if _may_write() else r.addmm(left, right.t())
 
 
 def lora_gradient(e: Tensor) -> TermGradient:

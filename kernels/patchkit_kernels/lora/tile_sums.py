@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from patchkit_kernels.lora.backward import parameter_backward
+from patchkit_kernels.lora.bf16x3 import bf16x3
 from patchkit_kernels.lora.call import AdapterFlow, AdapterGrads, AdapterNeeds, Flow, Grads, Needs, ProjectionFlow
-from patchkit_kernels.lora.low_rank import drop
+from patchkit_kernels.lora.low_rank import drop, dropped_d_lora_a, one_d_lora_b
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection, present
 from patchkit_kernels.lora.wide_sums import WideSum, wide_column_sum, wide_product
 
@@ -68,10 +69,12 @@ class _ProjectionSums:
             self._bias.add(wide_column_sum(flow.output))
         # From the last adapter to the first.
         for one, sums in zip(flow.adapters, reversed(self._adapters), strict=True):
-            read = _input_of(one, x, precision) if one.needs.lora_a or flow.needs.weight else None
-            sums.add(one, read, precision)
-            if flow.needs.weight and one.term.dropped_product is not None:
-                self._weight.add(wide_product(one.term.dropped_product.to(precision.lora).t(), present(read)))
+            of_weight = flow.needs.weight and one.term.dropped_product is not None
+            in_pieces = not of_weight and x is not None and bf16x3(x, precision)
+            read = _input_of(one, x, precision) if not in_pieces and (one.needs.lora_a or of_weight) else None
+            sums.add(one, x if in_pieces else read, precision)
+            if of_weight:
+                self._weight.add(wide_product(present(one.term.dropped_product).to(precision.lora).t(), present(read)))
 
     def result(self) -> Grads | None:
         if self._needs is None:
@@ -90,11 +93,15 @@ class _AdapterSums:
         self._lora_a, self._lora_b, self._bias, self._factor = WideSum(), WideSum(), WideSum(), WideSum()
 
     def add(self, flow: AdapterFlow, read: Tensor | None, precision: Precision) -> None:
-        """Add one tile, of which this adapter read d(x)."""
+        """Add one tile, of which this adapter read d(x); x itself in its place for a product in pieces."""
         adapter, needs, kept, term, reduced = flow
-        if needs.lora_a:
+        if needs.lora_a and present(read).dtype == present(reduced).dtype:
             self._lora_a.add(wide_product(present(reduced).t(), present(read)))
-        if needs.lora_b:
+        elif needs.lora_a:
+            self._lora_a.add(dropped_d_lora_a(present(reduced), present(read), kept.mask, adapter))
+        if needs.lora_b and bf16x3(term.low_rank, precision):
+            self._lora_b.add(one_d_lora_b(term.low_rank, present(kept.reduced), adapter, precision))
+        elif needs.lora_b:
             product = wide_product(term.low_rank.to(precision.lora).t(), present(kept.reduced))
             self._lora_b.add(product.mul_(adapter.scaling))
         if needs.bias:

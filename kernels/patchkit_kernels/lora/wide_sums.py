@@ -7,6 +7,9 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import present
 
+HAS_WIDE_OUTPUT = torch.version.hip is None
+"""Whether ``torch.mm`` of half precision can give float32 on CUDA devices, as torch 2.8 and later can on NVIDIA's."""
+
 
 class WideSum:
     """A sum of tensors in a dtype that is wide enough; nothing until the first is added."""
@@ -28,7 +31,7 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` in float32 at least: parts in half precision would each be rounded."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
-    if left.is_cuda and torch.version.hip is None:  # the product is summed in float32 anyway, and is not rounded then
+    if left.is_cuda and HAS_WIDE_OUTPUT:  # the product is summed in float32 anyway, and is not rounded then
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
