@@ -88,7 +88,7 @@ def matrix(
         with progress_of("fetching releases") as fetched:
             missing = [version for version in table.releases if version not in have]
             others = resolve(missing, wheels=wheels, progress=fetched, require_hashes=require_hashes)
-        write_whole(html, to_html(table, [*releases, *others], rows, briefs))
+        write_whole(html, to_html(table, [*releases, *others], rows, briefs, shown))
     known.save(place)
     if layers.entries:
         layers.save(layers_place)

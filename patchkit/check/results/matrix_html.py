@@ -11,8 +11,11 @@ from typing import Any
 from patchkit.arch.spec import BLOCK_PARTS
 from patchkit.check.results.matrix import MEANINGS, SYMBOLS, Cell, Matrix
 from patchkit.check.results.models import MODEL_MEANINGS, Models
+from patchkit.check.results.peft_matrix import PeftMatrix
+from patchkit.check.results.peft_page import peft_data
 from patchkit.check.static.changes import rewritten_method
 from patchkit.check.static.models import ModelInBrief
+from patchkit.check.static.peft_layers import ReaderRecords
 from patchkit.check.static.records import Record
 from patchkit.escaping import json_in_html
 from patchkit.trust.ledger import Key
@@ -28,6 +31,7 @@ def to_html(
     releases: Sequence[Release],
     models: Models | None = None,
     briefs: Mapping[str, Sequence[ModelInBrief]] | None = None,
+    peft: PeftMatrix | None = None,
 ) -> str:
     """The page.
 
@@ -36,6 +40,7 @@ def to_html(
         releases: of which the sources are read; each source is in the page once, however many releases have it.
         models: what is known of every other model.
         briefs: their classes by release, for the details of a cell; those of releases that were read now.
+        peft: what is known of PEFT's layers.
 
     Raises:
         ReleaseError: a release cannot be read.
@@ -55,6 +60,7 @@ def to_html(
         "sources": sources,
         "legend": [[verdict, *SYMBOLS[verdict], MEANINGS[verdict]] for verdict in SYMBOLS],
         "models": _models(models or Models(), briefs or {}),
+        "peft": peft_data(peft or PeftMatrix(ReaderRecords(), {})),
         "dates": sorted({record.date for record in matrix.records.entries}),
     }
     return _TEMPLATE.read_text("utf-8").replace(_DATA, json_in_html(data))

@@ -111,13 +111,13 @@ def _changed(records: ReaderRecords, before: str | None, release: str) -> str:
     found: dict[str, list[str]] = {}
     for reader in READERS:
         old, new = records.of(before, reader), records.of(release, reader)
-        if (names := _names(old, new)) and names not in found.values():
+        if (names := changed_names(old, new)) and names not in found.values():
             found[reader] = names
     said = [f"{markdown(reader)}: {', '.join(map(markdown, names))}" for reader, names in found.items()]
     return "; ".join(said) or "nothing"
 
 
-def _names(old: ReaderRecord | None, new: ReaderRecord | None) -> list[str]:
+def changed_names(old: ReaderRecord | None, new: ReaderRecord | None) -> list[str]:
     """The functions that two releases have otherwise."""
     before, now = (dict(one.sources) if one else {} for one in (old, new))
     return [name for name in {**before, **now} if before.get(name) != now.get(name)]
