@@ -18,7 +18,7 @@ WORKFLOWS = {file.name: yaml.safe_load(file.read_text()) for file in FILES}
 JOBS = {(name, job): body for name, workflow in WORKFLOWS.items() for job, body in workflow["jobs"].items()}
 STEPS = [(*place, step) for place, job in JOBS.items() for step in job["steps"]]
 
-RUNS_RELEASES = {("watch.yml", "check")}
+RUNS_RELEASES = {("watch.yml", "check"), ("watch.yml", "peft")}
 WRITES = {("watch.yml", "propose")}
 PUBLISHES = ("release.yml", "publish")
 

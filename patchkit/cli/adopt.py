@@ -28,6 +28,7 @@ def adopt(
 
     from patchkit.cache.storage import write_whole
     from patchkit.check.results.matrix import make_matrix, to_markdown
+    from patchkit.check.results.models import Models
     from patchkit.check.results.peft_matrix import peft_matrix_of
     from patchkit.check.results.proposal import read_proposal
     from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS
@@ -43,7 +44,8 @@ def adopt(
     add_proofs(SHIPPED_LEDGER, found.proofs)
     records.save(SHIPPED_RECORDS)
     layers = peft_matrix_of(SHIPPED_RECORDS.with_name(SHIPPED_PEFT_RECORDS.name))
-    write_whole(output, to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)), peft=layers))
+    models = Models.load(output.with_name("compat_models.jsonl"))
+    write_whole(output, to_markdown(make_matrix(records, read_proofs(SHIPPED_LEDGER)), models, layers))
     if body:
         said = fenced(visible(found.log)[-20_000:])
         write_whole(body, f"{len(found.proofs)} new proofs. The end of what the run printed:\n\n{said}")
