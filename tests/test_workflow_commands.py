@@ -38,7 +38,7 @@ CALLS = list(calls())
 
 def test_there_are_calls_of_every_kind():
     assert {name for _, name, _ in CALLS} >= {"make", "patchkit", "python"}
-    assert {"ci.yml", "release.yml", "watch.yml", "weekly.yml"} == {file for file, _, _ in CALLS}
+    assert {"ci.yml", "nightly.yml", "release.yml", "watch.yml", "weekly.yml"} == {file for file, _, _ in CALLS}
 
 
 def _patchkit(words: list[str]) -> None:

@@ -24,7 +24,7 @@ PUBLISHES = ("release.yml", "publish")
 
 
 def test_there_are_workflows() -> None:
-    assert set(WORKFLOWS) == {"ci.yml", "dependencies.yml", "release.yml", "watch.yml", "weekly.yml"}
+    assert set(WORKFLOWS) == {"ci.yml", "dependencies.yml", "nightly.yml", "release.yml", "watch.yml", "weekly.yml"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

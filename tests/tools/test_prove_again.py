@@ -24,9 +24,9 @@ def test_every_line_belongs_to_a_release():
     assert sum(len(of_release(release)) for release in prove_again.releases()) == len(LINES) > 50
 
 
-def test_the_weekly_job_has_every_release():
-    weekly = yaml.safe_load((Path(__file__).parents[2] / ".github/workflows/weekly.yml").read_text())
-    assert sorted(weekly["jobs"]["ledger"]["strategy"]["matrix"]["release"]) == prove_again.releases()
+def test_the_nightly_job_has_every_release():
+    nightly = yaml.safe_load((Path(__file__).parents[2] / ".github/workflows/nightly.yml").read_text())
+    assert sorted(nightly["jobs"]["ledger"]["strategy"]["matrix"]["release"]) == prove_again.releases()
 
 
 @pytest.mark.parametrize("left_out", [0, 1, 2])
