@@ -58,7 +58,7 @@ def new_arch(
         console.print(f"  {folder / path}")
     console.print("next:")
     console.print(f"  cd {folder}")
-    console.print("  pip install -e .")
+    console.print('  pip install -e ".[test]"', markup=False)
     if to_fill_in(source):
         console.print(f"  fill in the sizes and the inputs in src/{names.package}/{TINY}.py")
     console.print(f"  patchkit check --arch {names.architecture}")

@@ -152,6 +152,9 @@ description = "The architecture {names.architecture} for patchkit."
 requires-python = ">=3.10"
 dependencies = [{needs}]
 
+[project.optional-dependencies]
+test = ["pytest"]
+
 [project.entry-points."patchkit.architectures"]
 {names.architecture} = "{names.package}.patchkit_architecture:{names.architecture.upper()}"
 
@@ -199,7 +202,7 @@ The architecture `{names.architecture}` for patchkit, described from the source 
 `src/{names.package}/patchkit_architecture.py` is all of it.
 
 ```
-pip install -e .
+pip install -e ".[test]"
 patchkit diff --arch {names.architecture}     # what is rewritten
 patchkit check --arch {names.architecture}    # whether the numbers are equal
 python -m pytest tests

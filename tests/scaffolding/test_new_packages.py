@@ -149,7 +149,7 @@ def test_what_is_printed_is_what_to_do(new_arch, out):
         "mlp by gated-mlp",
         "written:",
         "next:",
-        "pip install -e .",
+        'pip install -e ".[test]"',
         "patchkit check --arch phi3",
     ):
         assert line in said
