@@ -40,6 +40,8 @@ def estimate(
     the model has it. So the counts are those of a real step at exactly this many tokens, up to what is assumed
     (``print(estimate)`` says it).
 
+    Also takes the options of :func:`patchkit.apply`, for the patched ways. Unless ``loss`` is given, both are shown.
+
     Args:
         model: a causal language model with LoRA adapters, on any device; on ``meta`` it needs no memory at all. It is
             left as it is, and may be patched.
@@ -48,7 +50,6 @@ def estimate(
         optimizer: ``"adamw"``, ``"adamw_8bit"``, ``"adafactor"``, ``"momentum"`` or ``"sgd"``; its states are part of
             ``peak``.
         card: the memory of a device, such as ``"80GiB"``: also find the longest context that fits, for each way.
-        **options: those of :func:`patchkit.apply`, for the patched ways. Unless ``loss`` is given, both are shown.
 
     Returns:
         The plain model, the patched one and the patched one with ``loss=True``, each without and with gradient
