@@ -82,10 +82,37 @@ def test_a_model_that_differs_from_itself_decides_nothing(again, outcome, judge)
 
 @pytest.mark.parametrize(("found", "outcome"), [(1e-6, "equal"), (1.99e-6, "equal"), (2.01e-6, "different")])
 def test_in_float32_the_error_is_not_much_larger_than_upstreams(found, outcome, judge):
-    verdict, *_ = judge(of(), of(1e-12), expected=of(1e-6), found=of(found))
+    others = [of(0.9e-6)] * arbiter._ROUNDINGS
+    verdict, asked, *_ = judge(of(), of(1e-12), *others, expected=of(1e-6), found=of(found))
     assert verdict.outcome == outcome
     assert verdict.why == ("in float32 its error is 2e-06, upstream's 1e-06" if outcome == "different" else "")
     assert verdict.error == pytest.approx(1e-12, rel=0.06)
+    assert len(asked) == 2 + (len(others) if outcome == "different" else 0)
+
+
+@pytest.mark.parametrize(("largest", "outcome"), [(2.49e-6, "different"), (2.51e-6, "equal")])
+def test_upstreams_error_is_the_largest_of_several_roundings(largest, outcome, judge):
+    """The first that is large enough ends it. Each is of the float32 model, with other parameters, on its inputs."""
+    others = [of(0.1e-6), of(largest), *[of(0.1e-6)] * (arbiter._ROUNDINGS - 2)]
+    verdict, asked, _, reference = judge(of(), of(), *others, expected=of(1e-6), found=of(5e-6))
+    assert verdict.outcome == outcome
+    assert verdict.why == ("in float32 its error is 5e-06, upstream's 2.5e-06" if outcome == "different" else "")
+    again = asked[2:]
+    assert len(again) == (2 if outcome == "equal" else arbiter._ROUNDINGS)
+    assert all(inputs["x"].dtype == torch.float32 for _, inputs in again)
+    assert all(one.weight.dtype == torch.float32 and not torch.equal(one.weight, reference.weight) for one, _ in again)
+    assert not torch.equal(again[0][0].weight, again[1][0].weight)
+
+
+def test_rounded_otherwise_is_the_next_number_or_the_same():
+    model = nn.Sequential(nn.Linear(40, 40), nn.Embedding(3, 2))
+    model.register_parameter("ids", nn.Parameter(torch.arange(3), requires_grad=False))
+    other = arbiter._rounded_otherwise(model, 3)
+    weight, found = model[0].weight, other[0].weight
+    above = torch.nextafter(weight, torch.full_like(weight, float("inf")))
+    assert ((found == weight) | (found == above)).all()
+    assert 0.4 < (found == above).float().mean() < 0.6
+    assert torch.equal(other.ids, model.ids)
 
 
 def test_upstream_that_fails_in_float64_decides_nothing(judge):

@@ -90,7 +90,7 @@ def test_a_line_says_each_field_and_is_read() -> None:
 
 WRONG: dict[str, dict[str, Any]] = {
     "a verdict that there is not": {"parts": {"mlp": {"verdict": "fine", "rules": [], "reasons": []}}},
-    "a part that there is not": {"parts": {"norm": {"verdict": "rewritten", "rules": [], "reasons": []}}},
+    "a part that there is not": {"parts": {"gate": {"verdict": "rewritten", "rules": [], "reasons": []}}},
     "no verdict": {"parts": {"mlp": {"rules": [], "reasons": []}}},
     "no rules": {"parts": {"mlp": {"verdict": "rewritten", "reasons": []}}},
     "rules as a number": {"parts": {"mlp": {"verdict": "rewritten", "rules": 1, "reasons": []}}},
