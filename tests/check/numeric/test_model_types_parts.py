@@ -53,7 +53,7 @@ def built(monkeypatch):
 
         monkeypatch.setattr(adapting, "adapted", adapted)
         if compared is not None:
-            monkeypatch.setattr(model_types, "_compared", lambda reference, inputs, expected: dict(compared))
+            monkeypatch.setattr(model_types, "_compared", lambda reference, inputs, expected, options: dict(compared))
         return examine("acme", "causal")
 
     return build
@@ -123,13 +123,13 @@ def compared(monkeypatch):
             patchkit.testing, "compare_runs", lambda one, other: result if (one, other) == (expected, found) else None
         )
 
-        def arbitrate(model, inputs, one, other):
-            assert (model, one, other) == (reference, expected, found)
+        def arbitrate(model, inputs, one, other, options):
+            assert (model, one, other, options) == (reference, expected, found, {"memory": "tiled"})
             return verdict
 
         monkeypatch.setattr(arbiter, "arbitrate", arbitrate)
-        told = model_types._compared(reference, {"x": 1}, expected)
-        assert [options for _, options in asked] == [{"trust": "always"}]
+        told = model_types._compared(reference, {"x": 1}, expected, {"memory": "tiled"})
+        assert [options for _, options in asked] == [{"trust": "always", "memory": "tiled"}]
         assert asked[0][0] is not reference
         return told
 
