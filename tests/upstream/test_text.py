@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 import warnings
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +20,16 @@ BROKEN = {
 }
 
 
+@pytest.fixture
+def usual_depth() -> Iterator[None]:
+    """Python's own limit of recursion: packages that compile raise it for the whole process."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("usual_depth")
 @pytest.mark.parametrize("source", BROKEN, ids=range(len(BROKEN)))
 @pytest.mark.parametrize("parse", [parsed, parsed_alone])
 def test_what_does_not_parse_says_where_if_anybody_knows(parse, source: str) -> None:
