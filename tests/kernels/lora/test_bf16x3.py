@@ -7,6 +7,8 @@ and added up in float32, as a GPU's are.
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -103,23 +105,25 @@ def drawn(sizes, extras, seed, *, base_grad=False):
     return x, [make(*size, RANK, **options, seed=3 * seed + i) for i, size in enumerate(sizes)]
 
 
-def results_of(function, x, projections):
+def results_of(function, x, projections, *, backward=nullcontext):
+    """Outputs and gradients; these are made inside of a context."""
     outputs = function(x, projections)
     cotangents = [
         torch.randn(y.shape, generator=torch.Generator().manual_seed(i)).to(BF16).to(y.dtype)
         for i, y in enumerate(outputs)
     ]
-    return [*outputs, *torch.autograd.grad(outputs, [x, *tensors(projections)], cotangents)]
+    with backward():
+        return [*outputs, *torch.autograd.grad(outputs, [x, *tensors(projections)], cotangents)]
 
 
-def errors_of(block, extras, *, draws=8, base_grad=False, **options):
+def errors_of(block, extras, *, draws=8, base_grad=False, backward=nullcontext, **options):
     """The errors of ours beside those of PEFT's formula, over some draws."""
     errors, (sizes, ours, upstream) = RoundingErrors(), BLOCKS[block]
     for seed in seeds(draws):
         x, projections = drawn(sizes, extras, seed, base_grad=base_grad)
         exact, x64 = [precise(one) for one in projections], x.detach().double().requires_grad_()
         truth, theirs = (results_of(seeded(upstream), given, made) for given, made in ((x64, exact), (x, projections)))
-        found = results_of(seeded(lambda x, p: ours(x, p, **options)), x, projections)
+        found = results_of(seeded(lambda x, p: ours(x, p, **options)), x, projections, backward=backward)
         assert [t.dtype for t in found] == [t.dtype for t in theirs]
         results = [Result(*one) for one in zip(truth, theirs, found, strict=True)]
         for index, result in enumerate(results):
@@ -133,6 +137,17 @@ def errors_of(block, extras, *, draws=8, base_grad=False, **options):
 def test_no_worse_than_upstream(block, adapters, emulated, pieces):
     """The outputs and every gradient, at most 1.1 times PEFT's error, by ``patchkit.testing.rounding``."""
     assert not errors_of(block, ADAPTERS[adapters]).failures(totals=[TOTAL])
+    assert pieces
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("adapters", ["lora", "dropout", "all", "two, one dropped"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_forward_and_backward_may_be_of_two_arithmetics(block, adapters, first, pieces):
+    """A small x and large outputs: each half chooses by its own size, and reads what the other has kept."""
+    with choosing(emulated=first):
+        found = errors_of(block, ADAPTERS[adapters], backward=partial(choosing, emulated=not first))
+    assert not found.failures(totals=[TOTAL])
     assert pieces
 
 
