@@ -16,6 +16,7 @@ import patchkit
 from patchkit.binding.norms import norm_class
 from patchkit.errors import NotPatchedError, PatchkitWarning
 from patchkit.planning.survey import survey
+from patchkit.runtime import norm as runtime_norm
 from patchkit.testing import add_lora, tiny_model
 from tests.upstream.norm_texts import ByMethods, Deciding, Usual
 
@@ -122,6 +123,38 @@ def test_under_autocast(name):
         found.append((out.detach(), x.grad, norm.weight.grad))
     assert is_remade(out)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("inside", ["forward", "backward", "neither"])
+def test_backward_computes_under_the_autocast_of_forward(inside, monkeypatch):
+    """On some devices autocast chooses the dtype of a power or a root."""
+    states, computed = [], runtime_norm._computed
+
+    def watched(*arguments):
+        states.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return computed(*arguments)
+
+    monkeypatch.setattr(runtime_norm, "_computed", watched)
+    _, norm = pair("llama.LlamaRMSNorm", torch.float32)
+    x = given(torch.float16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=inside == "forward"):
+        out = norm(x)
+    with torch.autocast("cpu", torch.float16, enabled=inside == "backward"):
+        out.sum().backward()
+    first, again = states
+    assert first == again
+    assert first[0] == (inside == "forward")
+
+
+def test_what_stands_in_for_a_norm_goes_at_once():
+    _, norm = pair("ByMethods")
+    gc.collect()
+    gc.disable()
+    try:
+        norm(given()).sum().backward()
+        assert not [one for one in gc.get_objects() if type(one) is runtime_norm._StandIn]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

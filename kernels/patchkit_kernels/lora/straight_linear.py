@@ -21,7 +21,7 @@ from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
 from patchkit_kernels.lora.straight import Trained
 from patchkit_kernels.lora.straight_arithmetic import factor_gradients, input_gradient, project
-from patchkit_kernels.lora.straight_saving import call_of, factor_grads, projections_of, restored, to_keep
+from patchkit_kernels.lora.straight_saving import call_of, factor_grads, projections_of, restored, to_keep, with_casts
 
 
 class TrainedProjections(torch.autograd.Function):
@@ -31,6 +31,8 @@ class TrainedProjections(torch.autograd.Function):
     def forward(ctx: Any, call: tuple[Trained, Precision], x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """Each ``[..., out_i]``; keeps x, and t of each. ``factors`` are every A, and then every B."""
         given, precision = ctx.call = call
+        if ctx.needs_input_grad[1]:
+            given = with_casts(given, precision, x)
         flat, ts, masks = bare(project, x, given, precision) if given.dense else project(x, given, precision)
         ctx.save_for_backward(x, *to_keep(given, ts, masks, x_needed=ctx.needs_input_grad[1]))
         ctx.set_materialize_grads(False)

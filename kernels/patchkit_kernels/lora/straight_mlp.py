@@ -29,6 +29,7 @@ from patchkit_kernels.lora.straight_saving import (
     projections_of,
     restored,
     to_keep,
+    with_casts,
 )
 from patchkit_kernels.ops.activations import Activation
 
@@ -62,10 +63,15 @@ class TrainedMLP(torch.autograd.Function):
 
         ``factors`` are every A of the projections of x, every B of them, and A and B of down.
         """
-        into, down, _, _, _, remade = parts
+        into, down, _, _, precision, remade = ctx.parts = parts
+        ctx.autocast = autocast_of(x, into.weights) if remade else None
+        if not remade:  # else less is to be kept than usual
+            if ctx.needs_input_grad[1]:
+                into = with_casts(into, precision, x)
+            down = with_casts(down, precision, x)
+            parts = tuple.__new__(TrainedParts, (into, down, *parts[2:]))
         dense = into.dense and down.dense
         projected, made, made_down, y = (bare if dense else at_once)(_computed, x, parts)
-        ctx.parts, ctx.autocast = parts, autocast_of(x, into.weights) if remade else None
         kept = to_keep(into, *made, x_needed=remade or ctx.needs_input_grad[1])
         between = into.biases if remade else projected
         ctx.save_for_backward(x, *between, *to_keep(down, *made_down, x_needed=True), *kept)

@@ -191,12 +191,13 @@ def test_rounding_is_upstreams(base, lora, extras):
     assert sum(ours) <= 1.1 * sum(theirs), (ours, theirs)
 
 
-def test_half_precision_keeps_what_the_scale_of_the_loss_saves():
+@pytest.mark.parametrize("twice", [True, False])
+def test_half_precision_keeps_what_the_scale_of_the_loss_saves(twice):
     """Gradients of 1e-8 are nothing in float16; those of a loss that is scaled by 2**16 are numbers."""
     projection, x, target = drawn(torch.float16)
     leaves = [x, *tensors([projection])]
     precision = Precision(*[torch.float16] * 4)
-    fused = lora_cross_entropy(x, target, projection, precision, divisor=2.0**22) * 2.0**20
+    fused = lora_cross_entropy(x, target, projection, precision, divisor=2.0**22, twice=twice) * 2.0**20
     expected = ordinary(x, target, projection, Form(), 2.0**22) * 2.0**20
     for ours, theirs in zip(torch.autograd.grad(fused, leaves), torch.autograd.grad(expected, leaves), strict=True):
         assert ours.any()
