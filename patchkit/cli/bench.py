@@ -50,7 +50,7 @@ def bench(
         bool, typer.Option("--families", help="Also one model of each family of transformers (minutes).")
     ] = False,
     host: Annotated[
-        bool, typer.Option("--host", help="Only the host's time for each block of a layer, on tiny tensors.")
+        bool, typer.Option("--host", help="Only the host's time: each block of a layer on tiny tensors, and steps.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
@@ -194,23 +194,28 @@ def _shown(items: Sequence[_Item], text: str) -> Iterator[_Item]:
 
 
 def _host(steps: int, json_file: Path | None) -> None:
-    """The table of :mod:`patchkit.cli.host_table`, on one thread: nothing in it is large enough for more."""
+    """The tables of :mod:`patchkit.cli.host_table`, on one thread: nothing in them is large enough for more."""
     import torch
 
-    from patchkit.cli.host_table import print_host_times
+    from patchkit.cli.host_table import print_host_times, print_step_times
     from patchkit.testing.block_costs import BLOCK_PARTS, BLOCK_PRECISIONS, host_times
+    from patchkit.testing.step_times import SIZES, step_times
 
     torch.set_num_threads(1)
-    total = 2 * len(BLOCK_PARTS) * len(BLOCK_PRECISIONS)
-    found = []
+    rows = 2 * len(BLOCK_PRECISIONS)
+    found, whole = [], []
     with progress_of("timing") as advance:
         for done, one in enumerate(host_times(steps)):
-            advance(done, total, f"timing {one.part}, {one.precision}")
+            advance(done, rows * (len(BLOCK_PARTS) + len(SIZES)), f"timing {one.part}, {one.precision}")
             found.append(one)
+        for done, step in enumerate(step_times(steps), start=rows * len(BLOCK_PARTS)):
+            advance(done, rows * (len(BLOCK_PARTS) + len(SIZES)), f"timing steps, {step.hidden} wide, {step.precision}")
+            whole.append(step)
     print_host_times(found)
+    print_step_times(whole)
     if json_file:
-        times = [one._asdict() for one in found]
-        json_file.write_text(json.dumps({"settings": _settings("cpu", "see each"), "host": times}, indent=1) + "\n")
+        times = {"host": [one._asdict() for one in found], "steps": [step._asdict() for step in whole]}
+        json_file.write_text(json.dumps({"settings": _settings("cpu", "see each"), **times}, indent=1) + "\n")
 
 
 def _compared(name: str, **settings: Any) -> Iterator[Comparison]:

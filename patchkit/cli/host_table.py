@@ -1,4 +1,4 @@
-"""The table of ``patchkit bench --host``: microseconds of the host for each block of a layer."""
+"""The tables of ``patchkit bench --host``: microseconds of the host for each block of a layer, and for whole steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from patchkit.cli.console import output_console
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from patchkit.testing.block_costs import HostTime
+    from patchkit.testing.step_times import StepTime
 
 LAYER = ("qkv", "o", "mlp")
 """The blocks that make a layer of most models."""
@@ -31,9 +34,34 @@ def print_host_times(found: Iterable[HostTime]) -> None:
     for (precision, dropout), parts in rows.items():
         layer = (sum(parts[part][0] for part in LAYER), sum(parts[part][1] for part in LAYER))
         table.add_row(precision, f"{dropout:g}", *[_cell(*parts[part]) for part in BLOCK_PARTS], _cell(*layer))
+    _print(table)
+
+
+def print_step_times(found: Iterable[StepTime]) -> None:
+    """A row for each precision, with and without dropout, and a column for each size of model and batch."""
+    from rich.table import Table
+
+    from patchkit.testing.step_times import LAYERS, SIZES
+
+    title = f"ms of a training step of {LAYERS} layers, plain PEFT → patched (ratio ± half its quartiles' distance)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("precision")
+    for heading in ("dropout", *[f"{hidden} wide, {tokens} tokens" for hidden, tokens in SIZES]):
+        table.add_column(heading, justify="right")
+    rows: defaultdict[tuple[str, float], dict[tuple[int, int], str]] = defaultdict(dict)
+    for one in found:
+        ratio = f"({one.patched / one.plain:.2f} ± {one.spread:.2f})"
+        cell = f"{one.plain / 1000:.1f} → {one.patched / 1000:.1f} {ratio}"
+        rows[one.precision, one.dropout][one.hidden, one.tokens] = cell
+    for (precision, dropout), cells in rows.items():
+        table.add_row(precision, f"{dropout:g}", *[cells.get(size, "") for size in SIZES])
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = output_console()
     if not console.is_terminal:
-        console.width = 150  # a file has no width of its own
+        console.width = 160  # a file has no width of its own
     console.print(table)
 
 

@@ -12,7 +12,7 @@ from patchkit.arch import registry
 from patchkit.arch.spec import Architecture, GatedMLP
 from patchkit.cli import check
 from patchkit.cli.main import app
-from patchkit.testing import block_costs, comparison
+from patchkit.testing import block_costs, comparison, step_times
 
 pytest_plugins = ["example_plugin"]
 
@@ -79,6 +79,8 @@ def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):
     """Of blocks that are patched: the same numbers as PEFT's, from fewer bytes kept."""
     kept = {name: block_costs.BLOCK_PRECISIONS[name] for name in ("float32", "the same under autocast")}
     monkeypatch.setattr(block_costs, "BLOCK_PRECISIONS", kept)
+    monkeypatch.setattr(step_times, "BLOCK_PRECISIONS", kept)
+    monkeypatch.setattr(step_times, "SIZES", ((64, 4),))
     path = tmp_path / "host.json"
     result = CliRunner().invoke(app, ["bench", "--host", "--steps", "2", "--json", str(path)])
     assert result.exit_code == 0, result.output
@@ -89,3 +91,7 @@ def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):
     assert all(one.plain > 0 and one.patched > 0 for one in found)
     assert all(f"{name} " in result.stdout for name in kept)
     assert "layer" in result.stdout
+    steps = [step_times.StepTime(**one) for one in json.loads(path.read_text())["steps"]]
+    assert [one[:4] for one in steps] == [(64, 4, name, dropout) for name in kept for dropout in (0.0, 0.1)]
+    assert all(one.plain > 0 and one.patched > 0 for one in steps)
+    assert "64 wide, 4 tokens" in result.stdout

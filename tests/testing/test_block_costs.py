@@ -8,6 +8,7 @@ import torch
 from patchkit.testing import fused_calls, relative_error
 from patchkit.testing.block_costs import BLOCK_PARTS, BLOCK_PRECISIONS, RANK, TOKENS, block_pair
 from patchkit_kernels.lora import straight_saving
+from patchkit_kernels.ops import dropout_once
 
 
 @pytest.mark.parametrize("part", BLOCK_PARTS)
@@ -39,10 +40,13 @@ OPS = {
 """The greatest part of PEFT's operations that a layer's blocks may take, without dropout and with it."""
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", OPS)
-def test_costs_of_a_layer(precision, dropout):
+def test_costs_of_a_layer(precision, dropout, packed, monkeypatch):
     """Operations as said above, the FLOPs that the mathematics needs, and nothing kept but what is read."""
+    if packed:
+        monkeypatch.setattr(dropout_once, "UNPACKED", 0)
     dtypes = BLOCK_PRECISIONS[precision]
     inner, lora = dtypes.autocast or dtypes.base, dtypes.autocast or dtypes.lora
     ops = [0, 0]
@@ -53,8 +57,10 @@ def test_costs_of_a_layer(precision, dropout):
         read = TOKENS * (inputs * dtypes.base.itemsize + projected * inner.itemsize + count * RANK * lora.itemsize)
         if inner.itemsize < dtypes.base.itemsize:  # a copy of every W, where the rows are few
             read += inner.itemsize * 64 * (3 * 112 if part == "mlp" else 64 + (count - 1) * 32)
-        bits = TOKENS * (inputs * count + (112 - 64) * (part == "mlp")) // 8 if dropout else 0
-        assert patched.bytes_kept == read + bits <= plain.bytes_kept
+        dropped = TOKENS * (inputs * count + (112 - 64) * (part == "mlp")) if dropout else 0
+        # In bits; of inputs as small as these, what they were multiplied with.
+        masks = dropped // 8 if packed else dropped * dtypes.lora.itemsize
+        assert patched.bytes_kept == read + masks <= plain.bytes_kept
     assert ops[1] <= OPS[precision][bool(dropout)] * ops[0]
 
 

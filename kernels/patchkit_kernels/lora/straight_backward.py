@@ -163,13 +163,13 @@ def _dropped_again(
     together: Tensor | None,
     precision: Precision,
 ) -> Iterator[Tensor]:
-    """What each adapter has read, ``[tokens, in]``; written over the factors, which nobody reads again."""
+    """What each adapter has read, ``[tokens, in]``; written over the factors that were made of bits for this."""
     x, lora = cast_one(flat, precision.drawn), precision.lora
     if together is None:
         for mask, p, factors in zip(masks, dropouts, dropped, strict=True):
             yield cast_one(drop_again(x, mask, p, factors), lora)
         return
-    whole = cast_one(together.mul_(x), lora)
+    whole = cast_one(together * x if together is masks[0] else together.mul_(x), lora)
     yield from (whole,) if whole.dim() == 2 else whole.unbind()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Grads, Kept, Needs
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 from patchkit_kernels.lora.straight import Trained, cast_one
+from patchkit_kernels.ops.dropout import pack_mask
 from patchkit_kernels.ops.registration import dispatch_modes
 
 FEW_ROWS = 1024
@@ -84,7 +85,9 @@ def _with_stored(kept: Sequence[Tensor | None], weights: Sequence[Any]) -> list[
 
 
 def apart(masks: Sequence[Tensor], count: int) -> Sequence[Tensor]:
-    """The mask of each adapter, also if they are one after the other in one tensor."""
+    """The packed mask of each adapter, also if they are one after the other in one tensor, or are kept unpacked."""
+    if masks and masks[0].is_floating_point():
+        return [pack_mask(factors != 0) for factors in masks[0].view(count, *masks[0].shape[-2:])]
     return masks if len(masks) in (0, count) else masks[0].chunk(count)
 
 

@@ -23,6 +23,13 @@ PRECISIONS = {
 PROBABILITIES = {"one": (0.4, 0.4, 0.4), "several": (0.4, 0.3, 0.4)}
 
 
+@pytest.fixture(params=[True, False], ids=["packed", "unpacked"], autouse=True)
+def packed(request, monkeypatch):
+    """Whether masks are kept in bits, as those of larger inputs are."""
+    monkeypatch.setattr(dropout_once, "UNPACKED", 0 if request.param else 2**13)
+    return request.param
+
+
 class Nothing(TorchDispatchMode):
     """Sees the operations and changes none."""
 
@@ -91,15 +98,25 @@ def test_the_same_in_any_way(part, precision, probabilities, x_grad, way, monkey
     assert torch.equal(torch.rand(2), after)
 
 
-def test_one_tensor_is_kept_for_the_masks_of_one_input():
+def test_one_tensor_is_kept_for_the_masks_of_one_input(packed):
     def kept(probabilities):
         found = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
             Case("qkv", probabilities=probabilities).outputs()
-        return [t.numel() for t in found if t.dtype == torch.uint8]
+        return [t.numel() for t in found if t.dtype == torch.uint8 or (t.dim() == 3 and len(t) == 3)]
 
-    assert kept("one") == [3 * 6]
+    assert kept("one") == ([3 * 6] if packed else [3 * 6 * 8])
     assert kept("several") == [6, 6, 6]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", ["qkv", "mlp"])
+def test_backward_twice(part, precision):
+    """What is kept is not written over."""
+    case = Case(part, precision)
+    outputs = case.outputs()
+    first = case.grads(outputs, retain_graph=True)
+    assert all(torch.equal(*pair) for pair in zip(first, case.grads(outputs), strict=True))
 
 
 @pytest.mark.parametrize("part", ["qkv", "mlp"])
@@ -128,13 +145,13 @@ def test_where_the_general_backward_takes_over(part, monkeypatch):
     assert_close(found, asked())
 
 
-READS = {"Tensor.dim", "Tensor.is_contiguous", "Tensor.numel"}
-CALLS = {"qkv": (25, 35), "mlp": (33, 43)}
+READS = {"Tensor.dim", "Tensor.is_contiguous", "Tensor.is_floating_point", "Tensor.numel"}
+CALLS = {("qkv", True): (25, 35), ("mlp", True): (33, 43), ("qkv", False): (22, 32), ("mlp", False): (27, 36)}
 
 
 @pytest.mark.parametrize("in_pieces", [True, False])
-@pytest.mark.parametrize("part", CALLS)
-def test_how_much_is_asked_of_torch(part, in_pieces, monkeypatch):
+@pytest.mark.parametrize("part", ["qkv", "mlp"])
+def test_how_much_is_asked_of_torch(part, in_pieces, packed, monkeypatch):
     """In forward and in backward, but for what only reads of a tensor. Each draw of its own adds one, and a view."""
     monkeypatch.setattr(dropout_once, "draws_in_pieces", lambda dtype: in_pieces)
     case = Case(part)
@@ -147,7 +164,8 @@ def test_how_much_is_asked_of_torch(part, in_pieces, monkeypatch):
         for names in (forward, backward)
     ]
     more = 0 if in_pieces else (3 if part == "qkv" else 2)
-    assert counts == [CALLS[part][0] + more, CALLS[part][1]]
+    forward_calls, backward_calls = CALLS[part, packed]
+    assert counts == [forward_calls + more, backward_calls]
 
 
 def test_the_masks_apart():
@@ -155,3 +173,10 @@ def test_the_masks_apart():
     assert [mask.tolist() for mask in straight_saving.apart(masks, 3)] == [[0, 1], [2, 3], [4, 5]]
     assert straight_saving.apart(masks, 1) is masks
     assert straight_saving.apart((), 3) == ()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_masks_apart_of_what_was_multiplied_with(count):
+    factors = torch.tensor([[0.0, 2.0] * 4, [2.0, 0.0] * 4]).repeat(count, 1, 1)
+    for kept in (factors, *([factors[0]] if count == 1 else [])):
+        assert [mask.tolist() for mask in straight_saving.apart([kept], count)] == [[0b10101010, 0b01010101]] * count

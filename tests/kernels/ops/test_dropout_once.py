@@ -79,11 +79,13 @@ def test_applied_again(dtype, columns, p):
 ONE_AFTER_THE_OTHER = {1: [0.3], 3: [0.3, 0.3, 0.3]}
 
 
+@pytest.mark.parametrize("most", [47, 48], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("count", ONE_AFTER_THE_OTHER)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_masks_drawn_together_are_those_drawn_in_turn(dtype, count, in_pieces, monkeypatch):
+def test_masks_drawn_together_are_those_drawn_in_turn(dtype, count, in_pieces, most, monkeypatch):
     """Bit for bit, and the generator is left as it is then: whether or not a CPU draws the same in pieces."""
+    monkeypatch.setattr(dropout_once, "UNPACKED", most)
     if in_pieces and not draws_in_pieces(dtype):
         pytest.skip("this CPU draws otherwise in pieces")
     monkeypatch.setattr(dropout_once, "draws_in_pieces", lambda dtype: in_pieces)
@@ -96,9 +98,13 @@ def test_masks_drawn_together_are_those_drawn_in_turn(dtype, count, in_pieces, m
     dropped, packed = drop_together(x, probabilities)
     assert torch.equal(torch.rand(2), after)
     assert torch.equal(dropped.view(count, 2, 3, 8), torch.stack(expected))
-    assert torch.equal(packed, torch.cat(apart))
     factors = factors_together(packed, probabilities[0], count, 6, 8, dtype)
-    assert torch.equal(factors * x.view(6, 8), dropped.view(count, 6, 8))
+    if most == x.numel():
+        assert factors is packed
+        assert factors_of(packed, probabilities[0], 6, 8, dtype) is packed
+        packed = torch.cat([pack_mask(one != 0) for one in packed.view(count, 6, 8)])
+    assert torch.equal(packed, torch.cat(apart))
+    assert torch.equal(factors.view(count, 6, 8) * x.view(6, 8), dropped.view(count, 6, 8))
 
 
 def test_infinities_and_signs_are_those_of_a_product_with_the_mask():
