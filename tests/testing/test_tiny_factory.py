@@ -112,6 +112,13 @@ def test_a_part_that_no_class_takes_is_said() -> None:
         tiny_model_from("sam_mask_decoder", head="part")
 
 
+def test_tokens_stand_below_a_short_vocabulary() -> None:
+    model = tiny_model_from("llama", head="causal", vocab_size=40)
+    ids = tiny_inputs_for(model, batch=8)["input_ids"]
+    assert 30 < int(ids.max()) < 40
+    assert int(tiny_inputs_for(tiny_model_from("llama"), batch=8)["input_ids"].max()) > 80
+
+
 def test_a_model_that_no_rule_makes_small_keeps_its_own_sizes() -> None:
     """If it is no large one."""
     model = tiny_model_from("mobilenet_v1", head="vision")
@@ -249,6 +256,10 @@ class Wordless(OddModel):
         raise AssertionError(something_else)
 
 
+class Forwardless(PreTrainedModel):
+    config_class = OddConfig
+
+
 class ContraryConfig(OddConfig):
     def __init__(self, **kwargs: object) -> None:
         raise ValueError("say how long")
@@ -264,7 +275,12 @@ ERRORS = {
     "outputs that are alike": (SMALL, Constant, "its outputs are all alike"),
     "outputs that are not finite": (SMALL, NotFinite, "its outputs are not finite"),
     "no gradient": (SMALL, Detached, "does not require grad"),
-    "a forward of unknown arguments": (SMALL, Wordless, "OddConfig:\n"),
+    "a forward of unknown arguments": (
+        SMALL,
+        Wordless,
+        "usual sizes: no tokens, images, sounds or states are among the arguments of its forward: something_else",
+    ),
+    "no forward": (SMALL, Forwardless, "Forwardless has no forward: it generates, and its parts are trained"),
     "a configuration that wants arguments": (Contrary, None, "ContraryConfig cannot be made: ValueError: say how long"),
     "no configuration": (7, None, "no configuration: 7; pass a model type"),
     "no configuration class": (int, None, "no configuration: <class 'int'>"),

@@ -33,6 +33,8 @@ STATES: tuple[State, ...] = get_args(State)
 LOST = "its process "
 """How the reason begins for an outcome that says nothing of the type."""
 
+_TOO_LARGE = " is not tiny"
+
 _NO_LINEAR = "it has no linear layer that PEFT adapts"
 
 
@@ -132,6 +134,7 @@ def examine(model_type: str, head: str, options: Mapping[str, Any] = MappingProx
     from patchkit.check.numeric.adapting import adapted, has_linear_layers, linear_layers
     from patchkit.errors import NoModelError, TinyModelError
     from patchkit.testing import tiny_inputs_for, tiny_model_from
+    from patchkit.testing.tiny.hints import HINTS
 
     start = time.perf_counter()
 
@@ -148,7 +151,7 @@ def examine(model_type: str, head: str, options: Mapping[str, Any] = MappingProx
         except TinyModelError as error:
             if not has_linear_layers(model_type, head):
                 return outcome("nothing to patch", _NO_LINEAR)
-            return outcome("not built", _in_one_line(str(error).splitlines()[-1]))
+            return outcome("not built", _in_one_line(_first_reason(str(error))))
         named: dict[str, Any] = {"model_class": type(model).__name__}
         if not linear_layers(model):
             return outcome("nothing to patch", _NO_LINEAR, **named)
@@ -157,7 +160,9 @@ def examine(model_type: str, head: str, options: Mapping[str, Any] = MappingProx
         except Exception as error:  # PEFT and upstream may raise anything
             return outcome("not run", f"plain PEFT fails: {type(error).__name__}: {_in_one_line(str(error))}", **named)
         found = _compared(reference.model, inputs, reference.outcome, options)
-        reasons = [_in_one_line(reference.without), _unreached(reference.outcome), found.get("reason", "")]
+        hint = HINTS.get(model_type)
+        stood_in = hint.instead if hint is not None else ""
+        reasons = [stood_in, _in_one_line(reference.without), _unreached(reference.outcome), found.get("reason", "")]
         return outcome(**found | named | {"reason": "; ".join(filter(None, reasons))})
 
 
@@ -200,6 +205,16 @@ def _compared(reference: nn.Module, inputs: Inputs, expected: Run, options: Mapp
     if verdict.outcome == "equal":
         return told
     return told | {"state": "different" if verdict.outcome == "different" else "not run", "reason": verdict.why}
+
+
+def _first_reason(said: str) -> str:
+    """What the first attempt at a tiny model met, but for one that was only too large, if another met more.
+
+    Args:
+        said: by the error: one line of what was asked for, and then one for each attempt.
+    """
+    attempts = said.splitlines()[1:] or [said]
+    return next((line for line in attempts if not line.endswith(_TOO_LARGE)), attempts[0])
 
 
 def _unreached(outcome: Run) -> str:

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from patchkit.errors import TinyModelError
 from patchkit.testing.random_state import seeded
@@ -65,6 +66,11 @@ def tiny_model_from(
         TinyModelError: this is no configuration, or no rung leads to a model that runs; the message says why.
     """
     found = source_of(source, head)
+    if found.model_class.forward is nn.Module.forward:
+        raise TinyModelError(f"{found.model_class.__name__} has no forward: it generates, and its parts are trained")
+    hint = HINTS.get(str(getattr(found.config_class, "model_type", "")))
+    if hint is not None and hint.lacks:
+        raise TinyModelError(f"no tiny {found.model_class.__name__}: {hint.lacks}")
     climb = _Climb(found.model_class, seed)
     seen: set[str] = set()
     progress: set[str] = set()  # the changes that alone lead to another error
@@ -117,8 +123,8 @@ def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -> PreTrainedModel | None:
     """The last rung: the model as it is, if it is no large one. Those that convolve have sizes that no rule knows."""
-    start = source.config if source.config is not None else source.config_class()
     try:
+        start = _start(source)
         config = _with(as_it_is(start), overrides)
     except Exception:  # a configuration's own checks may raise anything
         return None
@@ -126,8 +132,16 @@ def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -
     return None if isinstance(model, str) else model
 
 
+def _start(source: Source) -> Any:
+    """The user's own configuration, or the defaults of its class."""
+    if source.config is not None:
+        return source.config
+    hint = HINTS.get(str(getattr(source.config_class, "model_type", "")))
+    return source.config_class(**copy.deepcopy(dict(hint.arguments)) if hint is not None else {})
+
+
 def _rungs(source: Source) -> list[_Rung]:
-    start = source.config if source.config is not None else source.config_class()
+    start = _start(source)
     names = [field.name for field in fields(Variant)]
     rungs = []
     for count in range(_MOST_CHANGES + 1):
@@ -157,6 +171,9 @@ def _with(config: Any, values: Mapping[str, Any]) -> Any:
             holder = holder[part] if isinstance(holder, dict) else getattr(holder, part)
         if isinstance(holder, dict):
             holder[name] = copy.deepcopy(value)
+        elif isinstance(value, Mapping) and "model_type" in value:
+            # Of another type; past the checks of a class that knows one type only.
+            vars(holder)[name] = CONFIG_MAPPING[value["model_type"]](**copy.deepcopy(dict(value)))
         elif isinstance(value, Mapping) and is_config(vars(holder).get(name)):
             _with(getattr(holder, name), value)
         else:

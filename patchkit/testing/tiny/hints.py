@@ -1,4 +1,4 @@
-"""What no rule finds: values for the configurations of single model types, each with its reason."""
+"""What no rule finds: values for the configurations of single model types, and inputs, each with its reason."""
 
 from __future__ import annotations
 
@@ -6,18 +6,67 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from patchkit.testing.tiny.given import NOTHING, Given
+from patchkit.testing.tiny.sizes import LARGE_IMAGE
+
 
 class Hint(NamedTuple):
-    """Values that a model type needs.
+    """Values and inputs that a model type needs.
 
     Attributes:
         reason: why no rule gives them.
         values: by the path of a field, such as ``attn_config.clip_qkv``; set after sizes are made small.
+        arguments: of the configuration's class, where it cannot be made without any.
+        inputs: of the forward of a model of this type, beside text, or in place of what text would be.
+        instead: what a part of the tiny model stands in for, as the reader of an outcome is told it.
+        lacks: why no tiny model is tried: what it would want and nothing here gives.
     """
 
     reason: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = MappingProxyType({})
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    inputs: Mapping[str, Given] = NOTHING
+    instead: str = ""
+    lacks: str = ""
 
+
+_WANTS_TIMM = "its default backbone wants timm"
+
+_RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 12, 16, 24],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}
+
+_CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
+
+_FOUR_STAGES = {"backbone_config": _RESNET | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}}
+_LAST_STAGE = {"backbone_config": _RESNET | {"out_features": ["stage4"]}}
+_LAST_THREE_STAGES = {"backbone_config": _RESNET | {"out_features": ["stage2", "stage3", "stage4"]}, "timm_kwargs": {}}
+_NOT_TIMM = "its images are seen by a backbone of transformers in place of timm's"
+
+_LARGE_PIXELS = {"pixel_values": Given(("batch", 3, LARGE_IMAGE, LARGE_IMAGE))}
+
+_STATES_OF_BOTH = {
+    "vision_features": Given(("batch", 16, "hidden_size")),
+    "text_features": Given(("batch", "length", "hidden_size")),
+    "vision_pos_encoding": Given(("batch", 16, "hidden_size")),
+}
+
+_OF_GRIDS = Hint(
+    "its images are rows of patches, and their sizes are told in patches",
+    inputs={"pixel_values": Given((1, 3, 4, 64)), "target_sizes": Given((1, 2), 4)},
+)
+
+_OF_LENGTHS = Hint(
+    "it hears frames of all rows side by side, and is told how many each has",
+    {"n_window": 8, "n_window_infer": 16},
+    inputs={"input_features": Given(("num_mel_bins", ("batch", 32))), "feature_lens": Given(("batch",), 32)},
+)
+
+_OF_LAYERS = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
 
 _NO_WORDS = "image tokens are found by their words, which are a tokenizer's"
 
@@ -29,12 +78,24 @@ _UNSAID_LENGTH = "its defaults do not say how much is to be predicted"
 
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3]}
 
+_OF_ANOTHER = "its inputs are keys and values of another model's layers, by the kinds of these layers"
+
+_UNSAID_DROPOUT = "its layers read a dropout that its configuration gets within another"
+
 _UNSAID_TOKEN = "its forward reads a token that its configuration lacks"
 
 _DOUBLED = Hint("its filters are doubled six times", {"num_filters": 2})
 
 HINTS: Mapping[str, Hint] = MappingProxyType(
     {
+        "align": Hint(
+            "factors of the widths and depths of its images",
+            {
+                "vision_config.width_coefficient": 0.25,
+                "vision_config.depth_coefficient": 0.1,
+                "vision_config.hidden_dim": 320,
+            },
+        ),
         "aria": Hint(
             "a table says how many states are made of so many patches",
             {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
@@ -57,11 +118,57 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
         ),
         "chameleon": Hint(_NO_WORDS, {"vocabulary_map": {"<image>": 127}}),
+        "clap": Hint(
+            "a spectrogram is folded into a square image, and its last stage is as wide as the tower",
+            {"audio_config.num_mel_bins": 32, "audio_config.spec_size": 128, "audio_config.hidden_size": 192},
+            inputs={"input_features": Given(("batch", 1, 64, 32))},
+        ),
+        "clvp": Hint(
+            "it compares a text with what it hears",
+            inputs={"input_features": Given(("batch", "decoder_config.feature_size", 32))},
+        ),
+        "clvp_encoder": Hint("it rotates 32 entries of a head, or more", {"hidden_size": 64, "num_attention_heads": 2}),
+        "conditional_detr": Hint(_WANTS_TIMM, _LAST_STAGE, instead=_NOT_TIMM),
+        "csm": Hint(
+            "it reads a row of codes for each step, and its filters are doubled from layer to layer",
+            {"codec_config.num_filters": 4},
+            inputs={
+                "input_ids": Given(("batch", "length", "num_codebooks"), "tokens"),
+                "labels": Given(("batch", "length", "num_codebooks"), "tokens"),
+            },
+        ),
+        "csm_depth_decoder_model": Hint(
+            "it reads as many codes as there are books, after the state of another model",
+            {"num_codebooks": 6},
+            inputs={
+                "input_ids": Given(("batch", "num_codebooks"), "tokens"),
+                "backbone_last_hidden_state": Given(("batch", "backbone_hidden_size")),
+            },
+        ),
+        "dab-detr": Hint(_WANTS_TIMM, _LAST_STAGE, instead=_NOT_TIMM),
         "dbrx": Hint(
             "its attention reads a value that its defaults lack",
             {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
         ),
         "deepseek_ocr2_text": Hint("its defaults have no kinds of MLPs", {"mlp_layer_types": ["dense", "sparse"]}),
+        "deformable_detr": Hint(_WANTS_TIMM, _FOUR_STAGES, instead=_NOT_TIMM),
+        "detr": Hint(_WANTS_TIMM, _LAST_STAGE, instead=_NOT_TIMM),
+        "dia": Hint(
+            "it writes several channels at once, and their labels are rows of their own",
+            {"decoder_config.num_channels": 3, "decoder_config.cross_head_dim": 20},
+            inputs={
+                "decoder_input_ids": Given(("batch", "length", "decoder_config.num_channels"), "tokens"),
+                "labels": Given((("batch", "decoder_config.num_channels"), "length"), "tokens"),
+            },
+        ),
+        "dia_decoder": Hint(
+            "it reads several channels at once, and the states of a text",
+            {"num_channels": 3, "cross_head_dim": 20},
+            inputs={
+                "input_ids": Given(("batch", "length", "num_channels"), "tokens"),
+                "encoder_hidden_states": Given(("batch", 7, "cross_hidden_size")),
+            },
+        ),
         "dots3_note_vision_encoder": Hint(
             "its adapter is as wide as it; a layer has fewer experts than the others, and no fewer than a token takes",
             {"adapter_in_dim": 48, "per_layer_config": {1: {"num_local_experts": 2}}},
@@ -75,6 +182,40 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "the first two sections of its rotary embeddings are alike",
             {"rope_parameters.mrope_section": [3, 3, 2]},
         ),
+        "esm": Hint("its defaults have no vocabulary", {"vocab_size": 100, "pad_token_id": 0, "mask_token_id": 99}),
+        "fast_vlm": Hint(
+            _WANTS_TIMM, {"vision_config": _RESNET | {"hidden_size": 24}}, inputs=_LARGE_PIXELS, instead=_NOT_TIMM
+        ),
+        "florence_vision": Hint(
+            "its images are called hidden states",
+            inputs={"hidden_states": Given(("batch", 3, LARGE_IMAGE, LARGE_IMAGE))},
+        ),
+        "gemma3n": Hint(
+            "its default image tower wants timm; tokens of images and of sounds follow those of text",
+            {
+                "vision_config": _CONVNEXT
+                | {"hidden_size": 24, "vocab_size": 10, "vocab_offset": 100, "rms_norm_eps": 1e-6},
+                "vision_soft_tokens_per_image": 4,
+                "audio_config.vocab_size": 18,
+                "audio_config.vocab_offset": 110,
+                "audio_soft_tokens_per_image": 4,
+            },
+            inputs={
+                **_LARGE_PIXELS,
+                "input_features": Given(("batch", 64, "audio_config.input_feat_size")),
+                "input_features_mask": Given(("batch", 64), True),
+            },
+            instead=_NOT_TIMM,
+        ),
+        "gemma3n_audio": Hint(
+            "its mask is true where nothing is heard",
+            inputs={
+                "audio_mel": Given(("batch", 64, "input_feat_size")),
+                "audio_mel_mask": Given(("batch", 64), False),
+            },
+        ),
+        "gemma4_assistant": Hint(_OF_ANOTHER, lacks=_OF_ANOTHER),
+        "gemma4_unified_assistant": Hint(_OF_ANOTHER, lacks=_OF_ANOTHER),
         "granite4_vision": Hint(
             "its defaults have no layers that exchange states",
             {
@@ -87,6 +228,22 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
         "granite_speech": Hint(_OF_SPEECH, _SPEECH),
         "granite_speech_plus": Hint(_OF_SPEECH, _SPEECH),
         "informer": Hint(_UNSAID_LENGTH, _SERIES),
+        "jev": Hint(
+            "it chooses among marked options",
+            inputs={
+                "marks": Given(("batch", 3), "count"),
+                "num_options": Given(("batch",), 3),
+                "question_type_ids": Given(("batch",), 0),
+            },
+        ),
+        "kyutai_speech_to_text": Hint(
+            "it reads a text token and a row of codes for each step, and its filters are doubled from layer to layer",
+            {"codec_config.num_filters": 4},
+            inputs={
+                "input_ids": Given(("batch", "length", 3), "tokens"),
+                "labels": Given(("batch", "length"), "tokens"),
+            },
+        ),
         "layoutlmv3": Hint(
             "four coordinates and two sides of a box are one hidden state", {"coordinate_size": 12, "shape_size": 8}
         ),
@@ -95,17 +252,92 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             "its defaults have no kinds of layers", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
         ),
         "lilt": Hint("six parts of a box are one hidden state", {"hidden_size": 96}),
+        "mimi": Hint(
+            "its filters are doubled from layer to layer",
+            {"num_filters": 4, "codebook_dim": 16, "vector_quantization_hidden_dimension": 16},
+        ),
+        "minicpm_ocr_vision": _OF_GRIDS,
+        "minicpmv4_6_vision": _OF_GRIDS,
+        "minicpmv4_7_vision": _OF_GRIDS,
+        "molmo2": Hint(
+            "an image token is pooled of four patches, by their places",
+            {"adapter_config.hidden_size": 48, "adapter_config.vision_feature_layer": [1, 0]},
+            inputs={
+                "pixel_values": Given(("batch", "vision_config.num_position_embeddings", 48)),
+                "image_token_pooling": Given((("batch", 2), 4), "count"),
+                "image_grids": Given(("batch", 4), 1),
+            },
+        ),
+        "molmo2_adapter": Hint(
+            "an image token is pooled of four patches, by their places",
+            inputs={
+                "image_features": Given(("batch", 16, ("hidden_size", 2))),
+                "pooled_patches_idx": Given((6, 4), "count"),
+            },
+        ),
         "moonshine": Hint(
             "as many key/value heads as heads",
             {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+        ),
+        "moonshine_streaming": Hint(
+            "its decoder reads a number of heads that its configuration lacks", {"num_key_value_heads": 4}
+        ),
+        "muse_spark": Hint(
+            "a token of sound is as many samples as its patches have together",
+            inputs={
+                "pixel_values": Given((("batch", 16), 96)),
+                "image_grid_thw": Given(("batch", 3), (1, 4, 4)),
+                "input_values": Given(("batch", (3, "audio_config.samples_per_token"))),
+            },
+        ),
+        "muse_spark_audio": Hint(
+            "a layer has a width and a depth of its own, and a token is as many samples as its patches have together",
+            _OF_LAYERS | {"patch_sizes": [8, 4, 3, 2]},
+            inputs={"input_values": Given(("batch", (3, "samples_per_token")))},
+        ),
+        "omdet-turbo": Hint(_WANTS_TIMM, _LAST_THREE_STAGES, instead=_NOT_TIMM),
+        "oneformer": Hint(
+            "it is told its task in words",
+            {"conv_dim": 64, "mask_dim": 64},
+            inputs={
+                "pixel_values": Given(("batch", 3, LARGE_IMAGE, LARGE_IMAGE)),
+                "task_inputs": Given(("batch", "task_seq_len"), "tokens"),
+            },
         ),
         "perceiver": Hint(
             "its latents have sizes of their own, and it answers as many tokens as it has positions",
             {"d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 2, "max_position_embeddings": 12},
         ),
+        "perception_lm": Hint(
+            _WANTS_TIMM,
+            {
+                "vision_config": {
+                    "model_type": "vit",
+                    "hidden_size": 48,
+                    "intermediate_size": 80,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "image_size": 16,
+                    "patch_size": 4,
+                    "model_args": {"embed_dim": 48},
+                }
+            },
+            instead=_NOT_TIMM,
+        ),
+        "pix2struct_text_model": Hint(
+            "its layers read a value that its configuration lacks", {"initializer_range": 0.02}
+        ),
+        "qwen2_5_omni_audio_encoder": _OF_LENGTHS,
         "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen2_audio": Hint("its loss reads a label that its configuration lacks", {"ignore_index": -100}),
         "qwen3_asr_encoder": Hint("its windows divide the length of what it hears", {"n_window": 16}),
+        "qwen3_omni_moe_audio_encoder": _OF_LENGTHS,
+        "qwen3_omni_moe_talker_code_predictor": Hint(
+            "it reads states, and no tokens", inputs={"inputs_embeds": Given(("batch", 7, "hidden_size"))}
+        ),
+        "qwen3_omni_moe_talker_text": Hint(
+            "its layers read a size that its configuration lacks", {"shared_expert_intermediate_size": 40}
+        ),
         "qwen3_omni_moe_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen4_exp_text": Hint(
             "its defaults have no sizes of an indexer, and kinds of layers that need them",
@@ -126,7 +358,38 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
                 "local_attention_probs_dropout_prob": 0.0,
             },
         ),
+        "sam3_detr_decoder": Hint(
+            "it reads the states of an image and of a text",
+            inputs=_STATES_OF_BOTH,
+        ),
+        "sam3_lite_text_detr_decoder": Hint(
+            "it reads the states of an image and of a text",
+            inputs=_STATES_OF_BOTH,
+        ),
+        "seggpt": Hint(
+            "it is shown what to do with an image by another, above it",
+            {"image_size": [32, 16]},
+            inputs={
+                "pixel_values": Given(("batch", 3, 16, 16)),
+                "prompt_pixel_values": Given(("batch", 3, 16, 16)),
+                "prompt_masks": Given(("batch", 3, 16, 16)),
+            },
+        ),
+        "t5gemma2_decoder": Hint(
+            _UNSAID_DROPOUT, {"dropout_rate": 0.0}, inputs={"encoder_hidden_states": Given(("batch", 7, "hidden_size"))}
+        ),
+        "t5gemma2_encoder": Hint(_UNSAID_DROPOUT, {"text_config.dropout_rate": 0.0}),
+        "t5gemma2_text": Hint(_UNSAID_DROPOUT, {"dropout_rate": 0.0}),
+        "table-transformer": Hint(_WANTS_TIMM, _LAST_STAGE, instead=_NOT_TIMM),
         "time_series_transformer": Hint(_UNSAID_LENGTH, _SERIES),
+        "timesfm": Hint(
+            "it wants to know how often a series was measured",
+            inputs={
+                "past_values": Given(("batch", "context_length")),
+                "past_values_padding": Given(("batch", "context_length"), 0),
+                "freq": Given(("batch", 1), 1),
+            },
+        ),
         "vibevoice_acoustic_tokenizer": _DOUBLED,
         "vibevoice_acoustic_tokenizer_decoder": _DOUBLED,
         "vibevoice_acoustic_tokenizer_encoder": _DOUBLED,
@@ -140,6 +403,14 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
             },
         ),
         "vitpose_backbone": Hint("its patches are padded", {"patch_size": [16, 16], "image_size": [64, 64]}),
+        "voxtral_realtime": Hint(
+            "eight frames of what it hears are added to each token",
+            inputs={"input_features": Given(("batch", "audio_config.num_mel_bins", (8, "length")))},
+        ),
+        "voxtral_realtime_encoder": Hint(
+            "a mask of its frames is as long as what is left of them",
+            inputs={"input_features": Given(("batch", "num_mel_bins", 64))},
+        ),
         "xmod": Hint("it has adapters for languages, and wants to know which", {"default_language": "en_XX"}),
         "zamba": Hint(
             "tied layers are there from the second on",

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from patchkit.errors import TinyModelError
 from patchkit.testing.parity import IGNORED_LABEL
 from patchkit.testing.random_state import preserved_random_state, seeded
+from patchkit.testing.tiny.given import given_form
+from patchkit.testing.tiny.hints import HINTS
 from patchkit.testing.tiny.media import Form, audio_forms, image_forms
 from patchkit.testing.tiny.outcome import first_tensor, in_short
 from patchkit.testing.tiny.states import beside_tokens, state_forms
@@ -79,6 +81,12 @@ def search_inputs(model: nn.Module, *, batch: int = 2, length: int = 12, seed: i
 
     with preserved_random_state(base):
         accepted = inspect.signature(base.forward).parameters
+        hint = HINTS.get(str(getattr(base.config, "model_type", "")))
+        if hint is not None and (form := given_form(hint.inputs, base.config, accepted, batch, length, seed + 4)):
+            if (inputs := settled(form)) is not None:
+                return Search(inputs, (), _listed(reasons))
+            if unlabelled:
+                return Search(unlabelled[0][1], ("labels",), _listed(reasons))
         forms = {kind: list(_forms_of(kind, base, accepted, batch, seed)) for kind in _KINDS}
         forms = {kind: found for kind, found in forms.items() if found}
         taken: dict[str, tuple[Form, dict[str, Tensor]]] = {}
@@ -102,7 +110,8 @@ def search_inputs(model: nn.Module, *, batch: int = 2, length: int = 12, seed: i
         for form, inputs in unlabelled:  # labels of another kind, such as the boxes of an image
             missing = tuple(kind for kind in forms if not _is_of(kind, form))
             return Search(inputs, ("labels", *missing), _listed(reasons))
-    return Search(None, tuple(forms), _listed(reasons))
+    unknown = f"no tokens, images, sounds or states are among the arguments of its forward: {', '.join(accepted)}"
+    return Search(None, tuple(forms), _listed(reasons) or unknown)
 
 
 def _listed(reasons: Sequence[str]) -> str:
@@ -213,9 +222,9 @@ def _with_text(
 ) -> dict[str, Tensor]:
     parameter = next(model.parameters())
     inputs: dict[str, Tensor] = dict(form)
-    if "input_ids" in accepted:
+    if "input_ids" in accepted and not {"input_ids", "inputs_embeds"} & set(form):
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(FIRST_TEXT_TOKEN, LAST_TEXT_TOKEN, (batch, length), generator=generator)
+        rows = torch.randint(FIRST_TEXT_TOKEN, _last_token(model.config), (batch, length), generator=generator)
         media = torch.tensor([_media_tokens(model.config, counts)] * batch, dtype=torch.int64).reshape(batch, -1)
         inputs["input_ids"] = torch.cat([rows[:, :_BEFORE_MEDIA], media, rows[:, _BEFORE_MEDIA:]], dim=1)
         if "attention_mask" in accepted:
@@ -235,14 +244,21 @@ def _with_text(
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in accepted and counts and image is not None:
                 inputs[name] = (inputs["input_ids"] == image).long()
-    if model.config.is_encoder_decoder and "decoder_input_ids" in accepted:
+    if model.config.is_encoder_decoder and "decoder_input_ids" in accepted and "decoder_input_ids" not in form:
         generator = torch.Generator().manual_seed(seed + 2)
-        ids = torch.randint(FIRST_TEXT_TOKEN, LAST_TEXT_TOKEN, (batch, length - 2), generator=generator)
+        ids = torch.randint(FIRST_TEXT_TOKEN, _last_token(model.config), (batch, length - 2), generator=generator)
         inputs["decoder_input_ids"] = ids
     return {
         name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
     }
+
+
+def _last_token(config: Any) -> int:
+    """Text tokens stand below it: all of them, where a vocabulary is shorter than the usual one."""
+    size = getattr(config, "vocab_size", None)
+    short = isinstance(size, int) and FIRST_TEXT_TOKEN < size < LAST_TEXT_TOKEN
+    return size if short and isinstance(size, int) else LAST_TEXT_TOKEN
 
 
 def _media_tokens(config: Any, counts: Mapping[str, int]) -> list[int]:
@@ -286,7 +302,7 @@ def _media_token(config: Any, kind: str) -> int | None:
 
 def _labelled(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inputs with the labels that give a finite loss, if the model takes labels."""
-    if "labels" not in inspect.signature(model.forward).parameters:
+    if "labels" not in inspect.signature(model.forward).parameters or "labels" in inputs:
         return inputs
     reasons = []
     for labels in _labels(model, inputs):

@@ -62,7 +62,7 @@ def image_forms(config: Any, accepted: Mapping[str, Any], batch: int, generator:
     channels = number(vision, "num_channels", "in_channels", "in_chans", default=3)
     patch = number(vision, "patch_size", default=PATCH)
     side = number(vision, "image_size", "img_size", "crop_size", default=number(config, "image_size", default=IMAGE))
-    frames = number(vision, "temporal_patch_size", default=1)
+    frames = number(vision, "temporal_patch_size", "patch_temporal", default=1)
     grid = max(1, side // patch)
     # What many processors hand over beside pixels, for square images of grid x grid patches.
     whole = torch.tensor([[side, side]] * batch)

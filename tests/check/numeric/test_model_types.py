@@ -117,6 +117,33 @@ def test_what_cannot_be_built_says_why(monkeypatch):
     assert (found.state, found.reason, found.model_class) == ("not built", "usual sizes: it wants a GPU", "")
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("only this", "only this"),
+        ("no tiny X:\n  a: one\n  b: two", "  a: one"),
+        ("no tiny X:\n  a: w of shape [9] is not tiny\n  b: two\n  c: v of shape [8] is not tiny", "  b: two"),
+        ("no tiny X:\n  a: w of shape [9] is not tiny\n  c: v is not tiny", "  a: w of shape [9] is not tiny"),
+    ],
+)
+def test_of_several_attempts_the_first_that_met_more_than_a_large_size_is_told(said, reason):
+    assert model_types._first_reason(said) == reason
+
+
+def test_a_model_without_a_forward_is_not_tried():
+    found = examine("bark", "base")
+    assert (found.state, found.reason) == (
+        "not built",
+        "BarkModel has no forward: it generates, and its parts are trained",
+    )
+
+
+def test_what_stands_in_for_a_part_is_said():
+    found = examine("deformable_detr", "base")
+    assert found.state == "verified"
+    assert found.reason == "its images are seen by a backbone of transformers in place of timm's"
+
+
 def test_where_plain_peft_fails_nothing_is_said_of_patchkit(monkeypatch):
     monkeypatch.setattr(adapting, "add_lora", failing)
     found = examine("llama", "causal")

@@ -1,0 +1,105 @@
+"""What single model types need: each hint leads to a small model that trains on all that the hint gives."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from patchkit.errors import TinyModelError
+from patchkit.testing import tiny_inputs_for, tiny_model_from
+from patchkit.testing.tiny.hints import HINTS
+from patchkit.testing.tiny.inputs import search_inputs
+from patchkit.testing.tiny.outcome import require_a_step
+
+WITH_INPUTS = {
+    "clap": "base",
+    "clvp": "base",
+    "csm": "base",
+    "csm_depth_decoder_model": "part",
+    "dia": "speech-seq2seq",
+    "dia_decoder": "part",
+    "florence_vision": "part",
+    "gemma3n": "image-text",
+    "gemma3n_audio": "base",
+    "kyutai_speech_to_text": "speech-seq2seq",
+    "minicpmv4_6_vision": "part",
+    "molmo2": "image-text",
+    "molmo2_adapter": "part",
+    "muse_spark": "image-text",
+    "muse_spark_audio": "base",
+    "oneformer": "base",
+    "qwen2_5_omni_audio_encoder": "part",
+    "qwen3_omni_moe_talker_code_predictor": "part",
+    "sam3_detr_decoder": "part",
+    "seggpt": "base",
+    "t5gemma2_decoder": "part",
+    "timesfm": "base",
+    "voxtral_realtime": "seq2seq",
+    "voxtral_realtime_encoder": "base",
+}
+WITHOUT = {
+    "align": "base",
+    "clvp_encoder": "part",
+    "conditional_detr": "base",
+    "deformable_detr": "base",
+    "detr": "base",
+    "esm": "encoder",
+    "fast_vlm": "image-text",
+    "mimi": "base",
+    "moonshine_streaming": "speech-seq2seq",
+    "perception_lm": "image-text",
+    "t5gemma2_encoder": "base",
+    "t5gemma2_text": "part",
+    "table-transformer": "base",
+}
+
+
+@pytest.mark.parametrize(("model_type", "head"), WITH_INPUTS.items(), ids=WITH_INPUTS)
+def test_a_model_takes_the_inputs_of_its_hint(model_type: str, head: str) -> None:
+    """The same for the same seed; no tower is left out, and each of them changes what comes out."""
+    model = tiny_model_from(model_type, head=head)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
+    found = search_inputs(model)
+    assert found.inputs is not None
+    assert set(found.missing) <= {"labels"}  # an image, which a base model takes and has no loss for
+    assert set(HINTS[model_type].inputs) <= set(found.inputs)
+    again = tiny_inputs_for(model)
+    assert all(torch.equal(value, again[name]) for name, value in found.inputs.items())
+    require_a_step(copy.deepcopy(model), found.inputs)
+
+
+@pytest.mark.parametrize(("model_type", "head"), WITHOUT.items(), ids=WITHOUT)
+def test_a_model_is_made_with_the_values_of_its_hint(model_type: str, head: str) -> None:
+    model = tiny_model_from(model_type, head=head)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
+    assert search_inputs(model).missing == ()
+
+
+@pytest.mark.parametrize("model_type", [name for name, hint in HINTS.items() if hint.instead])
+def test_what_stands_in_is_of_another_type_and_is_said(model_type: str) -> None:
+    stood_in = [
+        value for value in HINTS[model_type].values.values() if isinstance(value, dict) and "model_type" in value
+    ]
+    assert stood_in
+    assert "in place of timm's" in HINTS[model_type].instead
+
+
+def test_a_part_of_another_type_takes_the_place_of_what_a_package_makes() -> None:
+    model = tiny_model_from("gemma3n", head="causal")
+    assert type(model.model.vision_tower).__name__ == "ConvNextModel"
+    assert model.config.vision_config.model_type == "convnext"
+
+
+@pytest.mark.parametrize("model_type", ["gemma4_assistant", "gemma4_unified_assistant"])
+def test_what_nothing_gives_is_said_and_no_model_is_tried(model_type: str) -> None:
+    with pytest.raises(TinyModelError, match="AssistantForCausalLM: its inputs are keys and values of another model's"):
+        tiny_model_from(model_type, head="causal")
+
+
+def test_the_table_is_sorted_and_has_a_reason_for_each() -> None:
+    assert list(HINTS) == sorted(HINTS)
+    for model_type, hint in HINTS.items():
+        assert hint.reason, model_type
+        assert hint.values or hint.inputs or hint.arguments or hint.lacks, model_type
