@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _REFUSED = ("out_proj", "conv1d")
 """PEFT takes no adapter on layers of these names in some state-space models."""
 
+_TWO_CACHES = "got multiple values for keyword argument 'use_cache'"
+
 _LOWEST = -1e4
 """What a model rules out has a logit below this."""
 
@@ -135,7 +137,12 @@ class AllOutputs(Around):
         """The inputs of the model; ``logits`` have the shape of its first tensor, ``loss`` has none."""
         if "use_cache" not in inspect.signature(self.host.forward).parameters and not hasattr(self.config, "use_cache"):
             inputs.pop("use_cache", None)  # of a run; what has no cache hands it on to what does not know it
-        outputs = self.host(**inputs)
+        try:
+            outputs = self.host(**inputs)
+        except TypeError as error:  # it hands on what it is given, and says itself what is cached
+            if _TWO_CACHES not in str(error) or inputs.pop("use_cache", None) is None:
+                raise
+            outputs = self.host(**inputs)
         logits = first_tensor(outputs)
         if logits is None:
             raise CannotBuildError(f"{type(self.host).__name__} gives no tensor")

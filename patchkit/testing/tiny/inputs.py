@@ -85,8 +85,8 @@ def search_inputs(model: nn.Module, *, batch: int = 2, length: int = 12, seed: i
         if hint is not None and (form := given_form(hint.inputs, base.config, accepted, batch, length, seed + 4)):
             if (inputs := settled(form)) is not None:
                 return Search(inputs, (), _listed(reasons))
-            if unlabelled:
-                return Search(unlabelled[0][1], ("labels",), _listed(reasons))
+            if unlabelled:  # what it takes is written down, and labels of another kind are not among it
+                return Search(unlabelled[0][1], (), _listed(reasons))
         forms = {kind: list(_forms_of(kind, base, accepted, batch, seed)) for kind in _KINDS}
         forms = {kind: found for kind, found in forms.items() if found}
         taken: dict[str, tuple[Form, dict[str, Tensor]]] = {}

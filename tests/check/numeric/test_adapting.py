@@ -233,6 +233,28 @@ def test_a_cache_is_switched_off_where_there_may_be_one(host, passed):
     assert model.given == ({"x": 1} | ({"use_cache": False} if passed else {}))
 
 
+class SaysItself(Gives):
+    """It hands on what it is given beside what it says itself of its cache."""
+
+    def forward(self, **inputs):
+        return super().forward(use_cache=False, **inputs)
+
+
+def test_a_cache_that_a_model_speaks_of_itself_is_left_to_it():
+    model = SaysItself(torch.ones(2, 2, requires_grad=True), use_cache=True)
+    AllOutputs(model)(use_cache=False, x=1)
+    assert model.given == {"use_cache": False, "x": 1}
+
+
+def test_another_argument_that_is_given_twice_is_an_error():
+    class Twice(Gives):
+        def forward(self, **inputs):
+            return super().forward(x=1, **inputs)
+
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'x'"):
+        AllOutputs(Twice(torch.ones(2, 2), use_cache=True))(use_cache=False, x=2)
+
+
 def test_every_output_that_can_be_trained_counts():
     one, other = torch.randn(2, 3, requires_grad=True), torch.randn(4, requires_grad=True)
     constant, single, whole = torch.randn(2, 3), torch.ones(1, requires_grad=True), torch.arange(3)
