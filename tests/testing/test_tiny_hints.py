@@ -9,7 +9,9 @@ import torch
 
 from patchkit.errors import TinyModelError
 from patchkit.testing import tiny_inputs_for, tiny_model_from
+from patchkit.testing.tiny import hints
 from patchkit.testing.tiny.hints import HINTS
+from patchkit.testing.tiny.hints_of_images import OF_IMAGES
 from patchkit.testing.tiny.inputs import search_inputs
 from patchkit.testing.tiny.outcome import require_a_step
 
@@ -126,7 +128,9 @@ def test_what_nothing_gives_is_said_and_no_model_is_tried(model_type: str) -> No
 
 
 def test_the_table_is_sorted_and_has_a_reason_for_each() -> None:
-    assert list(HINTS) == sorted(HINTS)
+    for table in (HINTS, hints._OTHERS, OF_IMAGES):
+        assert list(table) == sorted(table)
+    assert len(HINTS) == len(hints._OTHERS) + len(OF_IMAGES)
     for model_type, hint in HINTS.items():
         assert hint.reason, model_type
-        assert hint.values or hint.inputs or hint.arguments or hint.lacks, model_type
+        assert hint.values or hint.inputs or hint.lacks, model_type

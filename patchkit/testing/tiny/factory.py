@@ -123,8 +123,8 @@ def _finished(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -> PreTrainedModel | None:
     """The last rung: the model as it is, if it is no large one. Those that convolve have sizes that no rule knows."""
+    start = source.config if source.config is not None else source.config_class()
     try:
-        start = _start(source)
         config = _with(as_it_is(start), overrides)
     except Exception:  # a configuration's own checks may raise anything
         return None
@@ -132,16 +132,8 @@ def _of_own_sizes(climb: _Climb, source: Source, overrides: Mapping[str, Any]) -
     return None if isinstance(model, str) else model
 
 
-def _start(source: Source) -> Any:
-    """The user's own configuration, or the defaults of its class."""
-    if source.config is not None:
-        return source.config
-    hint = HINTS.get(str(getattr(source.config_class, "model_type", "")))
-    return source.config_class(**copy.deepcopy(dict(hint.arguments)) if hint is not None else {})
-
-
 def _rungs(source: Source) -> list[_Rung]:
-    start = _start(source)
+    start = source.config if source.config is not None else source.config_class()
     names = [field.name for field in fields(Variant)]
     rungs = []
     for count in range(_MOST_CHANGES + 1):
