@@ -45,14 +45,17 @@ WITH_INPUTS = {
     "omdet-turbo": "base",
     "oneformer": "base",
     "paddleocr_vl_vision": "part",
+    "pe_audio": "base",
+    "pe_audio_encoder": "base",
     "phi4_multimodal_audio": "part",
     "qwen2_5_omni_audio_encoder": "part",
     "qwen3_asr_encoder": "base",
     "qwen3_omni_moe_audio_encoder": "part",
     "qwen3_omni_moe_talker_code_predictor": "part",
+    "qwen3_omni_moe_talker_text": "part",
     "rt_detr": "base",
-    "sam3_detr_decoder": "part",
     "sam2": "base",
+    "sam3_detr_decoder": "part",
     "seggpt": "base",
     "superglue": "task",
     "t5gemma2_decoder": "part",
@@ -65,20 +68,21 @@ WITH_INPUTS = {
     "zoedepth": "task",
 }
 WITHOUT = {
-    "deepseek_ocr2_vision": "part",
-    "mimi_encoder": "base",
-    "sam3_tracker": "base",
-    "sapiens2": "base",
     "align": "base",
     "clvp_encoder": "part",
     "conditional_detr": "base",
+    "deepseek_ocr2_vision": "part",
     "deformable_detr": "base",
     "detr": "base",
     "esm": "encoder",
     "fast_vlm": "image-text",
     "mimi": "base",
+    "mimi_encoder": "base",
     "moonshine_streaming": "speech-seq2seq",
     "perception_lm": "image-text",
+    "pix2struct_text_model": "part",
+    "sam3_tracker": "base",
+    "sapiens2": "base",
     "t5gemma2_encoder": "base",
     "t5gemma2_text": "part",
     "table-transformer": "base",
@@ -121,10 +125,19 @@ def test_a_part_of_another_type_takes_the_place_of_what_a_package_makes() -> Non
     assert model.config.vision_config.model_type == "convnext"
 
 
-@pytest.mark.parametrize("model_type", ["gemma4_assistant", "gemma4_unified_assistant"])
-def test_what_nothing_gives_is_said_and_no_model_is_tried(model_type: str) -> None:
-    with pytest.raises(TinyModelError, match="AssistantForCausalLM: its inputs are keys and values of another model's"):
-        tiny_model_from(model_type, head="causal")
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    [
+        ("gemma4_assistant", "causal"),
+        ("gemma4_unified_assistant", "causal"),
+        ("sam2_video", "base"),
+        ("sam3_mask_decoder", "part"),
+        ("xcodec", "base"),
+    ],
+)
+def test_what_nothing_gives_is_said_and_no_model_is_tried(model_type: str, head: str) -> None:
+    with pytest.raises(TinyModelError, match=f"^no tiny \\w+: {HINTS[model_type].lacks}$"):
+        tiny_model_from(model_type, head=head)
 
 
 def test_the_table_is_sorted_and_has_a_reason_for_each() -> None:

@@ -26,6 +26,8 @@ _UNSAID_LENGTH = "its defaults do not say how much is to be predicted"
 
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3]}
 
+_OF_CODES = "its codes are nearest neighbours: of its linear layers, all but one get no gradient"
+
 _OF_ANOTHER = "its inputs are keys and values of another model's layers, by the kinds of these layers"
 
 _UNSAID_DROPOUT = "its layers read a dropout that its configuration gets within another"
@@ -193,6 +195,14 @@ _OTHERS: Mapping[str, Hint] = MappingProxyType(
             _OF_LAYERS | {"patch_sizes": [8, 4, 3, 2]},
             inputs={"input_values": Given(("batch", (3, "samples_per_token")))},
         ),
+        "pe_audio": Hint(
+            "it compares a text with what it hears", inputs={"input_values": Given(("batch", 1, 5 * 1920))}
+        ),
+        "pe_audio_encoder": Hint(
+            "the filters of its codec are doubled four times, up to its states",
+            {"dac_config.encoder_hidden_size": 2, "dac_config.decoder_hidden_size": 32, "dac_config.hidden_size": 32},
+            inputs={"input_values": Given(("batch", 1, 5 * 1920))},
+        ),
         "perceiver": Hint(
             "its latents have sizes of their own, and it answers as many tokens as it has positions",
             {"d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 2, "max_position_embeddings": 12},
@@ -208,7 +218,8 @@ _OTHERS: Mapping[str, Hint] = MappingProxyType(
             inputs={"hidden_states": Given(("batch", 64, "input_size")), "mask": Given(("batch", 64), True)},
         ),
         "pix2struct_text_model": Hint(
-            "its layers read a value that its configuration lacks", {"initializer_range": 0.02}
+            "its layers read a value that its configuration lacks, and a head is a share of its states",
+            {"initializer_range": 0.02, "d_kv": 16},
         ),
         "qwen2_5_omni_audio_encoder": _OF_LENGTHS,
         "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
@@ -226,7 +237,9 @@ _OTHERS: Mapping[str, Hint] = MappingProxyType(
             "it reads states, and no tokens", inputs={"inputs_embeds": Given(("batch", 7, "hidden_size"))}
         ),
         "qwen3_omni_moe_talker_text": Hint(
-            "its layers read a size that its configuration lacks", {"shared_expert_intermediate_size": 40}
+            "its layers read a size that its configuration lacks, and it reads states, and no tokens",
+            {"shared_expert_intermediate_size": 40},
+            inputs={"inputs_embeds": Given(("batch", 7, "hidden_size"))},
         ),
         "qwen3_omni_moe_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen4_exp_text": Hint(
@@ -273,6 +286,7 @@ _OTHERS: Mapping[str, Hint] = MappingProxyType(
             "a mask of its frames is as long as what is left of them",
             inputs={"input_features": Given(("batch", "num_mel_bins", 64))},
         ),
+        "xcodec": Hint(_OF_CODES, lacks=_OF_CODES),
         "xmod": Hint("it has adapters for languages, and wants to know which", {"default_language": "en_XX"}),
         "zamba": Hint(
             "tied layers are there from the second on",
