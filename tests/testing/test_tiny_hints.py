@@ -48,6 +48,7 @@ WITH_INPUTS = {
     "pe_audio": "base",
     "pe_audio_encoder": "base",
     "phi4_multimodal_audio": "part",
+    "pocket_tts_audio_tokenizer_decoder": "base",
     "qwen2_5_omni_audio_encoder": "part",
     "qwen3_asr_encoder": "base",
     "qwen3_omni_moe_audio_encoder": "part",

@@ -221,6 +221,9 @@ _OTHERS: Mapping[str, Hint] = MappingProxyType(
             "its layers read a value that its configuration lacks, and a head is a share of its states",
             {"initializer_range": 0.02, "d_kv": 16},
         ),
+        "pocket_tts_audio_tokenizer_decoder": Hint(
+            "what it decodes is called latents", inputs={"latents": Given(("batch", "hidden_size", 6))}
+        ),
         "qwen2_5_omni_audio_encoder": _OF_LENGTHS,
         "qwen2_5_omni_thinker": Hint(_UNSAID_TOKEN, {"vision_start_token_id": 126}),
         "qwen2_audio": Hint("its loss reads a label that its configuration lacks", {"ignore_index": -100}),
