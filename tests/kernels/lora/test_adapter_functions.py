@@ -230,6 +230,7 @@ def kept_shapes(function, projections):
     return sorted((str(t.dtype), tuple(t.shape)) for t in kept if t.data_ptr() not in parameters)
 
 
+@pytest.mark.usefixtures("masks_in_bits")
 def test_what_is_kept_for_backward():
     """x; t; a bit for each element and mask; for DoRA g and, where m trains, the norm and one tensor like the output.
 

@@ -371,6 +371,7 @@ def test_no_float32_copy_of_activations(block, adapters, way, monkeypatch):
     assert {grad.dtype for grad in found} == {BF16, FP32}
 
 
+@pytest.mark.usefixtures("masks_in_bits")
 @pytest.mark.parametrize("adapters", ["lora", "dropout", "two", "dora"])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_as_much_is_kept(block, adapters):

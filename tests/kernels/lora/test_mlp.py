@@ -118,6 +118,7 @@ def shapes_kept(x, up, down, activation="gelu_erf", **options):
     return sorted(tuple(t.shape) for t in kept if t.data_ptr() not in parameters)
 
 
+@pytest.mark.usefixtures("masks_in_bits")
 @pytest.mark.parametrize("activation", ACTS)
 def test_what_is_kept_for_backward(activation):
     """x, the output of up, whatever the activation, and t of each; with dropout a bit for each element and mask.

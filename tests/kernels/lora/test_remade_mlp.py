@@ -282,6 +282,7 @@ def test_the_hidden_state_is_never_there_whole(name, base_grad, monkeypatch):
     assert seen.elements >= tokens * intermediate
 
 
+@pytest.mark.usefixtures("masks_in_bits")
 @pytest.mark.parametrize("memory", [RECOMPUTE, Memory(8)], ids=["recompute", "tiled"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_what_is_kept(name, memory):
