@@ -31,106 +31,111 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy(
         "not patched; call patchkit.apply(model)",
         "^not patched",
-        "Call `patchkit.apply(model)` after the adapters are made. A model that was loaded since has its own classes.",
+        "Call `patchkit.apply(model)` after the adapters are made. It patches this model alone, and none loaded later.",
     ),
     Remedy(
         "no active LoRA adapter",
         "^no active LoRA adapter",
-        "Nothing: a projection without an adapter has nothing to gain.",
+        "Nothing to do: a projection without an adapter has nothing to fuse.",
     ),
-    Remedy("switched off (PART=False)", r"^switched off", "Nothing: it was asked for."),
+    Remedy("switched off (PART=False)", r"^switched off", "Nothing to do: an option asked for it."),
     Remedy("its adapters are disabled", "adapters are disabled", "Enable them: `model.enable_adapter_layers()`."),
     Remedy("its adapters are merged", "adapters are merged", "Unmerge them to train: `model.unmerge_adapter()`."),
     Remedy(
         "a forward hook is registered on it",
         "hook is registered",
-        "Remove the hook while training. Fusing past a hook would skip it.",
+        "Remove the hook for training. A fused function would skip it.",
     ),
     Remedy(
         "its call was replaced on the instance, as module.compile() does",
         "call was replaced on the instance",
-        "Compile the whole model, `torch.compile(model)`, rather than one module.",
+        "Compile the whole model with `torch.compile(model)`, and not single modules.",
     ),
     Remedy(
         "its forward was replaced by NAME",
         "was replaced|works in place of|is wrapped by",
-        "Another library, or you, put code in its place. Leave it, or switch that off there: Liger-Kernel takes "
-        "`swiglu=False`, transformers `use_kernels=False`.",
+        "Another library, or you, replaced the module's code. Leave it so, or switch that off: Liger-Kernel takes "
+        "`swiglu=False`, transformers takes `use_kernels=False`.",
     ),
     Remedy(
         "LoRA variant NAME",
         "LoRA variant",
-        "This variant computes something else, and PEFT's code runs. Plain LoRA, rsLoRA and DoRA are fused.",
+        "Plain LoRA, rsLoRA and DoRA are fused. This variant has another formula, so PEFT's code runs.",
     ),
     Remedy(
         "its base layer is a NAME",
         "base layer is a|base layer: it is a|base layer: its weight is a",
-        "This kind of layer is not read: of quantised ones bitsandbytes' 4-bit and 8-bit layers are fused.",
+        "Of quantised layers, those of bitsandbytes are fused (4-bit and 8-bit). Other kinds run PEFT's code.",
     ),
     Remedy(
         "in eval mode bitsandbytes packs its 4-bit weight",
         "in eval mode bitsandbytes",
-        "Nothing: in training mode it is fused.",
+        "Nothing to do: in training mode it is fused.",
     ),
     Remedy(
         "bitsandbytes packed its 4-bit weight for inference on this CPU",
         "bitsandbytes packed",
-        "Load the model anew before training, and evaluate after it, or on a GPU.",
+        "Load the model again, train it, and evaluate after that. On a GPU nothing is packed.",
     ),
     Remedy(
         "its source is not in the ledger",
         "not in the ledger",
-        'Say `trust="verify"`: it is verified on the spot, once.',
+        'Use `trust="verify"`, the default: the class is verified on a tiny model, once.',
     ),
     Remedy(
         "it differs from upstream",
         "differ[s]? from|its numbers",
-        "The source computes something else than the rule expects. Please report it, with `patchkit env`.",
+        "Please report it, with what `patchkit env` prints. Until then upstream's code runs.",
     ),
     Remedy(
         "there is no source of NAME",
         "there is no source|code of .* in memory is not that of",
-        "Define the class in a file, not in a prompt or a notebook, and start Python again after editing the file.",
+        "Define the class in a file, and not in a prompt or a notebook. Restart Python after you edit that file.",
     ),
     Remedy(
         "activation NAME: it is not fused",
         "^activation ",
-        "Its projections run fused one by one. Fused whole: SiLU, both GELUs, ReLU, ReLU², quick GELU and sigmoid.",
+        "Nothing to do: its projections are fused one by one. MLPs with SiLU, GELU (both kinds), ReLU, ReLU², quick "
+        "GELU or sigmoid are fused as a whole.",
     ),
     Remedy(
         "autocast to DTYPE over DTYPE weights",
         "^autocast to |: autocast to ",
-        "Use one low precision: bfloat16 weights with bfloat16 autocast, or float32 weights.",
+        "Keep adapters in float32 or in the dtype of the autocast, and nothing in float64.",
     ),
     Remedy(
         "its weight is DTYPE, its adapter DTYPE",
         "its weight is (float|bfloat)|differ in dtype|its input is ",
-        "Bring weights, adapters and inputs to dtypes that PEFT can multiply: cast the model with `model.to(dtype)`.",
+        "Bring weights, adapters and inputs to one dtype, for example with `model.to(dtype)`.",
     ),
     Remedy(
         "it is on another device than its input",
         "on another device",
-        "Put adapters and base on one device; a layer that is offloaded runs upstream's code.",
+        "Put the adapters and the base on one device. An offloaded layer runs upstream's code.",
     ),
     Remedy(
         "its weight has shape SHAPE (sharded, or not a matrix)",
         "sharded, or not a matrix|DTensor",
-        "Sharded weights run upstream's code, but for FSDP2, which gathers them before the call.",
+        "Use FSDP2 to shard: it gathers the weights before the call, and they are fused. Other sharded weights run "
+        "upstream's code.",
     ),
     Remedy(
         "inside the dispatch mode NAME",
         "^inside |: inside ",
-        "Nothing, if it is only for a test: under a mode or a torch.func transform upstream's code runs.",
+        "Call the model outside of the mode. Under a mode or a torch.func transform upstream's code runs.",
     ),
     Remedy(
         "it is trained as a whole (modules_to_save)",
         "modules_to_save",
-        "Nothing: a layer that is trained whole has no adapter to fuse.",
+        "Nothing to do: a layer that is trained as a whole has no adapter to fuse.",
     ),
 )
 """In the order in which they are tried."""
 
-REPORT_IT = "Its layers run upstream's code or one by one. If that surprises you, open an issue with `patchkit env`."
+REPORT_IT = (
+    "Its layers are fused one by one, or run upstream's code. If you expected otherwise, open an issue, with what "
+    "`patchkit env` prints."
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from patchkit.arch.registry import architectures
 from patchkit.binding.patch import patch_of
 from patchkit.binding.swap import Classes, original_class, swap
 from patchkit.errors import NotAModelError, PatchkitWarning, RevertError
-from patchkit.module_tree import named_modules
+from patchkit.module_tree import named_modules, unpatched, users_model
 from patchkit.options import NamedOptions, checked, takes_options
 from patchkit.planning.bypassed_heads import bypassed_heads
 from patchkit.planning.plan import class_changes, current, plan, with_current_layers, with_layers
@@ -35,48 +35,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger("patchkit")
 
 _LESS_THAN_FUSED: tuple[tuple[Level, str], ...] = (
-    ("upstream", "run at upstream level (equal, but no faster)"),
+    ("upstream", "run at upstream level (equal, and nothing is saved)"),
     ("alone", "run layer by layer"),
 )
 
 
 @takes_options
 def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
-    """Patch the attention projections, gated MLPs and adapted layers of a model, in place.
+    """Patch the attention projections, MLPs and adapted layers of a model, in place.
 
-    Outputs, losses and gradients stay those of the unpatched model up to rounding. What cannot be proven equal keeps
-    running upstream's code, and the report says why. Levels are chosen at every call, so adapters may be added,
-    switched, merged or deleted afterwards. Applying again changes nothing, or changes to the options given.
+    Outputs, losses and gradients stay those of the unpatched model, up to rounding. What cannot be shown to be equal
+    keeps running the code of transformers and PEFT ("upstream"), and the report says why. Each part of the model
+    chooses its level (fused, alone or upstream) at every call. So adapters may be added, switched, merged or deleted
+    afterwards. Applying again changes nothing, or changes to the options that are given.
 
     Args:
         model: a ``peft.PeftModel``, a transformers model with adapters injected, or a plain transformers model.
         qkv: patch the query, key and value projections.
         o: patch the attention output projection.
-        mlp: patch the gated MLP.
-        linear: patch every adapted linear layer that no block holds, wherever it sits.
+        mlp: patch gated and ungated MLPs.
+        linear: patch every adapted linear layer that belongs to no attention or MLP, wherever it is.
         experts: patch the experts whose stacked weights are adapted as parameters (``target_parameters`` of PEFT).
         embedding: patch the token embedding, if it has an adapter.
         head: patch the output embedding (``lm_head``), if it has an adapter.
-        loss: compute the loss of a language model in chunks of tokens, without ever holding its logits. In training
-            with labels the ``logits`` of its output are None then, unless the call asks for them by
-            ``output_logits=True``; without labels, in evaluation and in generation nothing changes. Off by default.
-        norm: where ``memory`` is given, norms keep their input and not a float32 copy of it.
-        strict: raise, before anything is changed, if a part would stay at upstream level although it has an adapter,
-            or if nothing at all would be patched. A projection without an adapter has nothing to fuse: no error.
-        precision: ``"peft"`` computes the adapters in the dtype in which PEFT does (float32 over a bfloat16 base by
-            default); ``"fast"`` in that of the activations, as other kernel libraries do, with the rounding that this
-            brings. Where both are the same dtype, and under autocast, there is no difference.
-        memory: how MLPs, norms and the loss save memory in training. ``"recompute"`` keeps x of an MLP and makes gate
-            and up again in backward. A norm of a bfloat16 or float16 input keeps that and makes its float32 copy again;
-            the loss keeps nothing for second derivatives.
-            ``"tiled"`` does so for a tile of tokens at a time, forward and backward, so that no tensor of
-            ``[tokens, intermediate]`` ever exists whole; there are ``ceil(tokens / hidden)`` tiles, or N with
-            ``"tiled:N"``. None, the default, keeps gate and up.
-        trust: which source of upstream may be patched. ``"ledger"``: only classes whose source is proven, in the ledger
-            that ships with patchkit or in the user's. ``"verify"``: an unknown one (a new release, remote code, a
-            locally edited file) is verified on a tiny instance first, which takes about a second once and is then
-            remembered. ``"always"``: every one. Layers that are patched where they stand (linear, experts,
-            embedding, head) keep upstream's code around them: nothing is asked of it.
+        loss: compute the loss of a causal language model in chunks of tokens, without ever holding all logits. In
+            training with labels the ``logits`` of the output are None then, unless the call asks for them by
+            ``output_logits=True``. Without labels, in evaluation and in generation nothing changes. Off by default.
+        norm: only with ``memory``: norms keep their input instead of a float32 copy of it.
+        strict: raise, before anything is changed, if a part with an adapter would run upstream's code, or if nothing
+            at all would be patched. A projection without an adapter has nothing to fuse, and is no error.
+        precision: ``"peft"`` computes adapters in the dtype in which PEFT does, which is float32 over a bfloat16 base
+            by default. ``"fast"`` computes them in the dtype of the activations, as other kernel libraries do, and so
+            rounds more. Where both are the same dtype, and under autocast, there is no difference.
+        memory: how MLPs, norms and the loss save memory in training. None, the default, keeps the outputs of gate and
+            up. ``"recompute"`` keeps the input x of an MLP, and computes gate and up again in backward. A norm with a
+            bfloat16 or float16 input keeps that input, and makes its float32 copy again. The loss keeps nothing for
+            second derivatives.
+            ``"tiled"`` does the same for a tile of tokens at a time, forward and backward. So no tensor of
+            ``[tokens, intermediate]`` ever exists whole. There are ``ceil(tokens / hidden)`` tiles, or N with
+            ``"tiled:N"``.
+        trust: which classes of upstream may be patched. A class is proven if a tiny model with its very source has
+            passed all comparisons; proofs are in the ledger that ships with patchkit, and in the user's.
+            ``"ledger"``: only proven classes. ``"verify"``: a class that is not proven (of a new release, remote code,
+            an edited file) is verified on a tiny model first, which takes about a second, once. ``"always"``: every
+            class. A layer that is patched by itself (linear, experts, embedding, head) needs no proof of the class
+            around it.
 
     Returns:
         The level of every part, and the reason where it is not fused.
@@ -103,10 +106,10 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
 
 
 def revert(model: nn.Module) -> int:
-    """Give every patched module of a model exactly the class it had before ``apply``.
+    """Give every patched module of a model exactly the class that it had before ``apply``.
 
     Returns:
-        How many modules were given their class back. If none was patched, nothing happens but a warning.
+        How many modules were given their class back. If none was patched, there is a warning, and nothing happens.
 
     Raises:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.
@@ -117,7 +120,9 @@ def revert(model: nn.Module) -> int:
     swap([(module, original_class(module, name)) for name, module in patched_modules])
     if not patched_modules:
         warnings.warn(
-            f"{type(model).__name__} is not patched: there is nothing to revert", PatchkitWarning, stacklevel=2
+            f"{unpatched(type(users_model(model))).__name__} is not patched: there is nothing to revert",
+            PatchkitWarning,
+            stacklevel=2,
         )
     return len(patched_modules)
 
@@ -125,10 +130,10 @@ def revert(model: nn.Module) -> int:
 @contextmanager
 @takes_options
 def patched(model: nn.Module, **options: Unpack[NamedOptions]) -> Iterator[Report]:
-    """``apply`` for the time of a ``with`` block; afterwards every module has the class it had before it.
+    """``apply`` for the time of a ``with`` block. After it every module has the class that it had before the block.
 
-    In between the model may be patched otherwise, reverted, copied or rebuilt: what is as before already is left alone,
-    and a patched module that came into the model is reverted.
+    In the block the model may be patched with other options, reverted, copied or rebuilt. A module that has its old
+    class already is left alone. A patched module that came into the model is reverted.
 
     Takes the options of :func:`apply`, raises what it raises (and on leaving, what :func:`revert` raises; a warning
     instead where the block is left with another exception), and yields its report.
@@ -148,7 +153,7 @@ def patched(model: nn.Module, **options: Unpack[NamedOptions]) -> Iterator[Repor
 
 
 def report(model: nn.Module) -> Report:
-    """The level at which every recognised part of a model would train now, and why.
+    """The level at which every part of a model would train now, and why. Nothing is changed.
 
     Raises:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.

@@ -34,7 +34,7 @@ _NO_LOGITS = (
 
 @dataclass(frozen=True)
 class Report:
-    """The levels of a model's parts. Printed, it is a table with one line for equal rows.
+    """The levels of a model's parts: fused, alone or upstream. Printed, it is a table with one line for equal rows.
 
     Attributes:
         model_class: name of the model's class, without what PEFT or ``torch.compile`` put around it.
@@ -54,8 +54,10 @@ class Report:
         rows = tuple(row for plan in plans for row in plan.rows)
         if not rows:
             notes: tuple[str, ...] = (f"supported: {', '.join(architectures())}, and adapted layers in any model",)
-        elif all(row.part not in BLOCK_PARTS and not row.layers for row in rows if row.part != "norm"):
-            notes = ("no block of it is known, so each adapted layer runs alone, where it stands",)
+        elif any(row.part == "linear" for row in rows) and not any(
+            row.part in BLOCK_PARTS or row.layers for row in rows if row.part != "norm"
+        ):
+            notes = ("no adapted layer of it is in a block that patchkit knows, so each is patched by itself",)
         else:
             notes = ()
         if any(row.part == "loss" and row.level == "fused" for row in rows):

@@ -28,15 +28,15 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
         trainer = SFTTrainer(model, peft_config=LoraConfig(...), callbacks=[patchkit.TrainerCallback()], ...)
 
     By then adapters and gradient checkpointing are in place, a checkpoint to resume from is loaded, and the model may
-    be wrapped (DistributedDataParallel, FSDP, ``torch.compile``). None of this is undone or hidden: only the classes of
-    the attention and MLP modules inside change. The optimizer's parameters, the keys of ``state_dict`` and what is
-    saved stay the same. Code that ``torch.compile`` has made already, of an evaluation before training for instance, is
-    guarded by these classes, so it is compiled once more.
+    be wrapped (DistributedDataParallel, FSDP, ``torch.compile``). All of this stays: only the classes of modules inside
+    the model change. The optimizer's parameters, the keys of ``state_dict`` and what is saved stay the same. Code that
+    ``torch.compile`` made before, for example for an evaluation, is compiled once more.
 
-    A ``train`` that begins again (``auto_find_batch_size``, a second ``train()``, a model of ``model_init``) patches
-    whatever model it then has; one that is patched already stays so. One line is logged by the logger ``patchkit``: at
-    level INFO, or, where that is not shown, at WARNING by the main process: who asks for a callback wants to see that
-    it has done something.
+    If training begins again (``auto_find_batch_size``, a second ``train()``, a model of ``model_init``), the model
+    that it then has is patched. One that is patched already stays patched.
+
+    The logger ``patchkit`` logs one line that says what was patched, at level INFO. Where that level is not shown, the
+    main process logs it at WARNING.
 
     Args:
         revert_at_end: when training ends, give every module the class that it had when training began. Without it the

@@ -6,6 +6,7 @@ import html.parser
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import patchkit
@@ -101,6 +102,23 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] != "style" and data.strip():
             self.texts.append(data.strip())
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["embed_tokens"], False),  # an embedding is in no block of any model
+        (["lm_head"], False),
+        (["q_proj"], False),
+        (["0"], True),  # of a model without blocks
+    ],
+    ids=str,
+)
+def test_layers_outside_of_blocks_have_a_note_where_there_are_no_others(targets, said):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()) if said else tiny_model("qwen2")
+    report = patchkit.apply(get_peft_model(model, LoraConfig(target_modules=targets)))
+    note = "no adapted layer of it is in a block that patchkit knows, so each is patched by itself"
+    assert (note in report.notes) is said
 
 
 def test_a_notebook_shows_bars_and_names_on_demand():

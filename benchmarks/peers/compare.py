@@ -31,13 +31,14 @@ PEERS = ("axolotl", "liger-kernel", "unsloth")
 OURS = ("transformers", "peft", "torch", "triton")
 
 ABOUT = """\
-Fused LoRA exists elsewhere, and each of these projects is good at what it is for: Axolotl and Unsloth train fast on a
-GPU and bring data, recipes and long context; Liger-Kernel makes losses, norms and activations cheap. They choose
-differently where patchkit has one rule, which is to give PEFT's numbers or to run PEFT's code. A different number here
-is not a bug of theirs: one dropout mask for three projections is dropout too. It is another run than PEFT's.
+Other projects fuse LoRA too, and each is good at what it is for. Axolotl and Unsloth train fast on a GPU, and bring
+data, recipes and long context. Liger-Kernel makes losses, norms and activations cheap. patchkit has one rule that they
+do not have: it gives PEFT's numbers, or runs PEFT's code. A different number in these tables is no bug of theirs. One
+dropout mask for three projections is dropout too; it is another run than PEFT's.
 
-Where a peer's whole package wants a GPU, its functions or kernels are run alone, or its source is read: the last column
-says which, and a statement that is read fails when its line is gone. Nothing of a peer is installed or copied.
+Some of these packages need a GPU as a whole. Of these, single functions or kernels were run, or the source was read.
+The last column says which. A statement that was read names the line, and the script fails if the line is gone. Nothing
+of these projects is installed or copied.
 """
 
 

@@ -1,6 +1,7 @@
 """Fine-tune a model with LoRA, plain and patched side by side: ``python -m examples.demo``.
 
-Exits with 1 if the losses of the two runs differ, or if the trained adapter says something else on an unpatched model.
+The exit code is 1 if the losses of the two runs differ, or if the trained adapter generates another text on an
+unpatched model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 30,
     output: Annotated[Path, typer.Option(help="Folder for the picture and the adapter.")] = Path("demo-output"),
     small: Annotated[
-        bool, typer.Option("--small", help="A small random model, whether there are weights or not.")
+        bool, typer.Option("--small", help="Use a small random model, even if there are weights.")
     ] = False,
     loss: Annotated[bool, typer.Option("--loss", help="Also compute the loss without logits.")] = False,
     memory: Annotated[

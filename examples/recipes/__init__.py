@@ -1,4 +1,4 @@
 """Short programs, one for each way to train: ``python -m examples.recipes.loop``. Each runs offline, in seconds.
 
-They train a small random model. For one of yours, replace ``small()`` by ``from_pretrained``.
+They train a small random model. To train your own, put ``from_pretrained`` in place of ``small()``.
 """

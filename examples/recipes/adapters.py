@@ -1,4 +1,4 @@
-"""Several adapters in one model, served by switching. What is active counts at the next call."""
+"""Several adapters in one model, switched between calls. Each call uses the adapter that is active then."""
 
 from __future__ import annotations
 

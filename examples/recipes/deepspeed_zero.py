@@ -1,7 +1,7 @@
 """DeepSpeed: ``torchrun --nproc-per-node 2 -m examples.recipes.deepspeed_zero 2``.
 
 Without a GPU, set ``DS_ACCELERATOR=cpu``. Under stages 1 and 2 each process has the whole weights, so blocks run fused.
-Stage 3 spreads the weights and puts a product of its own in place of PyTorch's, so upstream's code runs, and the report
+Stage 3 shards the weights and replaces PyTorch's matrix product by its own. So upstream's code runs, and the report
 says so.
 """
 

@@ -1,4 +1,4 @@
-"""DoRA, with dropout and rank-stabilised scaling: nothing is to be said of it, the config decides."""
+"""DoRA with dropout and rank-stabilised scaling: patchkit needs no option for it, since it reads the adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> tuple[patchkit.Report, list[float]]:
     model, batch = small("gemma3")
     config = LoraConfig(r=8, use_dora=True, use_rslora=True, lora_dropout=0.1, target_modules="all-linear")
     model = get_peft_model(model, config)
-    report = patchkit.apply(model, strict=True)  # an error, should anything with an adapter stay upstream
+    report = patchkit.apply(model, strict=True)  # raises if a part with an adapter would run upstream's code
     return report, train(model.train(), batch)
 
 

@@ -1,4 +1,4 @@
-"""A small random model and a batch for it, which stand for yours."""
+"""A small random model and a batch for it, in the place of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QLoRA: adapters over weights that bitsandbytes keeps in 4 bits (extra: bnb)."""
+"""QLoRA: adapters over weights that bitsandbytes keeps in 4 bits. It needs ``pip install ".[bnb]"`` in a clone."""
 
 from __future__ import annotations
 

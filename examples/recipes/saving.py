@@ -1,4 +1,4 @@
-"""Three ways to keep what was trained; each file is what an unpatched model would have written."""
+"""Three ways to save what was trained. Each file is the one that an unpatched model would have written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Fine-tune with a trainer: ``python -m examples.trainer``, or ``--model PATH`` for a model of yours.
+"""Fine-tune with a trainer: ``python -m examples.trainer``, or with ``--model PATH`` for a model of your own.
 
-All that patchkit needs is the callback that each builder hands on. The text is Python's own manual, which without
-``--model`` a small random model learns, offline and in seconds. With several processes:
+patchkit needs only the callback, which each function here passes to its trainer. The text is Python's own manual.
+Without ``--model`` a small random model learns it, offline and in seconds. With several processes:
 ``torchrun --nproc-per-node 2 -m examples.trainer``.
 """
 
@@ -122,9 +122,11 @@ def load(path: str | None) -> tuple[Any, Any]:
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or hub name; without it, a small random model.")] = None,
-    trainer: Annotated[Kind, typer.Option(help="Whose trainer.")] = Kind.sft,
+    trainer: Annotated[Kind, typer.Option(help="Which trainer.")] = Kind.sft,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step, per process; even for grpo.")] = 4,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Sequences in a step, for each process; an even number for grpo.")
+    ] = 4,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("trainer-output"),
 ) -> None:
     """LoRA fine-tuning with patchkit.TrainerCallback."""

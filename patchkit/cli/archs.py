@@ -11,6 +11,7 @@ def archs() -> None:
     from rich.table import Table
 
     from patchkit.cli.console import output_console
+    from patchkit.cli.fitting import fitted
 
     table = Table(box=None, pad_edge=False)
     for title in ("architecture", "model types", "attention", "MLP", "text models"):
@@ -26,7 +27,7 @@ def archs() -> None:
     console = output_console()
     if not console.is_terminal:
         console.width = 1000  # of which the table takes what it needs: one line each, to grep in
-    console.print(table, soft_wrap=False)
+    console.print(fitted(table, console), soft_wrap=False)
 
 
 def _classes(architecture: Architecture, *kinds: type[Block]) -> str:

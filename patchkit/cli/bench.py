@@ -41,21 +41,23 @@ HEADINGS = (
 def bench(
     arch: Annotated[
         list[str] | None,
-        typer.Option("--arch", "-a", help="Tiny model, or a plugin's architecture; repeatable; globs. Default: all."),
+        typer.Option(
+            "--arch", "-a", help="A tiny model, a plugin's architecture, or a glob; repeatable. Default: all."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, xpu.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    steps: Annotated[int, typer.Option(help="Also time this many steps of each, in turn; 0 for none.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="Also time this many steps of each; 0: none.", min=0)] = 0,
     families: Annotated[
         bool, typer.Option("--families", help="Also one model of each family of transformers (minutes).")
     ] = False,
     host: Annotated[
-        bool, typer.Option("--host", help="Only the host's time: each block of a layer on tiny tensors, and steps.")
+        bool, typer.Option("--host", help="Measure only the host's time, of each block of a layer and of small steps.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
     contenders: Annotated[
-        bool, typer.Option("--contenders", help="Ways to train side by side; all options below are for this.")
+        bool, typer.Option("--contenders", help="Run ways to train side by side. The options below are for this.")
     ] = False,
     shape: Annotated[
         list[str] | None,
@@ -63,8 +65,8 @@ def bench(
             help="tiny, llama-8b, llama-70b, qwen-0.5b, gemma-1b, gemma-4b; one or several, as with what follows."
         ),
     ] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="Of the one sequence.", min=1)] = None,
-    rank: Annotated[list[int] | None, typer.Option(help="Of every adapter.", min=1)] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens of the one sequence.", min=1)] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="Rank of every adapter.", min=1)] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(help="A: bfloat16 base, float32 adapters; B: under autocast; C: all bfloat16; or float32."),
@@ -73,20 +75,22 @@ def bench(
         list[str] | None,
         typer.Option(help="Contenders: floor, peft, peft-compiled, liger, cast, patchkit, patchkit-fast, ..."),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="In each, every contender gives a sample; 0: count only.", min=0)] = 5,
+    rounds: Annotated[int, typer.Option(help="Samples of every contender; 0: only count.", min=0)] = 5,
     layers: Annotated[
         int, typer.Option(help="A stack of whole decoder layers; 0: q/k/v, o and MLP of one layer.", min=0)
     ] = 0,
-    dropout: Annotated[float, typer.Option(help="Of the adapters.", min=0.0, max=0.99)] = 0.0,
-    dora: Annotated[bool, typer.Option("--dora", help="Adapters of DoRA.")] = False,
+    dropout: Annotated[float, typer.Option(help="Dropout of the adapters.", min=0.0, max=0.99)] = 0.0,
+    dora: Annotated[bool, typer.Option("--dora", help="Use DoRA.")] = False,
     nf4: Annotated[bool, typer.Option("--nf4", help="Base weights in four bits (bitsandbytes).")] = False,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Run forward again in backward.")] = False,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Use gradient checkpointing.")] = False,
     rates: Annotated[
         str,
-        typer.Option(help="For modelled times: h200, or bf16=770,float32=45,pointwise=4.1,skinny=3.4 (TFLOP/s, TB/s)."),
+        typer.Option(
+            help="Rates for modelled times: h200, or bf16=770,float32=45,pointwise=4.1,skinny=3.4 (TFLOP/s, TB/s)."
+        ),
     ] = "",
     budget: Annotated[
-        float | None, typer.Option(help="Seconds; what is not reached is listed as not run.", min=0.0)
+        float | None, typer.Option(help="Stop after so many seconds; the rest is listed as not run.", min=0.0)
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (needs matplotlib).")] = None,
 ) -> None:
@@ -325,15 +329,18 @@ def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:
         f"transformers {settings['transformers']}, PEFT {settings['peft']}, torch {settings['torch']}, "
         f"patchkit {settings['patchkit']}, {settings['device']}, {settings['dtype']}.",
         "",
-        "Each row is a small random model of the architecture with LoRA on every text projection, one forward and "
-        "backward, plain PEFT → patched. *fused*: the whole part is one autograd function. Errors are the largest "
-        "relative errors ‖a−b‖/‖b‖ of any output and of any gradient. Bytes kept: tensors held between forward and "
-        "backward for the whole model (attention scores, norms and the loss included), parameters not counted. ATen "
-        "ops: operations that read or write data; views are not counted.",
+        "Each row is one forward and backward of a small random model of the architecture, with LoRA on every text "
+        "projection. `a → b` is plain PEFT → patched, and a ratio is patched / plain. The columns:",
         "",
-        f"Models: {model}; rank {settings['lora_rank']}, alpha {settings['lora_alpha']}, {settings['batch']} × "
-        f"{settings['length']} tokens. The rank-sized product x·Aᵀ is kept where "
-        "one adapter is trained on each projection, and computed again in backward otherwise.",
+        "* **q/k/v, o, MLP**: *fused* means that the whole part is one autograd function.",
+        "* **errors**: the largest relative error ‖a−b‖/‖b‖ of any output, and of any gradient.",
+        "* **bytes kept**: tensors that the whole model holds between forward and backward. Attention scores, norms "
+        "and the loss are included, parameters are not.",
+        "* **ATen ops**: operations that read or write data. Views are not counted.",
+        "",
+        f"The models have {model}; rank {settings['lora_rank']}, alpha {settings['lora_alpha']}, {settings['batch']} × "
+        f"{settings['length']} tokens. The rank-sized product x·Aᵀ is kept if one adapter is trained on each "
+        "projection. Otherwise backward computes it again.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|" + ":-:|" * 3 + "--:|" * (len(HEADINGS) - 4),

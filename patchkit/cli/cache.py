@@ -17,7 +17,7 @@ def cache(
 ) -> None:
     """Show what the cache directory holds: releases, outcomes, environments, proofs. All of it can be made again.
 
-    The directory is that of the platform, or PATCHKIT_CACHE.
+    It is the platform's cache directory, unless the variable PATCHKIT_CACHE names another one.
     """
     import datetime
 

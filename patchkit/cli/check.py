@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ Wheels = Annotated[
 ]
 
 RequireHashes = Annotated[
-    bool, typer.Option("--require-hashes", help="Take no wheel whose hash no index publishes: an error, exit code 2.")
+    bool, typer.Option("--require-hashes", help="Refuse a wheel for which the index publishes no hash: exit code 2.")
 ]
 
 TimeLimit = Annotated[
@@ -38,7 +39,7 @@ TimeLimit = Annotated[
         "--time-limit",
         metavar="SECONDS",
         min=1.0,
-        help="After which pip is stopped that installs a release, or a process that runs one small model.",
+        help="Stop a process that runs one small model, or pip that installs a release, after so many seconds.",
     ),
 ]
 
@@ -74,7 +75,7 @@ def check(
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="Read and rewrite only; run no model.")] = False,
     unproven: Annotated[
-        bool, typer.Option("--unproven", help="Run no model whose very source the ledger proves already.")
+        bool, typer.Option("--unproven", help="Run no model whose source the ledger has a proof of.")
     ] = False,
     record: Annotated[
         bool,
@@ -104,11 +105,13 @@ def check(
 ) -> None:
     """Prove that the blocks of an architecture are rewritten, and that the numbers are upstream's.
 
-    The static stage rewrites the source of each release, which need not be installed, and compares with the last
-    release that is recorded. The numeric stage runs the parity contract on small random models, for another release in
-    an environment of its own: separate packages and few variables of yours, but no sandbox. Check what you would
-    install. With --peft the layers of PEFT are compared and proven too. Exit code 0: all verified; 1: drift or failure;
-    2: wrong usage or environment.
+    The static stage rewrites the source of each release, and compares the outcome with that of the last release on
+    record. The release need not be installed. The numeric stage runs small random models, patched and unpatched, and
+    compares their numbers. A release that is not installed gets an environment of its own: separate packages, and few
+    of your environment variables. This is no sandbox, so check only what you would install. With --peft the layers of
+    PEFT are compared and proven too.
+
+    Exit code 0: all verified; 1: drift or failure; 2: wrong usage or environment.
     """
     if arch and every:
         raise typer.BadParameter("--all is every architecture; leave out one of them", param_hint="--arch")
@@ -200,15 +203,31 @@ def progress_of(text: str) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(text, total=None)
         said = time.monotonic()
+        over = threading.Event()
+
+        def say(so_far: str = "") -> None:
+            nonlocal said
+            if time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"{progress.tasks[task].description}{so_far}")
 
         def advance(done: int, total: int, text: str | None = None) -> None:
-            nonlocal said
             progress.update(task, completed=done, total=total, description=text)
-            if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
-                said = time.monotonic()
-                console.print(f"{progress.tasks[task].description}: {done} of {total}")
+            if not console.is_terminal:
+                say(f": {done} of {total}")
 
-        yield advance
+        def wait() -> None:
+            while not over.wait(LINE_SECONDS):
+                done, total = progress.tasks[task].completed, progress.tasks[task].total
+                say(", still running" if total is None else f": {done:.0f} of {total:.0f}, still running")
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        if not console.is_terminal:
+            waiting.start()
+        try:
+            yield advance
+        finally:
+            over.set()
 
 
 def print_changes(console: SafeConsole, report: CheckReport, records: Records, wheels: Path | None) -> None:

@@ -13,6 +13,7 @@ from patchkit.check.results.formats import explanation, numeric_faults
 from patchkit.check.results.report import CheckReport, Entry, NumericEntry
 from patchkit.check.static.verdicts import Verdict
 from patchkit.cli.console import SafeConsole
+from patchkit.cli.fitting import fitted, plain_table
 from patchkit.cli.peft_table import print_peft
 from patchkit.escaping import indented, one_line
 from patchkit.upstream.release import Release
@@ -40,11 +41,12 @@ def print_report(console: SafeConsole, report: CheckReport) -> None:
     for release in report.releases:
         entries = [entry for entry in report.entries if entry.release == release]
         numeric = [entry for entry in report.numeric if entry.release == release]
-        console.print(_table(release, entries))
+        console.print(fitted(_table(release, entries), console))
         if release.hash_note:
             console.print(one_line(release.hash_note), style="dim")
         for environment in dict.fromkeys(entry.environment for entry in numeric):
-            console.print(_numeric_table(environment, [one for one in numeric if one.environment == environment]))
+            own = [entry for entry in numeric if entry.environment == environment]
+            console.print(fitted(_numeric_table(environment, own), console))
     if report.peft is not None:
         print_peft(console, report.peft)
     for entry in report.entries:
@@ -58,9 +60,7 @@ def print_report(console: SafeConsole, report: CheckReport) -> None:
 
 
 def _table(release: Release, entries: list[Entry]) -> Table:
-    table = Table(
-        title=one_line(f"{release.package} {release.version} ({release.origin}): source"), title_justify="left"
-    )
+    table = plain_table(f"{release.package} {release.version} ({release.origin}): source")
     for heading in ("architecture", "class", "part", "verdict", "rule", "compared with", "proof"):
         table.add_column(heading, overflow="fold")
     before = ("", "")
@@ -78,9 +78,10 @@ def _table(release: Release, entries: list[Entry]) -> Table:
 
 
 def _numeric_table(environment: str, numeric: Iterable[NumericEntry]) -> Table:
-    table = Table(title=one_line(f"{environment}: numbers"), title_justify="left")
+    table = plain_table(f"{environment}: numbers")
     for heading in ("architecture", "class", "model", "levels", "checks", "worst error", "status"):
-        table.add_column(heading, justify="right" if heading in {"checks", "worst error"} else "left")
+        right = heading in {"checks", "worst error"}
+        table.add_column(heading, overflow="fold", justify="right" if right else "left")
     for entry in numeric:
         first = entry.outcome.architecture
         for block in entry.outcome.blocks:

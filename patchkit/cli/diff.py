@@ -50,14 +50,14 @@ def diff(
         typer.Option("--part", help="Only this part of the model; may be repeated. By default all but the loss."),
     ] = None,
     context: Annotated[int, typer.Option("--context", "-U", min=0, help="Unchanged lines around each change.")] = 3,
-    no_color: Annotated[bool, typer.Option("--no-color", help="Plain text, on a terminal too.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Print plain text, also on a terminal.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead, both sources side by side.")
     ] = None,
 ) -> None:
     """Show what patchkit changes in the installed transformers source of an architecture.
 
-    Prints a unified diff per class, each against the source as it is installed. A line that starts with '#' tells
+    Prints a unified diff per class, each against the source as it is installed. A line that starts with '#' says
     which places were rewritten by which rule, and what was left alone and why.
     """
     from patchkit.cli.console import error_console, output_console

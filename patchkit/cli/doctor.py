@@ -41,8 +41,10 @@ def doctor(
 ) -> None:
     """Run a training script up to its first backward, and say what stops its model from being fused.
 
-    Every reason comes with what to change, those of most parts first. Exit code 0: everything that has an adapter is
-    fused; 1: something is to be changed; 2: there is no such model, or the script fails.
+    Every reason comes with what to change; the reason of most parts comes first.
+
+    Exit code 0: everything that has an adapter is fused; 1: something is to be changed; 2: the script fails, or makes
+    no model with adapters.
     """
     models, ended = at_first_backward(script, arguments or [])
     if not models:

@@ -45,22 +45,25 @@ def estimate(
         typer.Argument(metavar="CONFIG", help="A folder with a config.json, that file, or a name on the hub."),
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="Instead of CONFIG: llama-8b, llama-70b, qwen-0.5b, gemma-1b or gemma-4b.")
+        str | None,
+        typer.Option(help="A shape in place of CONFIG: llama-8b, llama-70b, qwen-0.5b, gemma-1b or gemma-4b."),
     ] = None,
     tokens: Annotated[
-        str, typer.Option(help="Of each sequence: a number, several by commas, or 512..131072 for each doubling.")
+        str, typer.Option(help="Tokens of each sequence: 4096, several as 512,4096, or each doubling as 512..131072.")
     ] = "4096",
-    batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Number of sequences.", min=1)] = 1,
     card: Annotated[
         str | None, typer.Option(help="Memory of a device, such as 80GiB: show the longest context that fits.")
     ] = None,
-    optimizer: Annotated[OptimizerChoice, typer.Option(help="Whose states are part of the peak.")] = (
+    optimizer: Annotated[OptimizerChoice, typer.Option(help="Optimizer whose states are part of the peak.")] = (
         OptimizerChoice.adamw
     ),
-    dtype: Annotated[DtypeChoice, typer.Option(help="Of the base weights.")] = DtypeChoice.bfloat16,
-    rank: Annotated[int, typer.Option(help="Of the adapters.", min=1)] = 16,
-    targets: Annotated[str, typer.Option(help="Layers with adapters, by commas.")] = "all-linear",
-    dropout: Annotated[float, typer.Option(help="Of the adapters.", min=0.0, max=0.99)] = 0.0,
+    dtype: Annotated[DtypeChoice, typer.Option(help="Dtype of the base weights.")] = DtypeChoice.bfloat16,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.", min=1)] = 16,
+    targets: Annotated[
+        str, typer.Option(help="Names of the layers with adapters, separated by commas.")
+    ] = "all-linear",
+    dropout: Annotated[float, typer.Option(help="Dropout of the adapters.", min=0.0, max=0.99)] = 0.0,
     attention: Annotated[
         str, typer.Option(help="Implementation of transformers: sdpa, eager, or a package for flash attention.")
     ] = "sdpa",

@@ -72,11 +72,14 @@ def markdown_of_families(found: list[FamilyComparison]) -> str:
         "",
         "# What each family of models costs",
         "",
-        "One small random model of each family with LoRA on every linear layer that PEFT takes, experts and routers "
-        f"included; rank {RANK}, alpha {ALPHA}, {BATCH} × {LENGTH} tokens, or images and sound. Ratios are patched / "
-        "plain PEFT, of the whole model with all that is not linear. *In blocks*: layers that run in one fused "
-        "function with others. *Rounding*: our error in bfloat16 against float64, relative to PEFT's own error "
-        f"(`{PRECISION_CHECK}`: a bfloat16 base and float32 adapters under autocast, 8 draws); 1.1 is the limit.",
+        "Each row is one small random model of a family, with LoRA on every linear layer that PEFT takes, experts and "
+        f"routers included: rank {RANK}, alpha {ALPHA}, {BATCH} × {LENGTH} tokens, or images and sound. Ratios are "
+        "patched / plain PEFT, for the whole model. The columns:",
+        "",
+        "* **in blocks, alone, upstream**: how many adapted layers run in one fused function with others, fused one by "
+        "one, or by the code of transformers and PEFT.",
+        "* **rounding**: patchkit's error in bfloat16 against float64, relative to PEFT's own error "
+        f"(`{PRECISION_CHECK}`: a bfloat16 base and float32 adapters under autocast, 8 draws). The limit is 1.1.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|---|" + "--:|" * (len(HEADINGS) - 2),

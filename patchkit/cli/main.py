@@ -61,7 +61,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Exact LoRA fine-tuning kernels for transformers models.",
+    help="LoRA fine-tuning of transformers models in less memory, with the numbers of plain PEFT.",
 )
 
 

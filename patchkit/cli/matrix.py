@@ -48,8 +48,9 @@ def matrix(
 ) -> None:
     """Write the matrix of every registered architecture and every release of the list.
 
-    Runs the static stage; the numeric one is `patchkit check`, whose proofs the matrix shows. What is known of every
-    other model stands beside the Markdown file in compat_models.jsonl. Nothing is written before everything is done.
+    The static stage runs: each release is read and rewritten as text. The numeric stage is `patchkit check`, whose
+    proofs the matrix shows. Models without an architecture are kept beside the Markdown file, in compat_models.jsonl.
+    Nothing is written before everything is done.
     """
     from patchkit.adapters.peft_known import shipped_proofs
     from patchkit.cache.storage import write_whole

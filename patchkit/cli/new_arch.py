@@ -32,7 +32,7 @@ def new_arch(
 ) -> None:
     """Write a plugin package: the architecture as its source says, a test, and what pip needs to install it.
 
-    Without an option NAME is taken for the model type. Nothing that is there is overwritten.
+    Without --from-model-type or --from-file, NAME is the model type. No file that exists is overwritten.
     """
     from patchkit.check.static.drift import described
     from patchkit.scaffolding.description import describe

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from patchkit.check.results.peft import PeftReport, ReaderEntry, ReaderNumbers, reader_explanation, reader_summary
 from patchkit.cli.console import SafeConsole
+from patchkit.cli.fitting import fitted, plain_table
 from patchkit.escaping import one_line
 
 _STYLES = {"known": "green", "changed": "bold red", "absent": "dim", "unreadable": "bold red"}
@@ -18,7 +19,8 @@ def print_peft(console: SafeConsole, report: PeftReport) -> None:
     for release in report.releases:
         entries = [entry for entry in report.entries if entry.release == release]
         numeric = [one for one in report.numeric if one.release == release]
-        console.print(_table(f"peft {release.version} ({release.origin}): layers", entries, numeric))
+        title = f"peft {release.version} ({release.origin}): layers"
+        console.print(fitted(_table(title, entries, numeric), console))
         if release.hash_note:
             console.print(one_line(release.hash_note), style="dim")
     for entry in report.entries:
@@ -35,7 +37,7 @@ def print_peft(console: SafeConsole, report: PeftReport) -> None:
 
 
 def _table(title: str, entries: list[ReaderEntry], numeric: list[ReaderNumbers]) -> Table:
-    table = Table(title=one_line(title), title_justify="left")
+    table = plain_table(title)
     for heading in ("reader", "functions", "verdict", "compared with", "proof", "ran with", "numbers"):
         table.add_column(heading, overflow="fold")
     for entry in entries:

@@ -12,6 +12,7 @@ import typer
 from patchkit.cli.apply_options import ApplyOptions, apply_options
 from patchkit.cli.check import TimeLimit, progress_of
 from patchkit.cli.console import error_console, output_console
+from patchkit.cli.fitting import fitted
 from patchkit.escaping import json_text, one_line
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def scan(
     ] = "installed",
     anew: Annotated[
         bool,
-        typer.Option(
-            "--anew", help="Run the types too whose outcome is on record, or was put into the cache by a scan."
-        ),
+        typer.Option("--anew", help="Run every type, also those whose outcome is on record or in the cache."),
     ] = False,
     every: Annotated[
         bool, typer.Option("--all-rows", help="Show the types that are verified too, one line each.")
@@ -66,7 +65,7 @@ def scan(
         typer.Option(
             "--write",
             metavar="FILE",
-            help="Write all of it as Markdown, such as coverage.md, and the record beside it.",
+            help="Write everything as Markdown, as coverage.md is, and the record beside it.",
         ),
     ] = None,
     option: ApplyOptions = None,
@@ -77,10 +76,12 @@ def scan(
     """Build a tiny model of each model type, put adapters on its linear layers, patch it, and compare it with itself.
 
     Outputs, loss and every gradient are compared in float32, and in float64 where rounding alone exceeds the tolerance.
+
     What was found is remembered until a source, a package or this machine's settings change. In a checkout of patchkit,
-    coverage.jsonl has what was found with its own code. Another release runs in an environment of its own, as for
-    check; types whose sources are those that are on record are not run. With options of apply every type is run, and
-    nothing is remembered. Exit code 0: no model differs; 1: one does.
+    coverage.jsonl has what was found with the same code. Another release runs in an environment of its own, as for
+    check; a type whose sources are on record is not run. With --option every type is run, and nothing is remembered.
+
+    Exit code 0: no model differs; 1: one does.
     """
     from patchkit.check.numeric.recorded import Recorded, record_of_checkout, to_text
     from patchkit.check.numeric.remembered import Remembered, setting_of
@@ -141,8 +142,8 @@ def print_outcomes(console: SafeConsole, outcomes: Sequence[TypeOutcome], *, eve
         console.width = _FILE_WIDTH
     shown = [one for one in outcomes if every or one.state != "verified" or one.left]
     if shown:
-        console.print(_types(shown))
-    console.print(_heads(outcomes))
+        console.print(fitted(_types(shown), console))
+    console.print(fitted(_heads(outcomes), console))
 
 
 def print_news(console: SafeConsole, outcomes: Sequence[TypeOutcome], recorded: Recorded, *, whole: bool) -> None:

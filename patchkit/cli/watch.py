@@ -25,9 +25,7 @@ def watch(
         str | None,
         typer.Option("--since", metavar="RELEASE", help="Look after this release. Default: the newest known."),
     ] = None,
-    peft: Annotated[
-        bool, typer.Option("--peft", help="Look for releases of PEFT, and check the layers of theirs that are read.")
-    ] = False,
+    peft: Annotated[bool, typer.Option("--peft", help="Look for releases of PEFT, and check their layers.")] = False,
     static: Annotated[bool, typer.Option("--static", help="Read and rewrite only; run no model.")] = False,
     write: Annotated[
         bool,

@@ -35,25 +35,27 @@ def estimate(
 ) -> Estimate:
     """What one training step of a model with LoRA adapters keeps and peaks at, plain and patched, in bytes.
 
-    Nothing is computed and nothing of the model's size is allocated: a step of one layer of each kind is run on tensors
-    that have shapes and no data, each storage is counted while it lives, and what a layer takes is taken as often as
-    the model has it. So the counts are those of a real step at exactly this many tokens, up to what is assumed
-    (``print(estimate)`` says it).
+    Nothing is computed, and nothing of the model's size is allocated. One layer of each kind runs a step on tensors
+    that have shapes and no data. Each storage counts while it lives, and a layer counts as often as the model has it.
+    So the counts are those of a real step with exactly this many tokens, up to some assumptions, which
+    ``print(estimate)`` lists.
 
-    Also takes the options of :func:`patchkit.apply`, for the patched ways. Unless ``loss`` is given, both are shown.
+    Also takes the options of :func:`patchkit.apply`, for the patched ways to train. Unless ``loss`` is given, both
+    values of it are shown.
 
     Args:
         model: a causal language model with LoRA adapters, on any device; on ``meta`` it needs no memory at all. It is
             left as it is, and may be patched.
-        tokens: of each sequence.
-        batch: sequences.
+        tokens: number of tokens of each sequence.
+        batch: number of sequences.
         optimizer: ``"adamw"``, ``"adamw_8bit"``, ``"adafactor"``, ``"momentum"`` or ``"sgd"``; its states are part of
             ``peak``.
-        card: the memory of a device, such as ``"80GiB"``: also find the longest context that fits, for each way.
+        card: the memory of a device, such as ``"80GiB"``. With it, the longest context that fits is found for each
+            way to train.
 
     Returns:
-        The plain model, the patched one and the patched one with ``loss=True``, each without and with gradient
-        checkpointing, and with what is kept moved to the host.
+        The memory of each way to train: plain, patched, and patched with ``loss=True``; each without and with gradient
+        checkpointing, and with what is kept in the host's memory.
 
     Raises:
         NotAModelError: ``model`` is not a ``torch.nn.Module``.

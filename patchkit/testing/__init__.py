@@ -1,8 +1,10 @@
-"""Public test kit: tiny models of every architecture, the parity contract as checks, and exact cost counts.
+"""Public test kit: tiny models of every architecture, the parity contract as checks, and exact counts of cost.
 
-model = add_lora(tiny_model("gemma3"))
-for result in run_checks(model, tiny_inputs("gemma3", model)):
-    assert result.status != "failed", result  # or "inapplicable", where the unpatched model cannot do it
+    model = add_lora(tiny_model("gemma3"))
+    for result in run_checks(model, tiny_inputs("gemma3", model)):
+        assert result.status != "failed", result  # it may be "inapplicable": the unpatched model cannot do it
+
+A plugin's test needs one call, ``verify_architecture("acme")``.
 """
 
 from patchkit.testing.checks import CHECKS, Case, Check, CheckResult, Patcher, Reverter, check, run_checks, scenario

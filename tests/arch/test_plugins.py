@@ -97,6 +97,17 @@ def test_a_broken_plugin_is_named_and_the_others_work(install, load):
     assert set(found) == {*registry._built_in(), "acme"}
 
 
+@pytest.mark.parametrize(
+    ("word", "value", "right"),
+    [("blocks", Attention("AcmeAttention"), r"\(block,\)"), ("model_types", "acme", r"\(model_type,\)")],
+)
+def test_a_forgotten_comma_of_a_tuple_is_told(install, word, value, right):
+    """``blocks=(Attention("AcmeAttention"))`` is one block in brackets and no tuple."""
+    install(acme=lambda _: replace(GOOD, **{word: value}))
+    with pytest.warns(PatchkitWarning, match=rf"expected a tuple of {word}, found \w+: one alone is written {right}"):
+        registry.architectures()
+
+
 WORDS = {
     "an ungated MLP": replace(GOOD, blocks=(MLP("AcmeMLP", "w1", "w2"),)),
     "a function as activation": replace(GOOD, blocks=(GatedMLP("AcmeMLP", activation_function="F.silu"),)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,36 @@ def test_every_length_of_both_shapes_was_counted():
     for estimates in FIGURES["shapes"].values():
         assert [one["tokens"] for one in estimates] == [512 << power for power in range(9)]
         assert all({variant["name"] for variant in one["variants"]} == COUNTED.keys() for one in estimates)
+
+
+README_TOKENS = 4096
+OF_README = {
+    variant["name"]: variant
+    for estimate in FIGURES["shapes"]["llama-8b"]
+    if estimate["tokens"] == README_TOKENS
+    for variant in estimate["variants"]
+}
+
+
+def rows_of_the_readme():
+    """A row's name as a variant has it, and the three numbers as they are written."""
+    table = (ROOT / "README.md").read_text().partition("## What it saves\n\n")[2].split("\n\n")[1]
+    for line in table.splitlines()[2:]:
+        first, *numbers = (cell.strip() for cell in line.strip("|").split("|"))
+        options = ", ".join(re.findall(r'\w+=[\w"]+', first)).replace('"', "")
+        name = "plain" if first.startswith("plain PEFT") else "patched" + f", {options}" * bool(options)
+        yield pytest.param(name + ", checkpointed" * ("checkpointing" in first), numbers, id=name)
+
+
+def test_the_readme_has_plain_and_patched():
+    names = [one.values[0] for one in rows_of_the_readme()]
+    assert len(set(names)) == len(names) == 6
+    assert {"plain", "patched"} <= set(names)
+
+
+@pytest.mark.parametrize(("name", "numbers"), list(rows_of_the_readme()))
+def test_a_row_of_the_readme_is_what_was_counted(name, numbers):
+    counted = OF_README[name]
+    sizes = [f"{counted[what] / 2**30:#.3g}" for what in ("bytes_kept", "peak")]
+    work = counted["flops"] / OF_README["plain"]["flops"]
+    assert numbers == [*sizes, "1" if name == "plain" else f"{work:.2f}"]

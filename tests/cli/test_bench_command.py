@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -73,6 +74,22 @@ def test_a_long_command_without_a_terminal_says_now_and_then_how_far_it_is(monke
     every = {0.0: [], 4.0: [2, 5], 11.0: [0, 1, 2, 3, 4, 5]}[step]
     assert [line.rpartition(": ")[2] for line in lines] == [f"{done} of 6" for done in every]
     assert all(line.startswith("comparing") for line in lines)
+
+
+def test_a_long_step_without_a_terminal_says_that_it_runs(monkeypatch, capsys):
+    """Also if no step is ever finished."""
+    monkeypatch.setattr(check, "LINE_SECONDS", 0.01)
+    with check.progress_of("comparing llama") as advance:
+        time.sleep(0.2)
+        lines = capsys.readouterr().err.splitlines()
+        assert set(lines) == {"comparing llama, still running"}
+        advance(1, 3)
+        capsys.readouterr()
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert set(lines) == {"comparing llama: 1 of 3, still running"}
+    time.sleep(0.05)
+    assert capsys.readouterr().err == "", "it ends with the command"
 
 
 def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):

@@ -159,7 +159,8 @@ def test_markdown(snapshot: SnapshotAssertion, tmp_path: Path) -> None:
     assert data is not None
     found = json.loads(data[1])
     assert found["releases"] == ["5.90.0", "5.91.0"]
-    assert {row["name"]: [cell["text"] for cell in row["cells"]] for row in found["rows"]} == {
+    newest_first = {row["name"]: [cell["text"] for cell in reversed(row["cells"])] for row in found["rows"]}
+    assert newest_first == {
         line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[1:]]
         for line in text.splitlines()
         if re.match(r"\| (?!architecture)[a-z0-9_]+ \| [^ ]+ \| [^ ]+ \|$", line)
@@ -272,7 +273,7 @@ def test_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1, result.output
     assert result.stdout.startswith("new: 5.91.0\n")
     assert "to do: make the edits above" in result.stdout
-    assert "| 5.90.0 | 5.91.0 |" in (tmp_path / "compat_matrix.md").read_text()
+    assert "| 5.91.0 | 5.90.0 |" in (tmp_path / "compat_matrix.md").read_text()
     again = run("watch", "--static")
     assert (again.exit_code, again.stdout) == (0, "nothing new: no release after 5.91.0 that the matrix lacks\n")
 

@@ -81,7 +81,9 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
 
 
-@pytest.mark.parametrize("name", [*NAMES, "examples/plugin/README.md"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "SECURITY.md", "SUPPORT.md", "examples/plugin/README.md", "examples/integrations/README.md"]
+)
 def test_links_lead_somewhere(name):
     made = {"rules.md", "gallery.md", "compatibility.md", "models.md", "performance.md", "changelog.md"}
     made |= {f"extend/{page}.md" for page in ("architecture", "rule", "reader", "contributing")}

@@ -5,6 +5,8 @@ import copy
 import parity_mutants as mutants
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchkit
 from patchkit.testing import CHECKS, add_lora, run_checks, tiny_inputs, tiny_model
@@ -55,6 +57,20 @@ def test_fewer_roundings_pass_in_low_precision(name, check):
     totals = [m for m in result.findings.measurements if m.name in ("logits", "all gradients")]
     assert len(totals) == 2
     assert all(0.8 < total.error < 1.08 for total in totals)
+
+
+@pytest.mark.parametrize("initial", [True, False], ids=["B is zero", "B is random"])
+@pytest.mark.parametrize("seed", range(4))
+def test_low_precision_is_judged_alike_for_every_draw_of_a_users_model(seed, initial):
+    """A model with the initialisation of transformers and PEFT, in place of the weights that tiny models get here."""
+    torch.manual_seed(seed)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **heads, **sizes))
+    model = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=initial))
+    ids = torch.randint(0, 100, (2, 16))
+    results = run_checks(model, {"input_ids": ids, "labels": ids}, names=["autocast", "autocast_bfloat16_base"])
+    assert not [str(result) for result in results if not result.passed]
 
 
 SCALED = mutants.everywhere(mutants.scaled_adapter)

@@ -48,7 +48,9 @@ def page(predictions: Mapping[str, Any], results: Mapping[str, Any] | None) -> s
 def _about(predictions: Mapping[str, Any], results: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"*Predicted*: {predictions['source']}, for one {predictions['device']}. {predictions['about']}"
     yield ""
-    yield "Of the plan: " + "; ".join(f"{name}, {what}" for name, what in predictions["planned"].items()) + "."
+    yield "The parts of the plan:"
+    yield ""
+    yield from (f"* **{name}**: {what}." for name, what in predictions["planned"].items())
     yield ""
     if results is None:
         yield f"*Measured*: {NOT_MEASURED}. `make gpu` on a machine with a GPU writes it, in at most ten minutes."

@@ -14,14 +14,13 @@ from patchkit.check.numeric.model_types import STATES, State, TypeOutcome
 from patchkit.escaping import markdown
 
 _MEANING: dict[State, str] = {
-    "verified": "outputs, loss and every gradient of a tiny model are equal, patched and not, with adapters on every "
-    "linear layer; some of these run fused",
-    "different": "they are not",
-    "upstream": "equal, and nothing runs fused",
-    "nothing to patch": "no layer that PEFT adapts",
-    "no model": "its configuration is a part of others, and no class takes it alone",
-    "not run": "plain PEFT fails on the tiny model, nothing can be compared, or its process was lost",
-    "not built": "there is no tiny model of it",
+    "verified": "outputs, loss and every gradient of the tiny model are equal, and some of its layers run fused",
+    "different": "they are not equal",
+    "upstream": "they are equal, and nothing runs fused",
+    "nothing to patch": "it has no layer that PEFT adapts",
+    "no model": "its configuration is a part of other configurations, and no class takes it alone",
+    "not run": "plain PEFT fails on the tiny model, or nothing can be compared, or the process was lost",
+    "not built": "no tiny model of it could be made",
 }
 
 
@@ -41,14 +40,21 @@ def _lines(outcomes: Sequence[TypeOutcome], versions: Mapping[str, str]) -> Iter
     yield f"# Model types of transformers {markdown(release)}"
     yield ""
     yield (
-        "What `make coverage` (`patchkit scan --write`) found with "
+        "`make coverage` (`patchkit scan --write`) made a tiny model of each type, with LoRA on every linear layer. It "
+        "compared that model with itself, patched and unpatched. It ran with "
         + ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in sorted(versions.items()))
-        + ", on a CPU."
+        + ", on a CPU. The first column of the table is the *head*: the kind of model that was made of a type, for "
+        "example a causal language model or an encoder."
     )
     yield ""
     heads = list(dict.fromkeys(one.head for one in outcomes))
     states = [state for state in STATES if any(one.state == state for one in outcomes)]
     yield from (f"* **{state}**: {_MEANING[state]}." for state in states)
+    yield ""
+    yield (
+        "Adapted layers run *in blocks*, that is, in one fused function with other layers; *alone*, fused one by one; "
+        "or *upstream*, by the code of transformers and PEFT."
+    )
     yield ""
     yield f"| | types | {' | '.join(states)} | adapted layers | in blocks | alone | upstream |"
     yield "|---" + "|--:" * (len(states) + 5) + "|"

@@ -176,9 +176,9 @@ def to_markdown(matrix: Matrix, models: Models | None = None, peft: PeftMatrix |
         "",
         *_legend(),
         "",
-        f"| architecture | {' | '.join(map(markdown, matrix.releases))} |",
+        f"| architecture | {' | '.join(map(markdown, reversed(matrix.releases)))} |",
         f"|---|{':-:|' * len(matrix.releases)}",
-        *(f"| {markdown(name)} | {' | '.join(map(str, cells))} |" for name, cells in matrix.rows.items()),
+        *(f"| {markdown(name)} | {' | '.join(map(str, reversed(cells)))} |" for name, cells in matrix.rows.items()),
         "",
         "## Totals",
         "",
@@ -186,7 +186,7 @@ def to_markdown(matrix: Matrix, models: Models | None = None, peft: PeftMatrix |
         "",
         "## What changed at each release",
         "",
-        *changes(matrix),
+        *reversed([*changes(matrix)]),
         *(peft_section(peft) if peft else ()),
         *models_section(models or Models()),
     ]
@@ -219,7 +219,10 @@ def _header(matrix: Matrix) -> Iterator[str]:
 
 
 def _legend() -> Iterator[str]:
-    yield "A cell is q/k/v, o, MLP. Where an architecture has several classes for a part, it shows the worst."
+    yield (
+        "A cell has three signs: q/k/v, o, MLP. Where an architecture has several classes for a part, the sign is that "
+        "of the worst. The newest release stands first; the table goes on to the right."
+    )
     yield ""
     yield "| proven numerically | rewritten as text only | |"
     yield "|:-:|:-:|---|"

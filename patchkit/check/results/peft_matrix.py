@@ -93,15 +93,15 @@ def peft_section(matrix: PeftMatrix) -> Iterator[str]:
     for state, symbol in PEFT_SYMBOLS.items():
         yield f"| {symbol} | {PEFT_MEANINGS[state]} |"
     yield ""
-    yield f"| layer | | {' | '.join(map(markdown, releases))} |"
+    yield f"| layer | | {' | '.join(map(markdown, reversed(releases)))} |"
     yield f"|---|---|{':-:|' * len(releases)}"
     for reader in READERS:
-        cells = [PEFT_SYMBOLS.get(matrix.state(release, reader), "") for release in releases]
+        cells = [PEFT_SYMBOLS.get(matrix.state(release, reader), "") for release in reversed(releases)]
         yield f"| {markdown(reader)} | {LAYERS[reader]} | {' | '.join(cells)} |"
     yield ""
     yield "What changed in what readers rely on:"
     yield ""
-    for before, release in zip([None, *releases], releases, strict=False):
+    for before, release in reversed([*zip([None, *releases], releases, strict=False)]):
         yield f"* **{markdown(release)}** {_changed(matrix.records, before, release)}"
 
 

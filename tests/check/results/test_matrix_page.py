@@ -77,6 +77,32 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     assert query == output != proven, "what is proven has a colour of its own"
 
 
+NARROW = """
+const map = document.querySelector("#body").closest(".map");
+map.style.width = "320px";
+shade(map);
+const edge = map.getBoundingClientRect().right;
+const heads = [...document.querySelectorAll("#head th")].slice(1);
+const seen = heads.filter((cell) => cell.getBoundingClientRect().right <= edge).map((cell) => cell.textContent);
+const found = { heads: heads.map((cell) => cell.textContent), seen, more: map.parentElement.classList.contains("more") };
+"""
+
+
+def test_the_newest_release_is_seen_at_every_width(tmp_path: Path) -> None:
+    """It is the first column, and a shade says that the table goes on."""
+    records, releases = Records(), []
+    for number in range(12):
+        releases.append(folder_release(tmp_path / f"{number}", f"5.{number}.0", {path_of("llama"): SMALL_LLAMA}))
+        records = records.with_findings(
+            [one.finding for one in records_of(releases[-1], "llama").entries], "2026-01-02"
+        )
+    found = in_browser(to_html(make_matrix(records, {}), releases), NARROW, tmp_path)
+    assert found["heads"] == [f"5.{number}.0" for number in reversed(range(12))]
+    assert "5.11.0" in found["seen"]
+    assert "5.0.0" not in found["seen"]
+    assert found["more"]
+
+
 def models_page() -> str:
     """Three families in two releases: one of a hundred models, one of three, and a model of its own."""
     names = [*(f"many{number}" for number in range(100)), "qwen2", "qwen3", "qwen3_moe", "phi"]

@@ -170,7 +170,7 @@ def test_the_command(proposed: Path, known: Records, tmp_path: Path, monkeypatch
     arguments = ["adopt", str(proposed), "-o", str(tmp_path / "m.md"), "--body", str(tmp_path / "body.md")]
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, result.stdout) == (0, "5.91.0\n"), result.output
-    assert "| 5.90.0 | 5.91.0 |" in (tmp_path / "m.md").read_text()
+    assert "| 5.91.0 | 5.90.0 |" in (tmp_path / "m.md").read_text()
     assert len(read_proofs(tmp_path / "ledger.jsonl")) == 1
     body = (tmp_path / "body.md").read_text()
     assert body.count("````") == 2
