@@ -16,25 +16,25 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """Every part, in the order in which reports name them."""
 
 BLOCK_PARTS: tuple[Part, ...] = ("qkv", "o", "mlp")
-"""The parts of attentions and MLPs, which are rewritten.
+"""The parts of attentions and MLPs. The code that calls their projections is rewritten.
 
-The others are layers that are patched where they stand; but linear ones that read one variable are rewritten, too
-(:class:`SharedInput`), and the loss is, in a model's own forward, which no architecture file describes. A norm has no
-adapter: it is patched to save memory.
+The other parts are layers that are patched by themselves, with three exceptions. Linear layers that read one variable
+are rewritten too (:class:`SharedInput`). The loss is rewritten in a model's own forward, which no architecture file
+describes. A norm has no adapter, and is patched to save memory.
 """
 
 Tower = Literal["text", "vision"]
-"""Where a block sits. Text blocks are patched always, vision blocks only where they carry adapters."""
+"""Which tower a block belongs to. Text blocks are always patched, vision blocks only if they have adapters."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention class that owns separate query, key and value projections, and mostly the output projection.
+    """An attention class that has separate query, key and value projections, and in most models the output projection.
 
     Attributes:
         class_name: the class in the architecture's ``module`` whose ``forward`` calls the projections.
         q: attribute name of the query projection; likewise ``k`` and ``v``.
-        o: attribute name of the output projection; None where it stands in another class (bert).
+        o: attribute name of the output projection; None where it belongs to another class, as in bert.
         tower: see :data:`Tower`.
     """
 
@@ -63,7 +63,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``, mostly without dropout, some with a clamp.
+    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``. Most have no dropout; some clamp gate and up.
 
     Attributes:
         class_name: the class in the architecture's ``module``.
@@ -116,7 +116,7 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class MLP:
-    """A class that computes ``down(dropout(activation(up(x))))``, mostly without dropout.
+    """A class that computes ``down(dropout(activation(up(x))))``. Most have no dropout.
 
     Attributes:
         class_name: the class in the architecture's ``module``.
