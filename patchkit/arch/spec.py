@@ -63,7 +63,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``. Most have no dropout; some clamp gate and up.
+    """A class that computes ``down(dropout(activation(gate(x)) * up(x)))``. Most drop nothing; some clamp gate and up.
 
     Attributes:
         class_name: the class in the architecture's ``module``.
