@@ -89,7 +89,7 @@ def test_write_adds_a_column_and_the_next_run_finds_nothing(published: dict[str,
     result = run("--static", "--write", "--output", str(tmp_path / "matrix.md"))
     assert result.exit_code == 0, result.output
     assert "commit it with peft_records.jsonl and peft_proofs.jsonl" in " ".join(result.stdout.split())
-    assert "| layer | | 0.90.0 | 0.91.0 |" in (tmp_path / "matrix.md").read_text()
+    assert "| layer | | 0.91.0 | 0.90.0 |" in (tmp_path / "matrix.md").read_text()
     assert "| acme9 |" in (tmp_path / "matrix.md").read_text(), "what is known of other models stays"
     assert not (tmp_path / "records.jsonl").exists(), "nothing of transformers was looked at"
     again = run("--static")
