@@ -69,7 +69,7 @@ def describe(source: Source) -> Described:
     return Described(tuple(blocks), rules, tuple(left_out))
 
 
-_NO_FILE_NEEDED = "its adapted layers are patched where they stand, and no architecture file changes that"
+_NO_FILE_NEEDED = "its adapted layers are patched one by one, and no architecture file changes that"
 
 
 def _becomes(one: Scanned) -> str:

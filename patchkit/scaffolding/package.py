@@ -199,7 +199,7 @@ def _readme(names: Names, source: Source) -> str:
 # {names.distribution}
 
 The architecture `{names.architecture}` for patchkit, described from the source of {source.shown}.
-`src/{names.package}/patchkit_architecture.py` is all of it.
+`src/{names.package}/patchkit_architecture.py` has the description.
 
 ```
 pip install -e ".[test]"

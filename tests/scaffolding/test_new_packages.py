@@ -268,7 +268,7 @@ REFUSED = {
         ["mine", "--from-model-type", "llama"],
         "LlamaMLP is described by architecture 'llama' already): architecture llama is there already",
     ),
-    "nothing to describe": (["mine", "--from-model-type", "mamba"], "its adapted layers are patched where they stand"),
+    "nothing to describe": (["mine", "--from-model-type", "mamba"], "its adapted layers are patched one by one"),
     "both": (["mine", "--from-model-type", "phi3", "--from-file", "x.py"], "say one of --from-model-type and --from-file"),
     "no such file": (["mine", "--from-file", "no/such.py"], "no/such.py cannot be read: No such file"),
     "no Python": (["mine", "--from-file", "model.bin"], "expected a name such as modeling_acme.py"),

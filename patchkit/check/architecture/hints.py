@@ -12,7 +12,7 @@ from patchkit.derivation.derive import derive_from_text
 from patchkit.errors import RewriteError
 from patchkit.upstream.release import Release, module_path
 
-_STANDS = "its layers are patched where they stand"
+_STANDS = "its layers are patched one by one"
 
 
 @dataclass(frozen=True)

@@ -51,5 +51,5 @@ def what_becomes_of(one: Scanned) -> str:
     if one.block is None:
         why = one.why.removeprefix("no attention: ").partition("; no MLP: ")
         reason = why[0] if "mlp" not in one.class_name.lower() else why[2] or why[0]
-        return f"{one.class_name} is not described: {reason}; its layers are patched where they stand"
+        return f"{one.class_name} is not described: {reason}; its layers are patched one by one"
     return f"{one.class_name} is not described; it is taken for {described(one.block)} by its source"

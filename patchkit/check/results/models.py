@@ -22,7 +22,7 @@ MODEL_MEANINGS = {
     WHOLE: "every such class of the model is rewritten whole",
     SOME: "some of it is, or some of the classes",
     LEFT: "such classes are recognised, and no rule takes their code",
-    NONE: "no class is recognised as one; its layers are patched where they stand",
+    NONE: "no class is recognised as one; its layers are patched one by one",
 }
 """What each symbol of a cell says."""
 

@@ -75,7 +75,7 @@ SAID = {
     "no output projection": ("attention", replace(ATTENTION, o=None), "o: nothing is described, the source says 'o_proj'"),
     "another kind": ("gated", MLP("Block", "w1", "w2"), "it is described as MLP, and its source reads as GatedMLP(gate='w1', up='w3', down='w2', activation='act')"),
     "an attention for an MLP": ("ungated", ATTENTION, "it is described as Attention, and its source reads as MLP(activation='act')"),
-    "one projection for three": ("joint", ATTENTION, "`qkv_proj` is one projection for q, k and v: no rule of qkv; leave Block out of the architecture: its layers are patched where they stand"),
+    "one projection for three": ("joint", ATTENTION, "`qkv_proj` is one projection for q, k and v: no rule of qkv; leave Block out of the architecture: its layers are patched one by one"),
     "neither": ("neither", GATED, "its source says no GatedMLP: no attention: "),
 }  # fmt: skip
 

@@ -137,7 +137,7 @@ WRONG = {
         Architecture("mine", ("phi3",), PHI3, (Attention("Phi3Attention"),)),
         ("Phi3Attention", "qkv"),
         "`qkv_proj` is one projection for q, k and v: no rule of qkv; "
-        "leave Phi3Attention out of the architecture: its layers are patched where they stand",
+        "leave Phi3Attention out of the architecture: its layers are patched one by one",
     ),
     "a class": (
         qwen3(GatedMLP("Qwen3MPL")),
@@ -179,7 +179,7 @@ def test_what_is_not_described_is_noted():
     notes = verification(Architecture("mine", ("phi3",), PHI3, (block,))).notes
     assert notes == (
         "Phi3Attention is not described: `qkv_proj` is one projection for q, k and v: no rule of qkv; "
-        "its layers are patched where they stand",
+        "its layers are patched one by one",
     )
     found = verification(qwen3(Attention("Qwen3Attention")))
     assert found.notes == ('Qwen3MLP is not described; it is taken for GatedMLP("Qwen3MLP") by its source',)
