@@ -19,7 +19,7 @@ _LEVELS = ("fused", "alone", "upstream")
 # A notebook has colours of its own, so text takes those that are there, and only bars have theirs.
 _STYLE = """
 .patchkit { font: 14px/1.45 system-ui, sans-serif; max-width: 62rem; }
-.patchkit h2 { font-size: 1.1rem; margin: 0 0 .2rem; }
+.patchkit h1, .patchkit h2 { font-size: 1.1rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
 .patchkit p { margin: .2rem 0 .7rem; }
 .patchkit table { border-collapse: collapse; margin: 0 0 .8rem; }
 .patchkit th, .patchkit td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; }
@@ -32,6 +32,7 @@ _STYLE = """
 .patchkit .upstream { background: #d6412b; }
 .patchkit .expected { background: #8b949e; }
 .patchkit .level { border-radius: 3px; padding: 0 .4rem; color: #fff; }
+.patchkit .level.fused { background: #1f7d41; }
 .patchkit .level.alone { color: #000; }
 .patchkit .level.expected { color: #fff; background: #656d76; }
 .patchkit summary { cursor: pointer; }
@@ -42,7 +43,7 @@ _STYLE = """
   .patchkit .modules tr { padding: .3rem 0; }
   .patchkit .modules td { display: inline-block; }
   .patchkit .modules td:first-child, .patchkit .modules td:last-child { display: block; overflow-wrap: anywhere; }
-  .patchkit h2 { overflow-wrap: anywhere; }
+  .patchkit .modules td.count::before { content: "\\D7\\A0"; }
 }
 """
 
@@ -52,10 +53,15 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>patchkit: {title}</title>
-<style>:root {{ color-scheme: light dark; }} body {{ margin: 1.5rem; overflow-x: auto; }}</style>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 1.5rem; overflow-x: auto; background: Canvas; color: CanvasText; }}
+{style}</style>
 </head>
 <body>
+<main class="patchkit">
 {body}
+</main>
 </body>
 </html>
 """
@@ -63,25 +69,28 @@ _PAGE = """<!doctype html>
 
 def page(report: Report) -> str:
     """A whole page, which needs no other file."""
-    return _PAGE.format(title=_text(report.title), body=fragment(report))
+    return _PAGE.format(title=_text(report.title), style=_STYLE, body="\n".join(_lines(report, "h1")))
 
 
 def fragment(report: Report) -> str:
     """The same for a page that exists, such as a notebook."""
-    return "\n".join(_lines(report)) + "\n"
+    return "\n".join([f'<div class="patchkit"><style>{_STYLE}</style>', *_lines(report, "h2"), "</div>\n"])
 
 
-def _lines(report: Report) -> Iterator[str]:
-    yield f'<div class="patchkit"><style>{_STYLE}</style>'
-    yield f"<h2>{_text(report.title)}</h2>"
+def _lines(report: Report, heading: str) -> Iterator[str]:
+    yield f"<{heading}>{_text(report.title)}</{heading}>"
     concerned = [row for row in report.rows if not row.expected]
     fused = sum(row.level == "fused" for row in concerned)
-    yield f"<p>{fused} of {len(concerned)} parts that are to be fused run fused ({report.share_fused:.0%}).</p>"
+    yield f"<p>{fused} of {len(concerned)} parts that are to be fused run fused ({_percent(report.share_fused)}).</p>"
     if report.rows:
         yield from _bars(report.rows)
         yield from _modules(report.rows)
     yield from (f"<p>{_text(note)}</p>" for note in report.notes)
-    yield "</div>"
+
+
+def _percent(share: float) -> str:
+    """A share in whole percent; one that is not all of it is never called 100 %."""
+    return f"{int(share * 100 + 1e-9)}%"
 
 
 def _bars(rows: Iterable[Row]) -> Iterator[str]:
@@ -89,14 +98,14 @@ def _bars(rows: Iterable[Row]) -> Iterator[str]:
     by_part: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         by_part[row.part]["expected" if row.expected else row.level] += 1
-    yield "<table>"
+    yield "<table><tbody>"
     for part in (part for part in PARTS if part in by_part):
         counts = {level: by_part[part][level] for level in (*_LEVELS, "expected") if by_part[part][level]}
         said = ", ".join(f"{count} {_shown(level)}" for level, count in counts.items())
         pieces = "".join(f'<span class="{level}" style="flex:{count}"></span>' for level, count in counts.items())
         bar = f'<div class="bar" role="img" aria-label="{said}">{pieces}</div>'
         yield f'<tr><th scope="row">{part}</th><td>{bar}</td><td>{said}</td></tr>'
-    yield "</table>"
+    yield "</tbody></table>"
 
 
 def _shown(level: str) -> str:

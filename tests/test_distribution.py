@@ -19,6 +19,7 @@ DATA = {
     "patchkit/adapters/peft_proofs.jsonl": "patchkit/adapters/peft_proofs.jsonl",
     "patchkit/check/static/peft_records.jsonl": "patchkit/check/static/peft_records.jsonl",
     "patchkit/check/static/records.jsonl": "patchkit/check/static/records.jsonl",
+    "patchkit/check/results/torch_records.jsonl": "patchkit/check/results/torch_records.jsonl",
     "patchkit/check/results/matrix.html": "patchkit/check/results/matrix.html",
     "patchkit_kernels/py.typed": "kernels/patchkit_kernels/py.typed",
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html.parser
+import re
 
 import pytest
 import torch
+from contrast import AA, contrast
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import patchkit
+from patchkit import report_html
 from patchkit.planning.row import Row
 from patchkit.report_html import fragment
 from patchkit.reporting import Report
@@ -162,3 +165,29 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert not {"script", "link", "img"} & {tag for tag, _ in page.seen}
     with pytest.raises(OSError, match="report"):
         mixed().save_html(tmp_path / "missing" / "report.html")
+
+
+def test_the_page_has_one_heading_and_one_main_part(tmp_path):
+    mixed().save_html(tmp_path / "report.html")
+    tags = [tag for tag, _ in Page((tmp_path / "report.html").read_text("utf-8")).seen]
+    assert [tags.count(tag) for tag in ("main", "h1", "h2", "style", "title")] == [1, 1, 0, 1, 1]
+    inside = [tag for tag, _ in Page(fragment(mixed())).seen]
+    assert [inside.count(tag) for tag in ("main", "h1", "h2")] == [0, 0, 1], "a notebook has its own"
+
+
+def test_levels_can_be_read(tmp_path):
+    """White or black on a level's own colour, as WCAG asks of text."""
+    mixed().save_html(tmp_path / "report.html")
+    style = (tmp_path / "report.html").read_text("utf-8")
+    grounds = dict(re.findall(r"\.patchkit \.(\w+) \{ background: (#\w+); \}", style))
+    own = dict(re.findall(r"\.patchkit \.level\.(\w+) \{[^}]*background: (#\w+);", style))
+    text = {"alone": "#000"}
+    for level in ("fused", "alone", "upstream", "expected"):
+        assert contrast(text.get(level, "#fff"), own.get(level, grounds[level])) >= AA, level
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(1.0, "100%"), (239 / 240, "99%"), (0.29, "29%"), (2 / 3, "66%"), (0.0, "0%")]
+)
+def test_a_share_that_is_not_all_is_not_called_100(share, said):
+    assert report_html._percent(share) == said

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from patchkit.check.results import peft_proposal, proposal
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / ".github/workflows").glob("*.yml"))
 WORKFLOWS = {file.name: yaml.safe_load(file.read_text()) for file in FILES}
@@ -19,7 +21,7 @@ JOBS = {(name, job): body for name, workflow in WORKFLOWS.items() for job, body 
 STEPS = [(*place, step) for place, job in JOBS.items() for step in job["steps"]]
 
 RUNS_RELEASES = {("watch.yml", "check"), ("watch.yml", "peft")}
-WRITES = {("watch.yml", "propose")}
+WRITES = {("watch.yml", "propose"), ("watch.yml", "propose-peft")}
 PUBLISHES = ("release.yml", "publish")
 
 
@@ -82,7 +84,11 @@ def test_no_step_restores_a_cache_or_puts_an_expression_into_a_script(
 
 
 def test_what_runs_releases_cannot_write_and_has_no_secrets() -> None:
-    runs = {(name, job) for name, job, step in STEPS if "patchkit watch" in step.get("run", "")}
+    runs = {
+        (name, job)
+        for name, job, step in STEPS
+        if re.search(r"patchkit watch|main watch(?!.* --list)", step.get("run", ""))
+    }
     assert runs == RUNS_RELEASES
     for place in runs:
         job = JOBS[place]
@@ -92,21 +98,51 @@ def test_what_runs_releases_cannot_write_and_has_no_secrets() -> None:
     assert "secrets" not in "".join(file.read_text() for file in FILES)
 
 
-def test_what_writes_runs_nothing_of_the_release() -> None:
-    """Its steps are ours, on our checkout; the other job's files are an argument of `patchkit adopt` and no more."""
-    job = JOBS["watch.yml", "propose"]
+LISTS = {"propose": 'watch --list ${SINCE:+--since "$SINCE"}', "propose-peft": "watch --peft --list"}
+ADOPTS = {"propose": "adopt", "propose-peft": "adopt --peft"}
+
+
+@pytest.mark.parametrize("name", sorted(job for _, job in WRITES))
+def test_what_writes_runs_nothing_of_the_release(name: str) -> None:
+    """Its steps are ours, on our checkout; the other job's files are an argument of `patchkit adopt` and no more, and
+    which releases may be taken is asked of the index."""
+    job = JOBS["watch.yml", name]
     scripts = [step["run"] for step in job["steps"] if "run" in step]
     assert not any(re.search(r"patchkit watch|\b(make|source|eval|sh|bash)\s", script) for script in scripts)
     (download,) = (step for step in job["steps"] if "download-artifact" in step.get("uses", ""))
     place = download["with"]["path"]
     assert place.startswith("${{ runner.temp }}/"), "beside the checkout, where nothing is imported from"
     readers = [step for step in job["steps"] if place in step.get("env", {}).values()]
-    assert [re.sub(r"\s+", " ", step["run"]).split(" printf")[0] for step in readers] == [
-        'release=$(python -m patchkit.cli.main adopt "$PROPOSAL" --body "$BODY")'
+    assert [step["run"].splitlines()[:-1] for step in readers] == [
+        [
+            f'python -m patchkit.cli.main {LISTS[name]} > "$RUNNER_TEMP/new"',
+            'mapfile -t new < "$RUNNER_TEMP/new"',
+            '[ "${#new[@]}" -gt 0 ] || exit 0',
+            f'release=$(python -m patchkit.cli.main {ADOPTS[name]} "$PROPOSAL" "${{new[@]/#/--release=}}" --body "$BODY")',
+        ]
     ]
     with_token = [step for step in job["steps"] if "GH_TOKEN" in step.get("env", {})]
     assert with_token == [job["steps"][-1]], "the token is there when everything else is done"
     assert "PIP_EXTRA_INDEX_URL" not in yaml.safe_dump(WORKFLOWS["watch.yml"].get("env", {}))
+
+
+def test_a_proposal_has_the_files_that_adopt_reads() -> None:
+    """What a job copies, beside its output, is what the job that reads it expects, and what that one commits."""
+    for job, other, files in (("check", "propose", proposal.FILES), ("peft", "propose-peft", peft_proposal.PEFT_FILES)):
+        (script,) = (step["run"] for step in JOBS["watch.yml", job]["steps"] if "patchkit watch" in step.get("run", ""))
+        (copied,) = re.findall(r"^cp (.*) proposal/$", script, re.MULTILINE)
+        assert {*(Path(one).name for one in copied.split()), "watch.log"} == set(files)
+        assert all((ROOT / one).is_file() for one in copied.split())
+        (committed,) = re.findall(r"git commit .* -- (.*)", JOBS["watch.yml", other]["steps"][-1]["run"])
+        assert set(committed.split()) == {"compat_matrix.md", *copied.split()}
+        names = [
+            step["with"]["name"]
+            for one in (job, other)
+            for step in JOBS["watch.yml", one]["steps"]
+            if "artifact" in step.get("uses", "")
+        ]
+        assert len(names) == 2
+        assert len(set(names)) == 1
 
 
 def test_what_publishes_runs_nothing_of_the_repository() -> None:

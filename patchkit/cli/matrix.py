@@ -57,6 +57,7 @@ def matrix(
     from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
     from patchkit.check.results.models import Models
     from patchkit.check.results.peft_matrix import PEFT_RELEASES, PeftMatrix
+    from patchkit.check.results.torch_records import TorchRecords
     from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS, ReaderRecords
     from patchkit.check.static.records import SHIPPED_RECORDS, Records
     from patchkit.trust.ledger import SHIPPED_LEDGER, read_proofs, user_ledger
@@ -74,7 +75,7 @@ def matrix(
     known, releases = record(known, wanted, wheels, require_hashes)
     layers_place = place.with_name(SHIPPED_PEFT_RECORDS.name)
     layers = record_peft(ReaderRecords.load(layers_place), of_peft, wheels, require_hashes)
-    shown = PeftMatrix(layers, shipped_proofs())
+    shown, torch = PeftMatrix(layers, shipped_proofs()), TorchRecords.load()
     # What a plugin says of a class is in the key of its proofs, and these are the user's own.
     plugins = {key: proof for key, proof in read_proofs(user_ledger()).items() if key.description}
     table = make_matrix(known, {**plugins, **read_proofs(SHIPPED_LEDGER)})
@@ -89,13 +90,13 @@ def matrix(
         with progress_of("fetching releases") as fetched:
             missing = [version for version in table.releases if version not in have]
             others = resolve(missing, wheels=wheels, progress=fetched, require_hashes=require_hashes)
-        write_whole(html, to_html(table, [*releases, *others], rows, briefs, shown))
+        write_whole(html, to_html(table, [*releases, *others], rows, briefs, shown, torch))
     known.save(place)
     if layers.entries:
         layers.save(layers_place)
     if models:
         write_whole(kept, rows.to_text())
-    write_whole(output, to_markdown(table, rows, shown))
+    write_whole(output, to_markdown(table, rows, shown, torch))
     for architecture in _elsewhere():
         error_console().print(
             f"{architecture.name} is no row: {architecture.module} is not part of transformers; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 
 import pytest
+from contrast import AA, contrast, themes
 from typer.testing import CliRunner
 
 from patchkit.cli.diff_html import page
@@ -85,3 +86,27 @@ def test_the_command(tmp_path):
     assert "self.apply_qkv" not in result.output
     rows = Page(path.read_text("utf-8")).rows
     assert ["added", "        q, k, v = self.apply_qkv(hidden_states)"] in [cell for row in rows for cell in row]
+
+
+def test_the_page_has_a_main_part_and_each_diff_takes_the_focus():
+    text = page([*LINES, *LINES], "acme")
+    assert (text.count("<main>"), text.count("<h1>")) == (1, 1)
+    assert (
+        text.count('<div class="diff" tabindex="0" role="group" aria-label="acme-1.0/acme/modeling.py, rewritten">')
+        == 2
+    )
+    assert text.count('<th scope="col">') == 4
+
+
+def test_lines_that_stay_are_told_from_those_that_changed():
+    """Where the window is narrow they are shown once."""
+    text = page(LINES, "acme")
+    assert '<tr class="same"><td>def forward(self, x):</td><td>def forward(self, x):</td></tr>' in text
+    assert text.count('<tr class="same">') == sum(line.startswith(" ") for line in LINES)
+
+
+def test_text_can_be_read_in_both_themes():
+    for theme in themes(page(LINES, "acme")):
+        for ground in ("ground", "removed", "added"):
+            assert contrast(theme["text"], theme[ground]) >= AA
+        assert contrast(theme["faint"], theme["ground"]) >= AA

@@ -118,6 +118,14 @@ def test_what_is_asked_of_the_check(published, monkeypatch, arguments, numbers) 
     assert asked == [([], numbers, (["0.91.0"],))]
 
 
+def test_the_new_releases_are_listed_and_nothing_is_checked(published, monkeypatch) -> None:
+    monkeypatch.setattr(watch, "run_shown", lambda *_: pytest.fail("it was checked"))
+    assert run("--list").stdout == ""
+    published |= {"0.91.0": False, "0.92.0": True}
+    result = run("--list")
+    assert (result.exit_code, result.stdout) == (0, "0.91.0\n0.92.0\n")
+
+
 @pytest.mark.parametrize("since", ["yesterday", "-"])
 def test_since_is_a_release(published: dict[str, bool], since: str) -> None:
     result = run("--since", since)

@@ -13,6 +13,7 @@ from patchkit.check.results.matrix import MEANINGS, SYMBOLS, Cell, Matrix
 from patchkit.check.results.models import MODEL_MEANINGS, Models
 from patchkit.check.results.peft_matrix import PeftMatrix
 from patchkit.check.results.peft_page import peft_data
+from patchkit.check.results.torch_records import TORCH_HEADINGS, TORCH_SAID, TorchRecords, torch_rows
 from patchkit.check.static.changes import rewritten_method
 from patchkit.check.static.models import ModelInBrief
 from patchkit.check.static.peft_layers import ReaderRecords
@@ -32,6 +33,7 @@ def to_html(
     models: Models | None = None,
     briefs: Mapping[str, Sequence[ModelInBrief]] | None = None,
     peft: PeftMatrix | None = None,
+    torch: TorchRecords | None = None,
 ) -> str:
     """The page.
 
@@ -41,6 +43,7 @@ def to_html(
         models: what is known of every other model.
         briefs: their classes by release, for the details of a cell; those of releases that were read now.
         peft: what is known of PEFT's layers.
+        torch: what is known of versions of torch.
 
     Raises:
         ReleaseError: a release cannot be read.
@@ -61,6 +64,7 @@ def to_html(
         "legend": [[verdict, *SYMBOLS[verdict], MEANINGS[verdict]] for verdict in SYMBOLS],
         "models": _models(models or Models(), briefs or {}),
         "peft": peft_data(peft or PeftMatrix(ReaderRecords(), {})),
+        "torch": _torch(torch or TorchRecords()),
         "dates": sorted({record.date for record in matrix.records.entries}),
     }
     return _TEMPLATE.read_text("utf-8").replace(_DATA, json_in_html(data))
@@ -94,6 +98,12 @@ def _models(models: Models, briefs: Mapping[str, Sequence[ModelInBrief]]) -> dic
         "details": [json.loads(one) for one in details],
         "legend": list(MODEL_MEANINGS.items()),
     }
+
+
+def _torch(records: TorchRecords) -> dict[str, Any]:
+    """The table of versions of torch, and what is not proven equal with which."""
+    unproven = {one.torch: list(one.unproven) for one in records.entries if one.unproven}
+    return {"said": TORCH_SAID, "headings": TORCH_HEADINGS, "rows": list(torch_rows(records)), "unproven": unproven}
 
 
 def _cell(

@@ -7,35 +7,35 @@ Verdicts, dates and versions are made anew.
 
 from __future__ import annotations
 
-import os
+import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
+import patchkit.rewrite.rules
 from patchkit.arch.registry import architectures
+from patchkit.check.results.proposal_files import DATE, LOG, are_names, ask_releases, lines_of, texts_of
 from patchkit.check.static.findings import Finding, block_named
 from patchkit.check.static.records import Record, Records
 from patchkit.check.static.verdicts import PartOutcome
 from patchkit.errors import ProposalError
 from patchkit.escaping import is_name, one_line
 from patchkit.rewrite import REWRITE_VERSION
-from patchkit.rewrite.rules.registry import rules as known_rules
 from patchkit.trust.ledger import Key, Proof
 from patchkit.upstream.release import module_path
 
-RECORDS, LEDGER, LOG = "records.jsonl", "ledger.jsonl", "watch.log"
+RECORDS, LEDGER = "records.jsonl", "ledger.jsonl"
 
-FILES = {RECORDS: 16 * 2**20, LEDGER: 16 * 2**20, LOG: 16 * 2**20}
-"""The files of a proposal, and how many bytes each may have."""
+FILES = (RECORDS, LEDGER, LOG)
+"""The files of a proposal."""
 
-_MOST_RELEASES = 64
 _LONGEST = 2000
 _LEVELS = {"fused", "alone", "upstream"}
 _HASH = re.compile(r"([0-9a-f]{64})?")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 @dataclass(frozen=True)
@@ -58,51 +58,32 @@ class Proposal:
         return max((finding.release for finding in self.findings), key=Version, default="")
 
 
-def read_proposal(folder: Path, records: Records, proofs: Mapping[Key, Proof]) -> Proposal:
+def read_proposal(
+    folder: Path, records: Records, proofs: Mapping[Key, Proof], releases: Collection[str] = ()
+) -> Proposal:
     """Read and check a folder with the three files of :data:`FILES`, and nothing else.
 
     Args:
         folder: where another run's files are.
         records: ours: a release that is among them is not taken.
         proofs: ours, likewise.
+        releases: the releases that may be taken; any new one by default.
 
     Raises:
         ProposalError: something is not what patchkit would have written; the file and the line are named.
     """
-    texts = _texts(folder)
+    texts = texts_of(folder, FILES)
     known = set(records.releases())
     findings = tuple(finding for finding in _findings(texts[RECORDS]) if Version(finding.release) not in known)
-    if len({finding.release for finding in findings}) > _MOST_RELEASES:
-        raise ProposalError(f"{RECORDS} has more than {_MOST_RELEASES} new releases")
+    ask_releases(RECORDS, (finding.release for finding in findings), releases)
     keys = {Key(finding.owner, finding.source, REWRITE_VERSION) for finding in findings if finding.source}
     found = tuple(proof for proof in _proofs(texts[LEDGER]) if proof.key in keys and proof.key not in proofs)
     return Proposal(findings, found, texts[LOG])
 
 
-def _texts(folder: Path) -> dict[str, str]:
-    try:
-        entries = {entry.name: entry for entry in os.scandir(folder)}
-        if set(entries) != set(FILES):
-            raise ProposalError(f"{folder} has the files {sorted(entries)}; expected {sorted(FILES)}")
-        for name, limit in FILES.items():
-            if not entries[name].is_file(follow_symlinks=False) or entries[name].is_symlink():
-                raise ProposalError(f"{name} is no ordinary file")
-            if entries[name].stat(follow_symlinks=False).st_size > limit:
-                raise ProposalError(f"{name} has more than {limit} bytes")
-        texts = {name: (folder / name).read_bytes() for name in FILES}
-        return {name: text.decode("utf-8", "replace" if name == LOG else "strict") for name, text in texts.items()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProposalError(f"{folder} cannot be read: {error}") from error
-
-
-def _lines(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not empty, each with its place."""
-    return ((f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line)
-
-
 def _findings(text: str) -> Iterator[Finding]:
     seen = set()
-    for place, line in _lines(RECORDS, text):
+    for place, line in lines_of(RECORDS, text):
         try:
             finding = Record.from_line(line).finding
             wrong = _wrong_in(finding)
@@ -145,7 +126,7 @@ def _wrong_in(finding: Finding) -> str:
                 "its path is none of a module": _is_module_path(finding.path),
                 "its line is none": 0 <= finding.line < 10**7,
                 "a hash is none": bool(_HASH.fullmatch(finding.source) and _HASH.fullmatch(finding.rewritten)),
-                "a rule is none": set(rules) <= {rule.name for rule in known_rules()},
+                "a rule is none": set(rules) <= rule_names(),
                 "a reason is none": all(type(one) is str and len(one) <= _LONGEST for one in reasons),
             }.items()
             if not fine
@@ -154,13 +135,20 @@ def _wrong_in(finding: Finding) -> str:
     )
 
 
+@lru_cache(maxsize=1)
+def rule_names() -> frozenset[str]:
+    """The names of the rules, which are those of their files. The rules want libcst, and nothing is rewritten here."""
+    files = {one.name for one in pkgutil.iter_modules(patchkit.rewrite.rules.__path__)} - {"registry", "rule"}
+    return frozenset(name.replace("_", "-") for name in files)
+
+
 def _is_module_path(path: str) -> bool:
     module = path.removesuffix(".py").replace("/", ".")
     return path.startswith("transformers/") and is_name(module) and module_path(module) == path and path.isascii()
 
 
 def _proofs(text: str) -> Iterator[Proof]:
-    for place, line in _lines(LEDGER, text):
+    for place, line in lines_of(LEDGER, text):
         try:
             proof = Proof.from_line(line)
             for version in proof.versions.values():
@@ -173,15 +161,11 @@ def _proofs(text: str) -> Iterator[Proof]:
 
 
 def _wrong_in_proof(proof: Proof) -> str:
-    if not is_name(proof.key.class_name) or not _DATE.fullmatch(proof.date):
+    if not is_name(proof.key.class_name) or not DATE.fullmatch(proof.date):
         return "its class or date is none"
-    if not _names(proof.levels) or not set(proof.levels.values()) <= _LEVELS:
+    if not are_names(proof.levels) or not set(proof.levels.values()) <= _LEVELS:
         return "its levels are none"
-    if not _names(proof.checks) or min(proof.checks.values()) < 0:
+    if not are_names(proof.checks) or min(proof.checks.values()) < 0:
         return "its checks are none"
-    fine = _names(proof.versions) and {"transformers", "torch", "peft", "python"} <= set(proof.versions)
+    fine = are_names(proof.versions) and {"transformers", "torch", "peft", "python"} <= set(proof.versions)
     return "" if fine else "its versions are none"
-
-
-def _names(words: Iterable[str]) -> bool:
-    return all(re.fullmatch(r"[\w ,.=+-]{1,80}", word, re.ASCII) for word in words)

@@ -181,9 +181,14 @@ class ReaderRecords:
 
     def with_findings(self, findings: Iterable[ReaderFinding], date: str) -> ReaderRecords:
         """These records with findings added; one that says the same as before keeps its date and version."""
+        sources = ((one.release, one.reader, sources_of(one.pieces)) for one in findings)
+        return self.with_sources(sources, date)
+
+    def with_sources(self, found: Iterable[tuple[str, str, Mapping[str, str]]], date: str) -> ReaderRecords:
+        """As :meth:`with_findings`, from a release, a reader and the hash of each function."""
         merged = {(one.release, one.reader): one for one in self.entries}
-        for finding in findings:
-            new = ReaderRecord(finding.release, finding.reader, sources_of(finding.pieces), __version__, date)
+        for release, reader, sources in found:
+            new = ReaderRecord(release, reader, dict(sources), __version__, date)
             old = merged.get((new.release, new.reader))
             if old is None or replace(old, patchkit="", date="") != replace(new, patchkit="", date=""):
                 merged[new.release, new.reader] = new

@@ -16,6 +16,7 @@ from patchkit.arch.registry import architectures
 from patchkit.check.results.matrix import RELEASES, make_matrix, to_markdown
 from patchkit.check.results.models import Models
 from patchkit.check.results.peft_matrix import peft_matrix_of
+from patchkit.check.results.torch_records import TorchRecords
 from patchkit.check.static.peft_layers import SHIPPED_PEFT_RECORDS
 from patchkit.check.static.records import Record, Records
 from patchkit.check.static.sweep import sweep
@@ -36,7 +37,10 @@ def records() -> Records:
 def test_the_page_is_that_of_the_records(records: Records) -> None:
     models = Models.load(ROOT / "compat_models.jsonl")
     expected = to_markdown(
-        make_matrix(records, read_proofs(SHIPPED_LEDGER)), models, peft_matrix_of(SHIPPED_PEFT_RECORDS)
+        make_matrix(records, read_proofs(SHIPPED_LEDGER)),
+        models,
+        peft_matrix_of(SHIPPED_PEFT_RECORDS),
+        TorchRecords.load(),
     )
     assert (ROOT / "compat_matrix.md").read_text() == expected, STALE
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contrast import AA, contrast, themes
 from synthetic_releases import SMALL_LLAMA, folder_release, path_of, records_of
 
 from patchkit.arch.registry import find
+from patchkit.check.results import matrix_html
 from patchkit.check.results.matrix import MEANINGS, SYMBOLS, make_matrix
 from patchkit.check.results.matrix_html import to_html
+from patchkit.check.results.torch_records import TorchRecord, TorchRecords
 from patchkit.check.static.findings import findings_of
 from patchkit.check.static.records import Records
 from patchkit.trust.ledger import Key, Proof
@@ -153,3 +156,35 @@ def test_what_was_rewritten_by_another_rewriter_is_not_proven(tmp_path: Path) ->
         (cell,) = data_of(to_html(make_matrix(given, proofs), releases))["rows"][0]["cells"]
         assert {state for _, _, state in cell["parts"]} == {proven}
         assert {bool(shown["proof"]) for shown in cell["classes"]} == {proven}
+
+
+def test_text_can_be_read_in_both_themes() -> None:
+    """As WCAG asks of text, on every ground that a symbol or a word stands on."""
+    template = (Path(matrix_html.__file__).with_name("matrix.html")).read_text("utf-8")
+    for theme in themes(template):
+        for text, grounds in {
+            "text": ("ground", "head", "fused", "alone", "other", "upstream", "added", "removed"),
+            "faint": ("ground", "head"),
+            "link": ("ground",),
+        }.items():
+            for ground in grounds:
+                assert contrast(theme[text], theme[ground]) >= AA, (text, ground)
+        assert all(contrast("#fff", theme[ground]) >= AA for ground in ("proven", "drift"))
+
+
+def test_the_page_has_a_main_part_and_every_button_a_type() -> None:
+    template = (Path(matrix_html.__file__).with_name("matrix.html")).read_text("utf-8")
+    assert (template.count("<main>"), template.count("</main>"), template.count("<h1>")) == (1, 1, 1)
+    assert template.count("<button") == template.count('type="button"')
+    assert template.count('element("button", {') == template.count('element("button", { type: "button"') > 1
+
+
+def test_the_page_has_the_versions_of_torch() -> None:
+    versions = {"transformers": "5.23.0", "torch": "2.14.0", "peft": "0.21.2", "python": "3.11.7"}
+    record = TorchRecord("2.14.0", 12, ("llama",), 740, 12, 0, versions, "0", "2026-12-01")
+    page = to_html(make_matrix(Records(), {}), [], torch=TorchRecords((record,)))
+    data = data_of(page)["torch"]
+    with_what = "transformers 5.23.0, PEFT 0.21.2, Python 3.11.7"
+    assert data["rows"] == [["2.14.0", "11 of 12", "740", "12", "0", with_what, "2026-12-01"]]
+    assert len(data["headings"]) == len(data["rows"][0])
+    assert data["unproven"] == {"2.14.0": ["llama"]}

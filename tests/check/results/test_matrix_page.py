@@ -22,7 +22,7 @@ from patchkit.check.static.records import Records
 pytestmark = pytest.mark.browser
 
 
-def in_browser(page: str, script: str, folder: Path) -> Any:
+def in_browser(page: str, script: str, folder: Path, *options: str) -> Any:
     """What a script makes of ``found`` at the end of the page."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -32,7 +32,7 @@ def in_browser(page: str, script: str, folder: Path) -> Any:
     place.write_text(page.replace("</body>", f"<script>{{\n{script}\n{told}\n}}</script></body>"))
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
     shown = subprocess.run(
-        [chromium, *arguments, place.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [chromium, *arguments, *options, place.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     return json.loads(html.unescape(shown.stdout.partition("<output>")[2].partition("</output>")[0]))
 
@@ -196,3 +196,22 @@ def test_keys_go_from_cell_to_cell(tmp_path: Path) -> None:
     assert "2 more classes" in content
     assert found["empty"] is False, "a release that was not read has nothing to open"
     assert found["head"] == "sticky"
+
+
+NARROW = """
+const found = { wide: document.documentElement.scrollWidth <= innerWidth };
+document.querySelector("#body tr[data-name=llama] button").click();
+const dialog = document.getElementById("dialog");
+dialog.style.width = "280px"; // a window of Chromium is never narrower than 500
+found.focus = [...dialog.querySelectorAll("pre")].map((code) => [code.tabIndex, code.getAttribute("aria-label")]);
+found.cut = [...dialog.querySelectorAll("p, h2, h3")].filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent);
+"""
+
+
+def test_what_scrolls_takes_the_focus_and_no_word_is_cut(tmp_path: Path) -> None:
+    release = folder_release(tmp_path / "release", "5.90.0", {path_of("llama"): SMALL_LLAMA})
+    page = to_html(make_matrix(records_of(release, "llama"), {}), [release])
+    found = in_browser(page, NARROW, tmp_path, "--window-size=500,900")
+    assert found["wide"]
+    assert found["focus"] == [[0, "rewrite of LlamaAttention"], [0, "rewrite of LlamaMLP"]]
+    assert found["cut"] == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +17,17 @@ from typer.testing import CliRunner
 
 import patchkit.check.static.records as records_module
 from patchkit.arch.registry import find
+from patchkit.check.results import proposal
 from patchkit.check.results.proposal import read_proposal
 from patchkit.check.static.findings import findings_of
 from patchkit.check.static.records import Records
 from patchkit.cli.main import app
 from patchkit.errors import ProposalError
+from patchkit.rewrite.rules.registry import rules
 from patchkit.trust import ledger
 from patchkit.trust.ledger import Proof, read_proofs
 
+ROOT = Path(__file__).parents[3]
 VERSIONS = {"transformers": "5.91.0", "torch": "2.13.0", "peft": "0.21.2", "python": "3.11.7"}
 
 
@@ -182,3 +187,38 @@ def test_the_command(proposed: Path, known: Records, tmp_path: Path, monkeypatch
     assert (result.exit_code, result.stdout) == (2, "")
     assert "expected ['ledger.jsonl', 'records.jsonl', 'watch.log']" in result.stderr
     assert {path: path.read_bytes() for path in tmp_path.glob("*") if path.is_file()} == before
+
+
+def test_only_the_releases_that_were_asked_for_are_taken(proposed: Path, known: Records) -> None:
+    assert read_proposal(proposed, known, {}, ["5.91", "5.92.0"]).newest == "5.91.0"
+    with pytest.raises(ProposalError, match=r"records.jsonl has 5\.91\.0, and 5\.92\.0 was asked for; say `--release`"):
+        read_proposal(proposed, known, {}, ["5.92.0"])
+
+
+def test_the_command_takes_releases(proposed: Path, known: Records, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(records_module, "SHIPPED_RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(ledger, "SHIPPED_LEDGER", tmp_path / "ledger.jsonl")
+    known.save(tmp_path / "records.jsonl")
+    arguments = ["adopt", str(proposed), "-o", str(tmp_path / "m.md"), "--release"]
+    result = CliRunner().invoke(app, [*arguments, "5.90.0"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    result = CliRunner().invoke(app, [*arguments, "soon"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'soon'" in result.stderr
+    assert not (tmp_path / "m.md").exists()
+    assert CliRunner().invoke(app, [*arguments, "5.91.0"]).stdout == "5.91.0\n"
+
+
+def test_the_names_of_rules_are_those_of_their_files() -> None:
+    assert proposal.rule_names() == {rule.name for rule in rules()}
+
+
+def test_nothing_that_reads_a_proposal_needs_libcst() -> None:
+    """What writes to a repository installs as little as it can."""
+    modules = ("proposal", "peft_proposal", "matrix", "peft_matrix", "models")
+    script = "import sys\nsys.modules['libcst'] = sys.modules['torch'] = None\n" + "".join(
+        f"import patchkit.check.results.{name}\n" for name in modules
+    )
+    script += "import patchkit.cli.main, patchkit.cli.adopt, patchkit.cli.watch"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
