@@ -16,6 +16,7 @@ import patchkit.check.static.records as records_module
 from patchkit.arch import registry
 from patchkit.arch.registry import find
 from patchkit.arch.spec import Architecture, Attention, GatedMLP
+from patchkit.check.architecture import hints
 from patchkit.check.results import matrix
 from patchkit.cli.main import app
 from patchkit.trust import ledger
@@ -61,7 +62,7 @@ def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records, proofs = tmp_path / "records.jsonl", tmp_path / "ledger.jsonl"
     monkeypatch.setattr(records_module, "SHIPPED_RECORDS", records)
     known = {name: find(name) for name in ("gemma", "llama", "llava", "mistral", "qwen2")}
-    for module in (registry, matrix):
+    for module in (registry, matrix, hints):  # whoever is first imported by a command would keep what stands here
         monkeypatch.setattr(module, "architectures", lambda: known)
     monkeypatch.setattr(ledger, "SHIPPED_LEDGER", proofs)
 
