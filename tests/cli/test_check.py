@@ -17,7 +17,7 @@ from patchkit.arch import registry
 from patchkit.arch.registry import find
 from patchkit.arch.spec import Architecture, Attention, GatedMLP
 from patchkit.check.architecture import hints
-from patchkit.check.results import matrix
+from patchkit.check.results import matrix, torch_records
 from patchkit.cli.main import app
 from patchkit.trust import ledger
 
@@ -150,7 +150,8 @@ def test_all_verified() -> None:
 
 
 @pytest.mark.usefixtures("releases")
-def test_markdown(snapshot: SnapshotAssertion, tmp_path: Path) -> None:
+def test_markdown(snapshot: SnapshotAssertion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_records, "SHIPPED_TORCH_RECORDS", tmp_path / "none.jsonl")
     result = run("matrix", "--transformers", "./known", "--transformers", "./new", "-o", "m.md", "--html", "m.html")
     assert result.exit_code == 0, result.output
     text = re.sub(r"\d{4}-\d\d-\d\d", "DATE", (tmp_path / "m.md").read_text())

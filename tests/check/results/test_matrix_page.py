@@ -198,7 +198,7 @@ def test_keys_go_from_cell_to_cell(tmp_path: Path) -> None:
     assert found["head"] == "sticky"
 
 
-NARROW = """
+NARROW_WINDOW = """
 const found = { wide: document.documentElement.scrollWidth <= innerWidth };
 document.querySelector("#body tr[data-name=llama] button").click();
 const dialog = document.getElementById("dialog");
@@ -211,7 +211,7 @@ found.cut = [...dialog.querySelectorAll("p, h2, h3")].filter((one) => one.scroll
 def test_what_scrolls_takes_the_focus_and_no_word_is_cut(tmp_path: Path) -> None:
     release = folder_release(tmp_path / "release", "5.90.0", {path_of("llama"): SMALL_LLAMA})
     page = to_html(make_matrix(records_of(release, "llama"), {}), [release])
-    found = in_browser(page, NARROW, tmp_path, "--window-size=500,900")
+    found = in_browser(page, NARROW_WINDOW, tmp_path, "--window-size=500,900")
     assert found["wide"]
     assert found["focus"] == [[0, "rewrite of LlamaAttention"], [0, "rewrite of LlamaMLP"]]
     assert found["cut"] == []

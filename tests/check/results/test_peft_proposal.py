@@ -245,7 +245,7 @@ def test_the_command(proposed: Path, ours: ReaderRecords, tmp_path: Path, monkey
     arguments = ["adopt", "--peft", str(proposed), "-o", str(tmp_path / "m.md"), "--body", str(tmp_path / "body.md")]
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, result.stdout) == (0, f"{NEW}\n"), result.output
-    assert "| 0.21.2 | 0.91.0 |" in (tmp_path / "m.md").read_text()
+    assert "| 0.91.0 | 0.21.2 |" in (tmp_path / "m.md").read_text()
     assert "* **0.91.0** Linear: Linear.forward" in (tmp_path / "m.md").read_text()
     assert len(shipped_proofs(tmp_path / PEFT_PROOFS)) == len(shipped_proofs(SHIPPED_PROOFS)) + 1
     taken = ReaderRecords.load(tmp_path / PEFT_RECORDS)
