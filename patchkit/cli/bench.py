@@ -13,6 +13,7 @@ import typer
 
 from patchkit.cli.check import progress_of
 from patchkit.cli.console import error_console, output_console
+from patchkit.cli.fitting import fitted
 from patchkit.escaping import indented
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ def _print(found: list[Comparison]) -> None:
     console = output_console()
     if not console.is_terminal:
         console.width = 120  # a file has no width of its own
-    console.print(table)
+    console.print(fitted(table, console))
 
 
 def _markdown(found: list[Comparison], settings: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import typer
 from patchkit.cli.apply_options import ApplyOptions, apply_options
 from patchkit.cli.check import progress_of
 from patchkit.cli.console import error_console, output_console
+from patchkit.cli.fitting import fitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,5 +162,5 @@ def _print_lengths(found: Sequence[Estimate]) -> None:
     console = output_console()
     if not console.is_terminal:
         console.width = 60 + 24 * len(found)  # a file has no width of its own
-    console.print(table)
+    console.print(fitted(table, console))
     console.print(f"Assumed: {'; '.join(ASSUMED)}.")

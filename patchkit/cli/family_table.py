@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patchkit.cli.console import output_console
+from patchkit.cli.fitting import fitted
 
 if TYPE_CHECKING:
     from patchkit.check.numeric.families import FamilyComparison
@@ -61,7 +62,7 @@ def print_families(found: list[FamilyComparison]) -> None:
     console = output_console()
     if not console.is_terminal:
         console.width = 120  # a file has no width of its own
-    console.print(table)
+    console.print(fitted(table, console))
 
 
 def markdown_of_families(found: list[FamilyComparison]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from patchkit.cli.console import output_console
+from patchkit.cli.fitting import fitted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,7 +63,7 @@ def _print(table: Table) -> None:
     console = output_console()
     if not console.is_terminal:
         console.width = 160  # a file has no width of its own
-    console.print(table)
+    console.print(fitted(table, console))
 
 
 def _cell(plain: float, patched: float) -> str:
