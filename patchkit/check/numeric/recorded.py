@@ -34,6 +34,8 @@ _NOT_DECIDING = (
 )
 """Rooms and files of patchkit that no outcome comes from: they show, keep or start, or decide what is proven."""
 
+_LOST_THEN = f"{LOST}was lost when the record was made, by time or memory; `patchkit scan --anew` tries again"
+
 _MACHINES = ("error", "seconds", "judged_in", "seen_in")
 
 
@@ -151,7 +153,10 @@ def record_of_checkout() -> Path | None:
 
 
 def to_text(outcomes: Iterable[TypeOutcome], environment: Environment) -> str:
-    """The text of the file: sorted, one line an outcome. What is to be looked at again is no record.
+    """The text of the file: sorted, one line an outcome. What differs is to be looked at, and is no record.
+
+    A process that was lost is one: else its type would be missing from a scan that starts from the record, or cost each
+    of them minutes.
 
     Args:
         outcomes: found in this environment.
@@ -161,13 +166,20 @@ def to_text(outcomes: Iterable[TypeOutcome], environment: Environment) -> str:
         OSError: a source cannot be read.
     """
     made_with, sources = MadeWith.of(environment), type_sources(environment.place)
-    lasting = (one for one in outcomes if one.state != "different" and not one.reason.startswith(LOST))
-    found = sorted(lasting, key=lambda one: (one.head, one.model_type))
+    lasting = (one for one in outcomes if one.state != "different")
+    found = sorted(map(_as_recorded, lasting), key=lambda one: (one.head, one.model_type))
     lines: list[dict[str, Any]] = [vars(made_with)]
     for one in found:
         data = {name: value for name, value in one.to_json().items() if value and name not in _MACHINES}
         lines.append({**data, "sources": sources.get(one.model_type, "")})
     return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+
+
+def _as_recorded(outcome: TypeOutcome) -> TypeOutcome:
+    """An outcome without what a process said when it was lost, which differs from run to run."""
+    if not outcome.reason.startswith(LOST):
+        return outcome
+    return TypeOutcome(outcome.model_type, outcome.head, "not run", _LOST_THEN)
 
 
 def _read(data: Any) -> tuple[TypeOutcome, str]:

@@ -100,9 +100,13 @@ def test_a_difference_is_no_record(known, state):
     assert len(text.splitlines()) == (1 if state == "different" else 2)
 
 
-def test_a_process_that_was_lost_is_no_record(known):
+def test_a_process_that_was_lost_is_there_without_what_it_said(known):
+    """Else a scan that starts from the record would not name its type."""
     lost = replace(FOUND[0], state="not run", reason="its process was lost: it was killed")
-    assert len(to_text([lost], known).splitlines()) == 1
+    line = json.loads(to_text([lost], known).splitlines()[1])
+    assert (line["model_type"], line["head"], line["state"]) == (FOUND[0].model_type, FOUND[0].head, "not run")
+    assert line["reason"].startswith("its process was lost when the record was made")
+    assert "killed" not in line["reason"]
 
 
 # ---- other code
