@@ -11,8 +11,8 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from patchkit.arch.spec import BLOCK_PARTS
+from patchkit.cache.lines import read_lines
 from patchkit.check.static.models import LEFT, NONE, SOME, WHOLE, ModelInBrief
-from patchkit.errors import CacheError
 from patchkit.escaping import markdown
 
 OTHERS = "others"
@@ -48,23 +48,8 @@ class Models:
         Raises:
             CacheError: it cannot be read; the message names the line.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return cls()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CacheError(f"{path} cannot be read: {error}") from error
         cells: dict[str, dict[str, str]] = {}
-        for number, line in enumerate(lines, start=1):
-            try:
-                data = json.loads(line)
-                model, cell, releases = data["model"], data["cell"], [str(Version(one)) for one in data["releases"]]
-                if not isinstance(model, str) or not _CELL.fullmatch(cell):
-                    raise ValueError("its model or its cell is none")
-            except (ValueError, KeyError, TypeError, InvalidVersion, RecursionError) as error:
-                raise CacheError(
-                    f"{path}:{number} is damaged: {error}; restore the file, or delete the line"
-                ) from error
+        for model, cell, releases in read_lines(path, _read):
             cells.setdefault(model, {}).update(dict.fromkeys(releases, cell))
         return cls(cells, _ordered(release for own in cells.values() for release in own))
 
@@ -93,6 +78,22 @@ class Models:
         several = {family: models for family, models in sorted(found.items()) if len(models) > 1}
         single = sorted(model for models in found.values() if len(models) == 1 for model in models)
         return several | ({OTHERS: single} if single else {})
+
+
+def _read(line: str) -> tuple[str, str, list[str]]:
+    """A model, its cell, and the releases that have it.
+
+    Raises:
+        ValueError: the line says something else.
+    """
+    try:
+        data = json.loads(line)
+        model, cell, releases = data["model"], data["cell"], [str(Version(one)) for one in data["releases"]]
+        if not isinstance(model, str) or not _CELL.fullmatch(cell):
+            raise ValueError("its model or its cell is none")
+    except (KeyError, TypeError, InvalidVersion, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    return model, cell, releases
 
 
 def family_of(model: str) -> str:

@@ -16,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from patchkit.adapters.peft_known import ReaderProof
 from patchkit.adapters.peft_sources import READERS
+from patchkit.check.numeric.outcomes import VERSIONED
 from patchkit.check.results.proposal_files import DATE, LOG, are_names, ask_releases, lines_of, texts_of
 from patchkit.check.static.peft_layers import ReaderRecord, ReaderRecords
 from patchkit.errors import ProposalError
@@ -26,9 +27,6 @@ PEFT_FILES = (PEFT_RECORDS, PEFT_PROOFS, LOG)
 """The files of a proposal of PEFT's layers."""
 
 AGAIN = "nothing is taken; run `patchkit watch --peft --write` again, on this very checkout"
-
-VERSIONED = frozenset({"transformers", "torch", "peft", "python"})
-"""What a proof says the versions of."""
 
 LARGEST_ERROR = 1e-5
 """No contract of a reader allows a larger relative error."""
@@ -162,10 +160,7 @@ def _wrong_in(proof: ReaderProof, releases: Collection[str]) -> str:
         fine = all(str(Version(version)) == version for version in proof.versions.values())
     except InvalidVersion:
         fine = False
-    if not fine or set(proof.versions) != VERSIONED:
+    if not fine or set(proof.versions) != set(VERSIONED):
         return "its versions are none"
-    return (
-        ""
-        if proof.versions["peft"] in releases
-        else f"it was made with PEFT {proof.versions['peft']}, which is not new"
-    )
+    peft = proof.versions["peft"]
+    return "" if peft in releases else f"it was made with PEFT {peft}, which is not new"

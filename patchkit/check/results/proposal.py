@@ -18,6 +18,7 @@ from packaging.version import InvalidVersion, Version
 
 import patchkit.rewrite.rules
 from patchkit.arch.registry import architectures
+from patchkit.check.numeric.outcomes import VERSIONED
 from patchkit.check.results.proposal_files import DATE, LOG, are_names, ask_releases, lines_of, texts_of
 from patchkit.check.static.findings import Finding, block_named
 from patchkit.check.static.records import Record, Records
@@ -167,5 +168,5 @@ def _wrong_in_proof(proof: Proof) -> str:
         return "its levels are none"
     if not are_names(proof.checks) or min(proof.checks.values()) < 0:
         return "its checks are none"
-    fine = are_names(proof.versions) and {"transformers", "torch", "peft", "python"} <= set(proof.versions)
+    fine = are_names(proof.versions) and set(VERSIONED) <= set(proof.versions)
     return "" if fine else "its versions are none"

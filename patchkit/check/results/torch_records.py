@@ -16,9 +16,10 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from patchkit.cache.lines import read_lines
 from patchkit.cache.storage import write_whole
 from patchkit.check.numeric.outcomes import VERSIONED, ArchitectureOutcome
-from patchkit.errors import CacheError, ReleaseEnvironmentError
+from patchkit.errors import ReleaseEnvironmentError
 from patchkit.escaping import markdown
 from patchkit.version import __version__
 
@@ -133,21 +134,9 @@ class TorchRecords:
         Raises:
             CacheError: it cannot be read, or a line is damaged; the line is named.
         """
-        path = path or SHIPPED_TORCH_RECORDS
-        try:
-            lines = path.read_text("utf-8").splitlines()
-        except FileNotFoundError:
-            return cls()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CacheError(f"{path} cannot be read: {error}") from error
         records = cls()
-        for number, line in enumerate(lines, start=1):
-            try:
-                records = records.with_record(TorchRecord.from_line(line))
-            except ValueError as error:
-                raise CacheError(
-                    f"{path}:{number} is damaged: {error}; restore the file, or delete the line"
-                ) from error
+        for record in read_lines(path or SHIPPED_TORCH_RECORDS, TorchRecord.from_line):
+            records = records.with_record(record)
         return records
 
     def save(self, path: Path) -> None:

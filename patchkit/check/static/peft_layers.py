@@ -16,8 +16,9 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from patchkit.adapters.peft_sources import READERS, Piece, digest_of, pieces_of, sources_of
+from patchkit.cache.lines import read_lines
 from patchkit.cache.storage import write_whole
-from patchkit.errors import CacheError, RewriteError
+from patchkit.errors import RewriteError
 from patchkit.upstream.release import Release
 from patchkit.upstream.text import split_lines
 from patchkit.version import __version__
@@ -134,22 +135,7 @@ class ReaderRecords:
         Raises:
             CacheError: it cannot be read, or a line is damaged; the line is named.
         """
-        path = path or SHIPPED_PEFT_RECORDS
-        try:
-            lines = path.read_text("utf-8").splitlines()
-        except FileNotFoundError:
-            return cls()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CacheError(f"{path} cannot be read: {error}") from error
-        entries = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                entries.append(ReaderRecord.from_line(line))
-            except ValueError as error:
-                raise CacheError(
-                    f"{path}:{number} is damaged: {error}; restore the file, or delete the line"
-                ) from error
-        return cls(tuple(entries))
+        return cls(tuple(read_lines(path or SHIPPED_PEFT_RECORDS, ReaderRecord.from_line)))
 
     def save(self, path: Path) -> None:
         """Write the file as a whole.

@@ -15,10 +15,10 @@ from typing import Any, get_args
 from packaging.version import InvalidVersion, Version
 
 from patchkit.arch.spec import Part
+from patchkit.cache.lines import read_lines
 from patchkit.cache.storage import locked, write_whole
 from patchkit.check.static.findings import Finding, key_of_finding
 from patchkit.check.static.verdicts import PartOutcome, Verdict, judge
-from patchkit.errors import CacheError
 from patchkit.rewrite import REWRITE_VERSION
 from patchkit.rewrite.sites import RuleName
 from patchkit.trust.ledger import Key
@@ -126,16 +126,7 @@ class Records:
         Raises:
             CacheError: it cannot be read, or a line is damaged; the line is named.
         """
-        path = path or SHIPPED_RECORDS
-        entries = []
-        try:
-            for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
-                if line:
-                    entries.append(_parse(line, f"{path}:{number}"))
-        except FileNotFoundError:
-            return cls()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CacheError(f"{path} cannot be read: {error}") from error
+        entries = read_lines(path or SHIPPED_RECORDS, Record.from_line)
         return cls(sorted(entries, key=lambda record: record.order))
 
     def save(self, path: Path) -> None:
@@ -186,13 +177,6 @@ class Records:
         fresh = (Record(finding, self.judged(finding), REWRITE_VERSION, __version__, date) for finding in new)
         merged = [*kept, *(known.get(_content(record), record) for record in fresh)]
         return Records(list(_rejudged(sorted(merged, key=lambda record: record.order))))
-
-
-def _parse(line: str, where: str) -> Record:
-    try:
-        return Record.from_line(line)
-    except ValueError as error:
-        raise CacheError(f"{where} is damaged: {error}; restore the file, or delete the line") from error
 
 
 def _content(record: Record) -> str:

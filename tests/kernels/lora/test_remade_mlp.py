@@ -303,6 +303,21 @@ def test_what_is_kept(name, memory):
     assert kept == tokens * ranks * 4 + bits + scaled * tokens * hidden * 4 + factors
 
 
+@each_memory
+def test_no_copy_of_a_weight_is_kept_of_few_rows(memory):
+    """Under autocast over float32, where these are few rows. What is asked for is to keep less."""
+    *inputs, down = gated()
+    x = torch.randn(4, 8, requires_grad=True)
+    precision, exclude = Precision(*[torch.bfloat16] * 3, torch.float32), [x, *all_tensors([*inputs, down])]
+
+    def kept(memory):
+        return saved_bytes(lambda: lora_gated_mlp(x, inputs, down, "silu", precision, memory=memory), exclude=exclude)
+
+    copies, ts, gate_and_up = 3 * 8 * 24 * 2, 3 * 4 * 2 * 2, 2 * 4 * 24 * 2
+    assert kept(memory) == ts
+    assert kept(None) == ts + gate_and_up + copies
+
+
 def test_flops_are_those_of_gate_and_up_more():
     """The products with W and B of gate and up, made twice, in as many tiles as there are."""
     tokens, hidden, intermediate, rank = 64, 8, 24, 2
