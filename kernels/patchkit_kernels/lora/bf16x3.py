@@ -32,11 +32,12 @@ LEFT, RIGHT = (0, 0, 1), (0, 1, 0)
 """The pieces of two float32 operands that are multiplied with one another."""
 
 
-def bf16x3(rows: Tensor, precision: Precision) -> bool:
+def bf16x3(rows: Tensor, precision: Precision, elements: int | None = None) -> bool:
     """Whether products of these rows ``[..., n]`` with adapters are made of pieces.
 
     Args:
         rows: x, or the gradient of an output.
+        elements: if given, of other rows of this dtype and device, that are asked about.
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
     """
     _, lora, output, _ = precision
@@ -48,7 +49,7 @@ def bf16x3(rows: Tensor, precision: Precision) -> bool:
     if not (rows.is_cuda and HAS_WIDE_OUTPUT and choices.bf16x3):
         return False
     # A graph is not made for one size, and has no launches to wait for.
-    return torch.compiler.is_compiling() or rows.numel() >= choices.bf16x3_elements
+    return torch.compiler.is_compiling() or (elements or rows.numel()) >= choices.bf16x3_elements
 
 
 def times_transposed(rows: Tensor, factor: Tensor, scale: float = 1.0) -> Tensor:

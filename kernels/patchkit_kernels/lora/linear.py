@@ -28,6 +28,7 @@ from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_in
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.straight import trained
 from patchkit_kernels.lora.straight_linear import apply_trained
+from patchkit_kernels.lora.straight_one import apply_trained_one, trained_one, unwatched
 
 
 class LoraProjections(torch.autograd.Function):
@@ -122,4 +123,8 @@ def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Pr
 
 def lora_linear(x: Tensor, projection: Projection, precision: Precision) -> Tensor:
     """One projection: :func:`lora_projections` for a single one, ``[..., in]`` to ``[..., out]``."""
+    if unwatched(x, precision, projection.weight):
+        given = trained_one(projection)
+        if given is not None:
+            return apply_trained_one(given, precision, x)
     return lora_projections(x, (projection,), precision)[0]

@@ -42,6 +42,7 @@ from patchkit_kernels.lora.saving import keep, kept, read_by_backward, unread_in
 from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.lora.straight import trained
+from patchkit_kernels.lora.straight_gated import apply_trained_gated, trained_gated
 from patchkit_kernels.lora.straight_mlp import TrainedParts, apply_trained_mlp
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
@@ -185,6 +186,9 @@ def apply_lora_mlp(
     tokens = math.prod(x.shape[:-1])
     rows = tokens if memory is None else rows_of_tile(memory, tokens, x.shape[-1])
     if not dropout and limit is None and rows >= tokens:
+        gated = None if memory is not None else trained_gated(x, inputs, down, activation, precision, gate_first)
+        if gated is not None:
+            return apply_trained_gated(gated, x)
         into, last = trained(inputs), trained((down,))
         if into is not None and last is not None:
             return apply_trained_mlp(TrainedParts(into, last, activation, gate_first, precision, memory is not None), x)

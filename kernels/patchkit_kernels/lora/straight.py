@@ -140,17 +140,18 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
     if given.dropouts[0]:
-        ts, masks = _reduced_dropped(x, given, precision)
+        ts, masks = reduced_dropped(x, given.factors_a, given.dropouts, precision)
     else:
         ts = reduced(cast_one(flat, precision.lora), given.factors_a)
     return outputs_of(flat, ts, given, precision), ts, masks
 
 
-def _reduced_dropped(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tensor], list[Tensor]]:
-    """t of each adapter, whose dropout is drawn, and their masks."""
+def reduced_dropped(
+    x: Tensor, factors_a: Sequence[Tensor], dropouts: Sequence[float], precision: Precision
+) -> tuple[list[Tensor], list[Tensor]]:
+    """t of each adapter, whose dropout is drawn for x ``[..., in]``, and the mask of each, or one of all."""
     _, lora, _, drawn = precision
-    factors_a, dropouts = cast(given.factors_a, lora), given.dropouts
-    x = cast_one(x, drawn)
+    factors_a, x = cast(factors_a, lora), cast_one(x, drawn)
     together = drop_together(x, dropouts)
     if together is not None:
         dropped, packed = together
@@ -172,7 +173,7 @@ def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Pr
     base, lora, output, _ = precision
     base_x = cast_one(flat, base)
     outputs = []
-    low_rank_first = lora is base is output and _reads_in_epilogue(flat)
+    low_rank_first = lora is base is output and reads_in_epilogue(flat)
     # Selective checkpointing holds results of operations, and refuses to see them change.
     in_place = not results_are_held()
     for t, factor, scaling, weight, bias in zip(ts, cast(factors_b, lora), scalings, weights, biases, strict=True):
@@ -185,7 +186,7 @@ def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Pr
             if bias is not None:
                 bias = cast_one(bias, base)
             if low_rank_first:
-                y = _low_rank(t, up, scaling, bias)
+                y = low_rank(t, up, scaling, bias)
                 outputs.append(y.addmm_(base_x, weight.t()) if in_place else y.addmm(base_x, weight.t()))
                 continue
             y = F.linear(base_x, weight, bias)
@@ -201,7 +202,7 @@ def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Pr
     return outputs
 
 
-def _reads_in_epilogue(x: Tensor) -> bool:
+def reads_in_epilogue(x: Tensor) -> bool:
     """Whether a product that is added to y reads y while it waits for other things, as GPUs do.
 
     A CPU has no such gap, and the other order takes fewer calls.
@@ -209,7 +210,7 @@ def _reads_in_epilogue(x: Tensor) -> bool:
     return not x.is_cpu
 
 
-def _low_rank(t: Tensor, up: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
+def low_rank(t: Tensor, up: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
     """``s t B^T + b``."""
     if bias is not None:
         return torch.addmm(bias, t, up, alpha=scaling)

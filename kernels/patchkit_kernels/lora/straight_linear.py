@@ -47,13 +47,13 @@ class TrainedProjections(torch.autograd.Function):
         kept, given = restored(saved, given)
         _, x_needed, *needed = ctx.needs_input_grad
         if wants_ordinary_operations(grads) or False in needed or not all_given(grads):
-            return (None, *_general(grads, x, kept, given, (x_needed, *needed), precision))
+            return (None, *general_gradients(grads, x, kept, given, (x_needed, *needed), precision))
         compute = bare if given.dense else at_once
-        found: list[Tensor | None] = compute(_gradients, grads, x, kept, given, precision, x_needed)
+        found: list[Tensor | None] = compute(gradients, grads, x, kept, given, precision, x_needed)
         return (None, *found)
 
 
-def _gradients(
+def gradients(
     grads: Sequence[Tensor],
     x: Tensor,
     kept: tuple[Sequence[Tensor], Sequence[Tensor]],
@@ -67,7 +67,7 @@ def _gradients(
     return [None if d_x is None else shaped_as(d_x, x), *found]
 
 
-def _general(
+def general_gradients(
     grads: Sequence[Tensor | None],
     x: Tensor,
     kept: tuple[Sequence[Tensor], Sequence[Tensor]],
@@ -95,5 +95,8 @@ _apply = applier(TrainedProjections)
 
 def apply_trained(given: Trained, precision: Precision, x: Tensor) -> tuple[Tensor, ...]:
     """:class:`TrainedProjections` of x ``[..., in]``: each ``[..., out_i]``."""
+    if not torch.is_grad_enabled():  # nothing is kept
+        found = bare(project, x, given, precision) if given.dense else project(x, given, precision)
+        return tuple([shaped(y, x) for y in found[0]])
     outputs: tuple[Tensor, ...] = _apply((given, precision), x, *given.factors_a, *given.factors_b)
     return outputs

@@ -94,11 +94,7 @@ class TrainedMLP(torch.autograd.Function):
             projected = outputs_of(as_rows(x), kept[0], into, precision)
         _, x_needed, *needed = ctx.needs_input_grad
         parts = tuple.__new__(TrainedParts, (into, down, *parts[2:]))
-        if wants_ordinary_operations([grad]) or False in needed:
-            return (None, *_general(grad, x, projected, (kept, kept_down), parts, (x_needed, *needed)))
-        compute = bare if into.dense and down.dense else at_once
-        found: list[Tensor | None] = compute(_gradients, grad, x, projected, (kept, kept_down), parts, x_needed)
-        return (None, *found)
+        return (None, *gradients_in_lists(grad, x, projected, (kept, kept_down), parts, (x_needed, *needed)))
 
 
 def _computed(x: Tensor, parts: TrainedParts) -> tuple[Any, ...]:
@@ -108,6 +104,31 @@ def _computed(x: Tensor, parts: TrainedParts) -> tuple[Any, ...]:
     hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
     (y,), *made_down = project(hidden, down, precision)
     return projected, made, made_down, y
+
+
+def gradients_in_lists(
+    grad: Tensor,
+    x: Tensor,
+    projected: Sequence[Tensor],
+    kept: tuple[Any, Any],
+    parts: TrainedParts,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Of x, if it needs one, and of every factor; without autocast.
+
+    Args:
+        grad: of the output.
+        x: the input.
+        projected: what the projections of x yield.
+        kept: t and the masks of these projections, and of down.
+        parts: the MLP.
+        needed: whether x, and each factor, needs a gradient.
+    """
+    if wants_ordinary_operations([grad]) or False in needed[1:]:
+        return _general(grad, x, projected, kept, parts, needed)
+    compute = bare if parts.into.dense and parts.down.dense else at_once
+    found: list[Tensor | None] = compute(_gradients, grad, x, projected, kept, parts, needed[0])
+    return found
 
 
 def _gradients(
@@ -168,5 +189,7 @@ _apply = applier(TrainedMLP)
 def apply_trained_mlp(parts: TrainedParts, x: Tensor) -> Tensor:
     """:class:`TrainedMLP` of x ``[..., hidden]``."""
     into, down = parts[:2]
+    if not torch.is_grad_enabled():  # nothing is kept
+        return shaped((bare if into.dense and down.dense else at_once)(_computed, x, parts)[-1], x)
     y: Tensor = _apply(parts, x, *into.factors_a, *into.factors_b, *down.factors_a, *down.factors_b)
     return y

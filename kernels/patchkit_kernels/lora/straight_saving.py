@@ -29,6 +29,11 @@ slower than PEFT's. Predicted, not measured on a device.
 """
 
 
+def is_of_few_rows(x: Tensor) -> bool:
+    """Whether copies of W are kept for this input ``[..., in]``."""
+    return x.numel() <= FEW_ROWS * x.shape[-1]
+
+
 def with_casts(given: Trained, precision: Precision, x: Tensor) -> Trained:
     """The same with every W in the dtype of its products, to be kept: for an input ``[..., in]`` of few rows."""
     base = precision.base
@@ -37,7 +42,7 @@ def with_casts(given: Trained, precision: Precision, x: Tensor) -> Trained:
             break
     else:
         return given
-    if x.numel() > FEW_ROWS * x.shape[-1]:
+    if not is_of_few_rows(x):
         return given
     return given._replace(weights=[cast_one(weight, base) for weight in given.weights])  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from projection_cases import make, plain, plain_mlp, plain_ungated_mlp, precise, seeded, seeds, tensors
+from straight_ways import general, in_lists
 from structures import ALL, BIASED, DORA, DORA_DROPPED, DROPPED, LORA
 from test_adapter_functions import TOTAL
 from test_mlp import Counted
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from patchkit.testing import Result, RoundingErrors
 from patchkit.testing.measure import saved_bytes
 from patchkit_kernels.lora import bf16x3 as products
-from patchkit_kernels.lora import cross_entropy, linear, mlp_function
+from patchkit_kernels.lora import cross_entropy
 from patchkit_kernels.lora.bf16x3 import bf16x3
 from patchkit_kernels.lora.choices import Choices, choosing, chosen
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
@@ -93,11 +94,6 @@ def pieces(monkeypatch):
     return taken
 
 
-def general(monkeypatch):
-    for module in (linear, mlp_function):
-        monkeypatch.setattr(module, "trained", lambda _: None)
-
-
 def drawn(sizes, extras, seed, *, base_grad=False):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(TOKENS, WIDE, generator=generator).to(BF16).requires_grad_()
@@ -143,8 +139,9 @@ def test_no_worse_than_upstream(block, adapters, emulated, pieces):
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("adapters", ["lora", "dropout", "all", "two, one dropped"])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_forward_and_backward_may_be_of_two_arithmetics(block, adapters, first, pieces):
+def test_forward_and_backward_may_be_of_two_arithmetics(block, adapters, first, pieces, monkeypatch):
     """A small x and large outputs: each half chooses by its own size, and reads what the other has kept."""
+    in_lists(monkeypatch)  # the others ask about the widest of all rows before they begin
     with choosing(emulated=first):
         found = errors_of(block, ADAPTERS[adapters], backward=partial(choosing, emulated=not first))
     assert not found.failures(totals=[TOTAL])

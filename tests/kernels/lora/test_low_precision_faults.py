@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from straight_ways import general, in_lists
 from test_adapter_functions import ADAPTERS, TOTAL, errors_of
 
 from patchkit.testing import Result, RoundingErrors, rounding_floor
-from patchkit_kernels.lora import backward, forward, low_rank, straight, straight_backward, straight_linear
+from patchkit_kernels.lora import (
+    backward,
+    forward,
+    low_rank,
+    straight,
+    straight_backward,
+    straight_linear,
+    straight_one,
+)
 from patchkit_kernels.lora import linear as lora_linear
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -62,7 +71,7 @@ FAULTS = {
 @pytest.mark.parametrize("adapters", ["lora", "two", "dora"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault, adapters, monkeypatch):
-    monkeypatch.setattr(lora_linear, "trained", lambda _: None)  # the faults are put into the general functions
+    general(monkeypatch)  # the faults are put into these functions
     name, wrong, modules, lora = FAULTS[fault]
     for module in modules:
         monkeypatch.setattr(module, name, wrong(getattr(module, name)))
@@ -105,8 +114,53 @@ STRAIGHT_FAULTS = {
 
 @pytest.mark.parametrize("fault", STRAIGHT_FAULTS)
 def test_a_fault_of_the_straight_line_is_seen(fault, monkeypatch):
+    in_lists(monkeypatch)
     name, wrong, module, lora = STRAIGHT_FAULTS[fault]
     monkeypatch.setattr(module, name, wrong(getattr(module, name)))
+    assert errors_of(run, ADAPTERS["lora"], BF16, lora).failures(totals=[TOTAL])
+
+
+def one_of(index, wrong):
+    """The fault in one of several results, which are no list."""
+
+    def wrap(function):
+        def call(*args):
+            right = function(*args)
+            return tuple(wrong(lambda: right)()[i] if i == index else one for i, one in enumerate(right))
+
+        return call
+
+    return wrap
+
+
+def in_flow(dtype):
+    def wrap(function):
+        def call(*args):
+            total, flow = function(*args)
+            return total, flow._replace(d_t=flow.d_t.to(dtype).to(flow.d_t.dtype))
+
+        return call
+
+    return wrap
+
+
+FAULTS_OF_ONE = {
+    "t stored in bfloat16": (
+        "projected",
+        one_of(1, lambda f: lambda: [None, *rounded(BF16)(lambda: f()[1:2])()]),
+        FP32,
+    ),
+    "dt stored in float16": ("flown_back", in_flow(FP16), FP32),
+    "dA stored in bfloat16": ("factor_gradients", one_of(0, rounded(BF16)), FP32),
+    "dB stored in float16": ("factor_gradients", one_of(1, rounded(FP16)), FP32),
+    "dB one hundredth too large": ("factor_gradients", one_of(1, scaled), BF16),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_ONE)
+def test_a_fault_of_one_projection_is_seen(fault, monkeypatch):
+    name, wrong, lora = FAULTS_OF_ONE[fault]
+    monkeypatch.setattr(straight_one, name, wrong(getattr(straight_one, name)))
     assert errors_of(run, ADAPTERS["lora"], BF16, lora).failures(totals=[TOTAL])
 
 

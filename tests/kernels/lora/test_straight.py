@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from projection_cases import make, tensors
+from straight_ways import general
 from structures import (
     DROPPED,
     LORA,
@@ -24,7 +25,7 @@ from test_adapter_functions import ADAPTERS, TOTAL, errors_of
 from test_mlp import Counted
 
 from patchkit.testing import relative_error
-from patchkit_kernels.lora import linear, mlp_function, straight
+from patchkit_kernels.lora import linear, mlp_function, straight, straight_one
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.projection import Precision
 
@@ -50,16 +51,15 @@ BOTH = {name: make for name, make in STRUCTURES.items() if "embedding" not in na
 def straight_calls(monkeypatch):
     """The straight-line functions that ran."""
     calls = []
-    for module, name in ((linear, "apply_trained"), (mlp_function, "apply_trained_mlp")):
+    for module, name in (
+        (linear, "apply_trained"),
+        (linear, "apply_trained_one"),
+        (mlp_function, "apply_trained_mlp"),
+        (mlp_function, "apply_trained_gated"),
+    ):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
     return calls
-
-
-def general(monkeypatch):
-    """From here on no structure is taken for the one that people train."""
-    for module in (linear, mlp_function):
-        monkeypatch.setattr(module, "trained", lambda _: None)
 
 
 @pytest.mark.parametrize("low_rank_first", [False, True])
@@ -67,7 +67,8 @@ def general(monkeypatch):
 @pytest.mark.parametrize("name", BOTH)
 def test_both_give_the_same(name, x_grad, low_rank_first, straight_calls, monkeypatch):
     """The same outputs and gradients from the same draws, in both orders of the products of y."""
-    monkeypatch.setattr(straight, "_reads_in_epilogue", lambda x: low_rank_first)
+    for module in (straight, straight_one):
+        monkeypatch.setattr(module, "reads_in_epilogue", lambda x: low_rank_first)
     structure = BOTH[name]()
     train(structure, factors_of(structure) | ({"x"} if x_grad else set()))
     found = first_order(structure, structure.fused)
@@ -182,7 +183,7 @@ def test_the_same_in_a_dispatch_mode_in_mixed_precision(mixed, dropout):
 @pytest.mark.parametrize("adapters", ["lora", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_rank_first_rounds_no_worse_than_upstream(adapters, dtype, monkeypatch):
-    monkeypatch.setattr(straight, "_reads_in_epilogue", lambda x: True)
+    monkeypatch.setattr(straight_one, "reads_in_epilogue", lambda x: True)
 
     def run(*args):
         torch.manual_seed(5)

@@ -11,7 +11,7 @@ from structures import DROPPED, LORA, cotangents, factors_of, mlp, projections, 
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchkit_kernels.lora import straight
+from patchkit_kernels.lora import straight, straight_one
 from patchkit_kernels.lora.linear import lora_projections
 from patchkit_kernels.lora.projection import Adapter, Precision
 from patchkit_kernels.lora.shapes import as_rows
@@ -61,7 +61,8 @@ OUT_OF_PLACE = {"Tensor.add", "Tensor.addmm", "Tensor.mul"}
 @pytest.mark.parametrize("extra", [LORA, DROPPED], ids=["plain", "dropped"])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_in_one_dtype_nothing_is_converted_and_sums_are_written_over(name, extra, low_rank_first, monkeypatch):
-    monkeypatch.setattr(straight, "_reads_in_epilogue", lambda x: low_rank_first)
+    for module in (straight, straight_one):
+        monkeypatch.setattr(module, "reads_in_epilogue", lambda x: low_rank_first)
     structure = STRUCTURES[name]((extra,))
     train(structure, factors_of(structure) | {"x"})
     backward_of(structure.fused())  # which makes the tables of dropout

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from projection_cases import make, tensors
+from straight_ways import general
 from structures import LORA
 from test_straight_host_work import asked, backward_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchkit_kernels.lora import linear, mlp_function, straight, straight_saving
+from patchkit_kernels.lora import straight, straight_saving
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_projections
 from patchkit_kernels.lora.projection import Precision
@@ -68,11 +69,6 @@ class Case:
 
 def in_turn(monkeypatch):
     monkeypatch.setattr(straight, "drop_together", lambda x, probabilities: None)
-
-
-def general(monkeypatch):
-    for module in (linear, mlp_function):
-        monkeypatch.setattr(module, "trained", lambda _: None)
 
 
 def assert_close(found, expected, precision="one dtype"):

@@ -1,0 +1,227 @@
+"""A gated MLP of the structure that people train, with gate and up apart, without the lists of :mod:`.straight`.
+
+Nearly every model has this MLP. What it computes and keeps is what :mod:`.straight_mlp` does; its products are the
+same, in the same order, and so are the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchkit_kernels.lora.bare_operations import applier, bare
+from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.projection import Precision, Projection, present
+from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
+from patchkit_kernels.lora.straight import Trained, cast_one, reduced_dropped
+from patchkit_kernels.lora.straight_backward import factor_gradients as factor_gradients_in_lists
+from patchkit_kernels.lora.straight_backward import input_gradient
+from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
+from patchkit_kernels.lora.straight_one import (
+    TrainedOne,
+    expanded,
+    factor_gradients,
+    flown_back,
+    in_a_list,
+    projected,
+    trained_one,
+    unwatched,
+    with_cast,
+)
+from patchkit_kernels.lora.straight_saving import apart
+from patchkit_kernels.ops.activations import GATED, Activation
+from patchkit_kernels.ops.registration import dispatch_modes
+
+
+class TrainedGated(NamedTuple):
+    """The MLP.
+
+    Attributes:
+        first: gate or up, which reads x first.
+        second: the other one; A and B of both are of one dtype, and dropout is drawn for both or for none.
+        down: the projection of the hidden state.
+        activation: its name.
+        gate_first: whether the first is the gate.
+        precision: of all products.
+    """
+
+    first: TrainedOne
+    second: TrainedOne
+    down: TrainedOne
+    activation: Activation
+    gate_first: bool
+    precision: Precision
+
+
+def trained_gated(
+    x: Tensor,
+    inputs: Sequence[Projection],
+    down: Projection,
+    activation: Activation,
+    precision: Precision,
+    gate_first: bool | None,
+) -> TrainedGated | None:
+    """The MLP of x ``[..., hidden]``, if it is of this structure and nothing else is asked of it; else None."""
+    if gate_first is None or len(inputs) != 2 or not unwatched(x, precision, down.weight):
+        return None
+    first, second, last = trained_one(inputs[0]), trained_one(inputs[1]), trained_one(down)
+    if first is None or second is None or last is None:
+        return None
+    if first.lora_a.dtype is not second.lora_a.dtype or (first.dropout == 0.0) is not (second.dropout == 0.0):
+        return None
+    return tuple.__new__(TrainedGated, (first, second, last, activation, gate_first, precision))
+
+
+class TrainedGatedMLP(torch.autograd.Function):
+    """``down(act(gate(x)) * up(x))``."""
+
+    @staticmethod
+    def forward(ctx: Any, given: TrainedGated, x: Tensor, *factors: Tensor) -> Tensor:
+        """``[..., hidden]``; keeps x, gate, up, t of each, masks, the factors of down and B, and perhaps A and W.
+
+        ``factors`` are A of the first two, B of them, and A and B of down.
+        """
+        first, second, down, *others = given
+        precision, x_needed = given.precision, ctx.needs_input_grad[1]
+        down = with_cast(down, precision, x)
+        if x_needed:
+            first, second = with_cast(first, precision, x), with_cast(second, precision, x)
+        ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
+        y, *kept, masks = bare(_computed, x, given)
+        # A and W of the first two are not read where x needs no gradient; all else is.
+        rest = (first.lora_a, second.lora_a, first.weight, second.weight) if x_needed else ()
+        ctx.save_for_backward(x, *kept, *factors[2:], down.weight, *rest, *masks)
+        return shaped(y, x)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """The gradients of x and of every factor."""
+        given: TrainedGated = ctx.given
+        _, x_needed, *needed = ctx.needs_input_grad
+        x, y_first, y_second, t_first, t_second, t_down, mask, *rest = ctx.saved_tensors
+        b_first, b_second, a_down, b_down, w_down, *rest = rest
+        (a_first, _, w_first, *rest_first), (a_second, _, w_second, *rest_second), down, *others = given
+        if x_needed:
+            a_first, a_second, w_first, w_second, *rest = rest
+        first = tuple.__new__(TrainedOne, (a_first, b_first, w_first, *rest_first))
+        second = tuple.__new__(TrainedOne, (a_second, b_second, w_second, *rest_second))
+        down = tuple.__new__(TrainedOne, (a_down, b_down, w_down, *down[3:]))
+        given = tuple.__new__(TrainedGated, (first, second, down, *others))
+        kept = (y_first, y_second), (t_first, t_second, t_down), mask, rest
+        if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
+            return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
+        found: list[Tensor | None] = bare(_gradients, grad, x, kept, given, x_needed)
+        return (None, *found)
+
+
+Kept = tuple[tuple[Tensor, Tensor], Sequence[Tensor], Tensor | None, Sequence[Tensor]]
+"""What the first two yield, t of each, the mask of down, and the masks of the first two, or one of both."""
+
+
+def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
+    """``y`` ``[tokens, hidden]``, and :data:`Kept` one after the other."""
+    first, second, down, activation, gate_first, precision = given
+    base, lora, _, _ = precision
+    flat = as_rows(x)
+    masks: Sequence[Tensor] = ()
+    factors = first.lora_a, second.lora_a
+    if first.dropout:
+        (t_first, t_second), masks = reduced_dropped(x, factors, (first.dropout, second.dropout), precision)
+    else:
+        t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
+        t_first, t_second = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0]), 1)
+    base_x = cast_one(flat, base)
+    y_first = expanded(base_x, t_first, first, precision)
+    y_second = expanded(base_x, t_second, second, precision)
+    functions = GATED[activation]
+    hidden = functions.run(y_first, y_second) if gate_first else functions.run(y_second, y_first)
+    y, t_down, mask = projected(hidden, down, precision)
+    return y, y_first, y_second, t_first, t_second, t_down, mask, masks
+
+
+def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_needed: bool) -> list[Tensor | None]:
+    """Where every gradient is wanted, but perhaps that of x."""
+    first, second, down, activation, gate_first, precision = given
+    (y_first, y_second), (t_first, t_second, t_down), mask, masks = kept
+    through, flow = flown_back(as_rows(grad), t_down, mask, down, precision, precision.output)
+    d_hidden = present(through)
+    functions = GATED[activation]
+    gate, up = (y_first, y_second) if gate_first else (y_second, y_first)
+    d_up, hidden = functions.run_backward_recompute(d_hidden, gate, up)
+    d_down = factor_gradients(flow, hidden, t_down, mask, down, precision)
+    rows = (d_hidden, d_up) if gate_first else (d_up, d_hidden)
+    del through, d_hidden, flow, hidden, d_up
+    flat, dtype = as_rows(x), x.dtype if x_needed else None
+    if first.dropout:
+        several, made = both_in_lists(given), ((t_first, t_second), masks)
+        d_x, of_both = input_gradient(rows, several, made, precision, dtype)
+        found = factor_gradients_in_lists(of_both, flat, several, made, precision)
+        return [None if d_x is None else shaped_as(d_x, x), *found, *d_down]
+    base, lora, _, _ = precision
+    row_first, row_second = cast_one(rows[0], lora), cast_one(rows[1], lora)
+    b_first, b_second = cast_one(first.lora_b, lora), cast_one(second.lora_b, lora)
+    ranks = t_first.shape[1], t_second.shape[1]
+    d_t = row_first.new_empty(row_first.shape[0], ranks[0] + ranks[1])
+    d_first, d_second = d_t.split_with_sizes(ranks, 1)
+    torch.addmm(t_first, row_first, b_first, beta=0, alpha=first.scaling, out=d_first)  # beta=0: t is not read
+    torch.addmm(t_second, row_second, b_second, beta=0, alpha=second.scaling, out=d_second)
+    total = None
+    if dtype is not None:
+        total = cast_one(torch.mm(d_t, cast_one(torch.cat((first.lora_a, second.lora_a)), lora)), dtype)
+        for row, one in zip(rows, (first, second), strict=True):
+            if base is dtype:
+                total.addmm_(cast_one(row, base), cast_one(one.weight, base))
+            else:
+                total.add_(torch.mm(cast_one(row, base), cast_one(one.weight, base)))
+        total = shaped_as(total, x)
+    stored = first.lora_b.dtype
+    whole = cast_one(torch.mm(d_t.t(), cast_one(flat, lora)), stored)
+    d_bs = (
+        torch.addmm(b_first, row_first.t(), t_first, beta=0, alpha=first.scaling),  # beta=0: B is not read
+        torch.addmm(b_second, row_second.t(), t_second, beta=0, alpha=second.scaling),
+    )
+    d_as: Sequence[Tensor] = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value,assignment]
+    if stored is not lora:
+        d_bs = cast_one(d_bs[0], stored), cast_one(d_bs[1], stored)
+    return [total, *d_as, *d_bs, *d_down]
+
+
+def both_in_lists(given: TrainedGated) -> Trained:
+    """The first two for the functions of lists."""
+    one, two = given.first, given.second
+    return Trained(
+        (one.lora_a, two.lora_a),
+        (one.lora_b, two.lora_b),
+        (one.scaling, two.scaling),
+        (one.weight, two.weight),
+        (one.bias, two.bias),
+        (one.dropout, two.dropout),
+        dense=True,
+    )
+
+
+def _in_lists(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Where not every gradient is wanted, they are to be differentiated, or something looks at operations."""
+    both, ts, mask, masks = kept
+    *_, down, activation, gate_first, precision = given
+    parts = TrainedParts(both_in_lists(given), in_a_list(down), activation, gate_first, precision)
+    masks = apart(masks, len(both)) if dispatch_modes() else masks
+    made, made_down = (ts[:2], masks), (ts[2:], () if mask is None else (mask,))
+    return gradients_in_lists(grad, x, both, (made, made_down), parts, needed)
+
+
+_apply = applier(TrainedGatedMLP)
+
+
+def apply_trained_gated(given: TrainedGated, x: Tensor) -> Tensor:
+    """:class:`TrainedGatedMLP` of x ``[..., hidden]``."""
+    first, second, down, *_ = given
+    if not torch.is_grad_enabled():  # nothing is kept
+        return shaped(bare(_computed, x, given)[0], x)
+    y: Tensor = _apply(given, x, first.lora_a, second.lora_a, first.lora_b, second.lora_b, down.lora_a, down.lora_b)
+    return y

@@ -1,0 +1,229 @@
+"""One projection of the structure that people train, without the lists of :mod:`.straight`.
+
+An output projection, and every layer that no block holds, is alone. Its products are those of :mod:`.straight` and
+:mod:`.straight_backward`, in the same order, and so are the bits. What goes through lists there takes a fifth of the
+function's time where the tensors are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchkit_kernels.lora.bare_operations import applier, bare
+from patchkit_kernels.lora.bf16x3 import bf16x3
+from patchkit_kernels.lora.choices import chosen
+from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
+from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
+from patchkit_kernels.lora.straight import Trained, cast_one, low_rank, reads_in_epilogue, reduced_dropped
+from patchkit_kernels.lora.straight_linear import general_gradients, gradients
+from patchkit_kernels.lora.straight_saving import is_of_few_rows
+from patchkit_kernels.ops.dropout_once import drop_again, factors_of
+from patchkit_kernels.ops.registration import dispatch_modes
+
+
+class TrainedOne(NamedTuple):
+    """A projection; see :class:`~patchkit_kernels.lora.straight.Trained`."""
+
+    lora_a: Tensor
+    lora_b: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scaling: float
+    dropout: float
+
+
+class Flow(NamedTuple):
+    """What flows back through a projection, and is used again for the gradients of A and B.
+
+    Attributes:
+        rows: dy, ``[tokens, out]``, in the dtype of the adapter's products.
+        d_t: dt, ``[tokens, rank]``.
+        factors: with dropout, what each element of x was multiplied with, where it is not read from the mask.
+    """
+
+    rows: Tensor
+    d_t: Tensor
+    factors: Tensor | None
+
+
+def unwatched(x: Tensor, precision: Precision, weight: Tensor | QuantizedWeight) -> bool:
+    """Whether nothing looks at operations, and the arithmetic of rows is torch's own: else they are in lists.
+
+    Args:
+        x: ``[..., n]``.
+        precision: of the products.
+        weight: ``[out, in]``, the larger of which is the width of the widest rows.
+    """
+    if torch.compiler.is_compiling() or dispatch_modes() or chosen().one_pass_rank:
+        return False
+    if precision.lora is precision.output:
+        return True
+    return not bf16x3(x, precision, x.numel() // max(1, x.shape[-1]) * max(weight.shape))
+
+
+def trained_one(projection: Projection) -> TrainedOne | None:
+    """The same of a projection, if it is of this structure and its weight a tensor; else None."""
+    weight, bias, adapters = projection
+    if len(adapters) != 1 or not isinstance(weight, Tensor) or weight.requires_grad:
+        return None
+    lora_a, lora_b, scaling, lora_bias, magnitude, dropout = adapters[0]
+    if lora_bias is not None or magnitude is not None or dropout == 1.0 or (bias is not None and bias.requires_grad):
+        return None
+    if not (lora_a.requires_grad and lora_b.requires_grad and lora_a.dtype is lora_b.dtype):
+        return None
+    return tuple.__new__(TrainedOne, (lora_a, lora_b, weight, bias, scaling, dropout))
+
+
+def with_cast(given: TrainedOne, precision: Precision, x: Tensor) -> TrainedOne:
+    """The same with W in the dtype of its products: see :func:`~patchkit_kernels.lora.straight_saving.with_casts`."""
+    if given.weight.dtype is precision.base or not is_of_few_rows(x):
+        return given
+    return given._replace(weight=cast_one(given.weight, precision.base))
+
+
+class TrainedProjection(torch.autograd.Function):
+    """A projection, for which :func:`trained_one` has found what is given."""
+
+    @staticmethod
+    def forward(ctx: Any, call: tuple[TrainedOne, Precision], x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Tensor:
+        """``[..., out]``; keeps x, t and B, with dropout the mask, and where x needs a gradient A and W."""
+        ctx.set_materialize_grads(False)
+        given, precision = call
+        if ctx.needs_input_grad[1]:
+            given = with_cast(given, precision, x)
+            rest: tuple[Tensor, ...] = (lora_a, given.weight)
+        else:
+            rest = ()
+        ctx.call = given, precision
+        y, t, mask = bare(projected, x, given, precision)
+        ctx.save_for_backward(x, t, mask, lora_b, *rest)
+        return shaped(y, x)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of x, A and B."""
+        x, t, mask, lora_b, *rest = ctx.saved_tensors
+        (lora_a, _, weight, *others), precision = ctx.call
+        if rest:
+            lora_a, weight = rest
+        given = tuple.__new__(TrainedOne, (lora_a, lora_b, weight, *others))
+        _, x_needed, *needed = ctx.needs_input_grad
+        if grad is None or False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
+            return (None, *_in_lists(grad, x, (t, mask), given, precision, (x_needed, *needed)))
+        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, t, mask, given, precision, x_needed)
+        return (None, *found)
+
+
+def projected(x: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, and with dropout the mask."""
+    flat, mask = as_rows(x), None
+    if given.dropout:
+        (t,), (mask,) = reduced_dropped(x, (given.lora_a,), (given.dropout,), precision)
+    else:
+        t = F.linear(cast_one(flat, precision.lora), cast_one(given.lora_a, precision.lora))
+    return expanded(cast_one(flat, precision.base), t, given, precision), t, mask
+
+
+def expanded(base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision) -> Tensor:
+    """``y`` ``[tokens, out]`` from x ``[tokens, in]`` in the dtype of W's products, and t ``[tokens, rank]``."""
+    _, lora_b, weight, bias, scaling, _ = given
+    base, lora, output, _ = precision
+    up = cast_one(lora_b, lora).t()
+    if weight.dtype is not base:
+        weight = cast_one(weight, base)
+    if bias is not None:
+        bias = cast_one(bias, base)
+    if lora is output:
+        if base is output and reads_in_epilogue(base_x):
+            return low_rank(t, up, scaling, bias).addmm_(base_x, weight.t())
+        return cast_one(F.linear(base_x, weight, bias), output).addmm_(t, up, alpha=scaling)
+    return cast_one(F.linear(base_x, weight, bias), output).add_(torch.mm(t, up), alpha=scaling)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision, x_needed: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    d_x, flow = flown_back(as_rows(grad), t, mask, given, precision, x.dtype if x_needed else None)
+    found = factor_gradients(flow, as_rows(x), t, mask, given, precision)
+    return None if d_x is None else shaped_as(d_x, x), *found
+
+
+def flown_back(
+    rows: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision, dtype: torch.dtype | None
+) -> tuple[Tensor | None, Flow]:
+    """dx ``[tokens, in]`` in this dtype, None if it is not needed, from dy ``[tokens, out]``; and what flows back."""
+    lora_a, lora_b, weight, _, scaling, dropout = given
+    base, lora, _, drawn = precision
+    lora_rows, factors, total = cast_one(rows, lora), None, None
+    d_t = torch.addmm(t, lora_rows, cast_one(lora_b, lora), beta=0, alpha=scaling)  # beta=0: t is not read
+    if mask is not None:
+        factors = factors_of(mask, dropout, rows.shape[0], lora_a.shape[1], drawn)
+    if dtype is not None:
+        product = torch.mm(d_t, cast_one(lora_a, lora))
+        base_rows, weight = cast_one(rows, base), cast_one(weight, base)
+        if mask is None:
+            total = cast_one(product, dtype)
+            if base is dtype:
+                total.addmm_(base_rows, weight)
+            else:
+                total.add_(torch.mm(base_rows, weight))
+        else:
+            total = cast_one(torch.mm(base_rows, weight), dtype)
+            if factors is not None and lora is drawn is dtype:
+                total.addcmul_(product, factors)
+            else:
+                total.add_(drop_again(product, mask, dropout, factors))
+    return total, tuple.__new__(Flow, (lora_rows, d_t, factors))
+
+
+def factor_gradients(
+    flow: Flow, flat: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """dA and dB, of x ``[tokens, in]``."""
+    rows, d_t, factors = flow
+    lora, stored = precision.lora, given.lora_b.dtype
+    if mask is not None:
+        flat = drop_again(cast_one(flat, precision.drawn), mask, given.dropout, factors)
+    d_a = torch.mm(d_t.t(), cast_one(flat, lora))
+    d_b = torch.addmm(cast_one(given.lora_b, lora), rows.t(), t, beta=0, alpha=given.scaling)  # beta=0: B is not read
+    return (d_a, d_b) if stored is lora else (cast_one(d_a, stored), cast_one(d_b, stored))
+
+
+def in_a_list(given: TrainedOne) -> Trained:
+    """The same for the functions of lists."""
+    lora_a, lora_b, weight, bias, scaling, dropout = given
+    return Trained((lora_a,), (lora_b,), (scaling,), (weight,), (bias,), (dropout,), dense=True)
+
+
+def _in_lists(
+    grad: Tensor | None,
+    x: Tensor,
+    kept: tuple[Tensor, Tensor | None],
+    given: TrainedOne,
+    precision: Precision,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Where not every gradient is given and wanted, they are to be differentiated, or something looks at operations."""
+    t, mask = kept
+    several, made = in_a_list(given), ((t,), () if mask is None else (mask,))
+    if grad is None or False in needed[1:] or wants_ordinary_operations((grad,)):
+        return general_gradients((grad,), x, made, several, needed, precision)
+    return gradients((grad,), x, made, several, precision, needed[0])
+
+
+_apply = applier(TrainedProjection)
+
+
+def apply_trained_one(given: TrainedOne, precision: Precision, x: Tensor) -> Tensor:
+    """:class:`TrainedProjection` of x ``[..., in]``: ``[..., out]``."""
+    if not torch.is_grad_enabled():  # nothing is kept
+        return shaped(bare(projected, x, given, precision)[0], x)
+    y: Tensor = _apply((given, precision), x, given.lora_a, given.lora_b)
+    return y

@@ -1,0 +1,109 @@
+"""A projection and a gated MLP of the structure that people train, computed without lists and with them."""
+
+from contextlib import nullcontext
+
+import torch
+from projection_cases import make, tensors
+from straight_ways import in_lists
+from structures import LORA
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
+from patchkit_kernels.lora.linear import lora_linear
+from patchkit_kernels.lora.projection import Precision
+
+FP64, FP32, BF16 = torch.float64, torch.float32, torch.bfloat16
+PRECISIONS = {
+    "one dtype": (FP64, FP64, Precision(*[FP64] * 4)),
+    "float32 adapters": (BF16, FP32, Precision(BF16, FP32, BF16, FP32)),
+    "autocast": (BF16, FP32, Precision(*[BF16] * 3, FP32)),
+    "float32 under autocast": (FP32, FP32, Precision(*[BF16] * 3, FP32)),
+}
+SHAPES = {"a matrix": (3, 8), "a batch": (2, 3, 8), "none": (0, 8)}
+
+
+class Case:
+    """One of ``one`` and ``gated``; gate comes second unless ``gate_first``."""
+
+    def __init__(self, part, precision="one dtype", dropout=0.0, *, bias=False, shape=(2, 3, 8), gate_first=True):
+        base, lora, self.precision = PRECISIONS[precision]
+        sizes = [(8, 6, 2)] if part == "one" else [(8, 16, 2), (8, 16, 3), (16, 8, 2)]
+        extras = (LORA._replace(dropout=dropout),)
+        self.projections = [
+            make(*size, dtype=base, lora_dtype=lora, seed=i, bias=bias, extras=extras) for i, size in enumerate(sizes)
+        ]
+        self.x = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=FP64).to(base).requires_grad_()
+        self.gate_first = gate_first
+
+    @property
+    def variables(self):
+        return [tensor for tensor in (self.x, *tensors(self.projections)) if tensor.requires_grad]
+
+    def output(self):
+        torch.manual_seed(7)
+        if len(self.projections) == 1:
+            return lora_linear(self.x, self.projections[0], self.precision)
+        *inputs, down = self.projections
+        return lora_gated_mlp(self.x, inputs, down, "silu", self.precision, gate_first=self.gate_first)
+
+    def results(self, backward=nullcontext, **options):
+        """The output, the gradient of everything that wants one, and what the generator draws next."""
+        y = self.output()
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        with backward():
+            grads = torch.autograd.grad(y, self.variables, weights, **options)
+        return [y, *grads, torch.rand(2)]
+
+
+def assert_same_bits(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        assert torch.equal(one, other)
+
+
+def compared_with_lists(case, monkeypatch, **options):
+    """Asserts that both ways give the same bits."""
+    found = case.results(**options)
+    with monkeypatch.context() as patch:
+        in_lists(patch)
+        expected = case.results(**options)
+    assert_same_bits(found, expected)
+
+
+def kept_by(y):
+    """Shape and dtype of all that the function has kept for backward, in any order."""
+    return sorted(str((tuple(t.shape), t.dtype)) for t in y.grad_fn.saved_tensors if t is not None)
+
+
+class Seen(TorchDispatchMode):
+    """Sees the operations and changes none."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+WAYS_OF_LISTS = ("some", "again", "batched", "in a mode")
+
+
+def taken_over_by_lists(case, way, monkeypatch):
+    """Asserts the same bits of a backward that lists compute after a forward without them."""
+    if way == "in a mode":
+        compared_with_lists(case, monkeypatch, backward=Seen)
+        return
+    found = []
+    for lists in (False, True):
+        if lists:
+            in_lists(monkeypatch)
+        y = case.output()
+        if way == "some":
+            grads = [torch.autograd.grad(y.sum(), [one], retain_graph=True)[0] for one in case.variables]
+        elif way == "batched":
+            weights = torch.stack([torch.ones_like(y), torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)])
+            grads = torch.autograd.grad(y, case.variables, weights, is_grads_batched=True)
+        else:
+            first = torch.autograd.grad((y**2).sum(), case.variables, create_graph=True)
+            grads = torch.autograd.grad(sum((grad**2).sum() for grad in first), case.variables)
+        found.append(grads)
+    assert_same_bits(*found)
