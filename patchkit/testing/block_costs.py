@@ -115,26 +115,32 @@ def block_pair(
         hidden: the width of the model; its MLP is 1.75 times as wide.
         tokens: of the input.
     """
-    import patchkit  # the public face loads the flow that this package is used to test
-
     options: dict[str, Any] = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": dropout}
     sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": hidden * 7 // 4}
     if part == "ungated mlp":
         plain = add_lora(tiny_model_from("phi", **sizes), target_modules=["fc1", "fc2"], **options)
     else:
         plain = add_lora(tiny_model("llama", **sizes), **options)
-    plain = plain.to(precision.base).train()
-    for name, parameter in plain.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(precision.lora)
-    patched = copy.deepcopy(plain)
-    patchkit.apply(patched)
+    plain, patched = with_patched(plain, precision)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, tokens, hidden, generator=generator).to(precision.base)
     first, second = (
         Block(model, _function(model, part), x.clone().requires_grad_(), precision) for model in (plain, patched)
     )
     return first, second
+
+
+def with_patched(plain: nn.Module, precision: BlockPrecision) -> tuple[nn.Module, nn.Module]:
+    """A model with adapters in these dtypes, in training mode, and a patched copy of it."""
+    import patchkit  # the public face loads the flow that this package is used to test
+
+    plain = plain.to(precision.base).train()
+    for name, parameter in plain.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(precision.lora)
+    patched = copy.deepcopy(plain)
+    patchkit.apply(patched)
+    return plain, patched
 
 
 def _function(model: nn.Module, part: str) -> Callable[[Tensor], Any]:

@@ -6,7 +6,6 @@ as small as these is decided by the host's work on a GPU too. Times are for a ta
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from patchkit.testing.block_costs import ALPHA, BLOCK_PRECISIONS, RANK, BlockPrecision
+from patchkit.testing.block_costs import ALPHA, BLOCK_PRECISIONS, RANK, BlockPrecision, with_patched
 from patchkit.testing.lora import add_lora
 from patchkit.testing.tiny_models import tiny_model
 
@@ -50,18 +49,11 @@ def step_pair(
         precision: see :class:`~patchkit.testing.block_costs.BlockPrecision`.
         dropout: of every adapter.
     """
-    import patchkit  # the public face loads the flow that this package is used to test
-
     sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": hidden * 7 // 4, "num_hidden_layers": LAYERS}
-    plain = add_lora(tiny_model("llama", **sizes), r=RANK, lora_alpha=ALPHA, lora_dropout=dropout)
-    plain = plain.to(precision.base).train()
-    for name, parameter in plain.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(precision.lora)
-    patched = copy.deepcopy(plain)
-    patchkit.apply(patched)
+    adapted = add_lora(tiny_model("llama", **sizes), r=RANK, lora_alpha=ALPHA, lora_dropout=dropout)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, plain.config.vocab_size, (1, tokens), generator=generator)
+    ids = torch.randint(0, adapted.config.vocab_size, (1, tokens), generator=generator)
+    plain, patched = with_patched(adapted, precision)
     return _step(plain, ids, precision), _step(patched, ids, precision)
 
 
