@@ -7,6 +7,7 @@ from projection_cases import make, tensors
 from straight_ways import in_lists
 from structures import LORA
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_linear
@@ -73,8 +74,8 @@ def compared_with_lists(case, monkeypatch, **options):
 
 
 def kept_by(y):
-    """Shape and dtype of all that the function has kept for backward, in any order."""
-    return sorted(str((tuple(t.shape), t.dtype)) for t in y.grad_fn.saved_tensors if t is not None)
+    """Shape and dtype of all that the function has kept for backward, in order: a checkpoint counts and compares them."""
+    return [str((tuple(t.shape), t.dtype)) for t in y.grad_fn.saved_tensors if t is not None]
 
 
 class Seen(TorchDispatchMode):
@@ -82,6 +83,15 @@ class Seen(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
+
+
+def checkpointed_in_a_mode(case):
+    """Asserts the same gradients where forward runs again within a mode that was not there before."""
+    expected = torch.autograd.grad(case.output().sum(), case.variables)
+    y = checkpoint(lambda x: case.output(), case.x, use_reentrant=False)
+    with Seen():
+        found = torch.autograd.grad(y.sum(), case.variables)
+    assert_same_bits(found, expected)
 
 
 WAYS_OF_LISTS = ("some", "again", "batched", "in a mode")

@@ -91,10 +91,13 @@ class TrainedGatedMLP(torch.autograd.Function):
         if x_needed:
             first, second = with_cast(first, precision, x), with_cast(second, precision, x)
         ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
-        y, *kept, masks = bare(_computed, x, given)
-        # A and W of the first two are not read where x needs no gradient; all else is.
+        y, both, t_down, mask, ts, masks = bare(_computed, x, given)
+        _, _, *factors_b, a_down, b_down = factors
+        # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
+        # make all this again for a checkpoint.
         rest = (first.lora_a, second.lora_a, first.weight, second.weight) if x_needed else ()
-        ctx.save_for_backward(x, *kept, *factors[2:], down.weight, *rest, *masks)
+        of_down = t_down, mask, b_down, a_down, down.weight
+        ctx.save_for_backward(x, *both, *of_down, *ts, *masks, *factors_b, *rest)
         return shaped(y, x)
 
     @staticmethod
@@ -103,16 +106,16 @@ class TrainedGatedMLP(torch.autograd.Function):
         """The gradients of x and of every factor."""
         given: TrainedGated = ctx.given
         _, x_needed, *needed = ctx.needs_input_grad
-        x, y_first, y_second, t_first, t_second, t_down, mask, *rest = ctx.saved_tensors
-        b_first, b_second, a_down, b_down, w_down, *rest = rest
+        x, y_first, y_second, t_down, mask, b_down, a_down, w_down, t_first, t_second, *rest = ctx.saved_tensors
         (a_first, _, w_first, *rest_first), (a_second, _, w_second, *rest_second), down, *others = given
         if x_needed:
-            a_first, a_second, w_first, w_second, *rest = rest
+            *rest, a_first, a_second, w_first, w_second = rest
+        *masks, b_first, b_second = rest
         first = tuple.__new__(TrainedOne, (a_first, b_first, w_first, *rest_first))
         second = tuple.__new__(TrainedOne, (a_second, b_second, w_second, *rest_second))
         down = tuple.__new__(TrainedOne, (a_down, b_down, w_down, *down[3:]))
         given = tuple.__new__(TrainedGated, (first, second, down, *others))
-        kept = (y_first, y_second), (t_first, t_second, t_down), mask, rest
+        kept = (y_first, y_second), (t_first, t_second, t_down), mask, masks
         if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
         found: list[Tensor | None] = bare(_gradients, grad, x, kept, given, x_needed)
@@ -124,7 +127,7 @@ Kept = tuple[tuple[Tensor, Tensor], Sequence[Tensor], Tensor | None, Sequence[Te
 
 
 def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
-    """``y`` ``[tokens, hidden]``, and :data:`Kept` one after the other."""
+    """``y`` ``[tokens, hidden]``, what the first two yield, t and mask of down, and t and masks of the first two."""
     first, second, down, activation, gate_first, precision = given
     base, lora, _, _ = precision
     flat = as_rows(x)
@@ -141,7 +144,7 @@ def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
     functions = GATED[activation]
     hidden = functions.run(y_first, y_second) if gate_first else functions.run(y_second, y_first)
     y, t_down, mask = projected(hidden, down, precision)
-    return y, y_first, y_second, t_first, t_second, t_down, mask, masks
+    return y, (y_first, y_second), t_down, mask, (t_first, t_second), masks
 
 
 def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_needed: bool) -> list[Tensor | None]:

@@ -14,6 +14,7 @@ from without_lists import (
     SHAPES,
     WAYS_OF_LISTS,
     Case,
+    checkpointed_in_a_mode,
     compared_with_lists,
     kept_by,
     taken_over_by_lists,
@@ -108,6 +109,10 @@ def test_what_changes_in_place_before_backward_is_an_error(changed):
         tensors[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_a_checkpoint_may_be_made_again_in_lists():
+    checkpointed_in_a_mode(Case("gated"))
 
 
 def test_without_gradients_nothing_is_applied(applied):

@@ -16,6 +16,7 @@ from without_lists import (
     WAYS_OF_LISTS,
     Case,
     Seen,
+    checkpointed_in_a_mode,
     compared_with_lists,
     kept_by,
     taken_over_by_lists,
@@ -101,6 +102,10 @@ def test_nothing_flows_where_nothing_is_given():
     case = Case("one")
     y = NoGradient.apply(case.output())
     assert torch.autograd.grad(y.sum(), case.variables, allow_unused=True) == (None,) * 3
+
+
+def test_a_checkpoint_may_be_made_again_in_lists():
+    checkpointed_in_a_mode(Case("one"))
 
 
 def test_without_gradients_nothing_is_applied(applied):
