@@ -6,6 +6,7 @@ from patchkit_kernels.lora import linear, mlp_function
 def in_lists(monkeypatch):
     """From here on no projection and no MLP is computed without lists."""
     monkeypatch.setattr(linear, "unwatched", lambda *_: False)
+    monkeypatch.setattr(linear, "trained_three", lambda *_: None)
     monkeypatch.setattr(mlp_function, "trained_gated", lambda *_: None)
 
 

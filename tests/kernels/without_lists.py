@@ -1,4 +1,4 @@
-"""A projection and a gated MLP of the structure that people train, computed without lists and with them."""
+"""Projections and MLPs of the structure that people train, computed without lists and with them."""
 
 from contextlib import nullcontext
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
-from patchkit_kernels.lora.linear import lora_linear
+from patchkit_kernels.lora.linear import lora_linear, lora_projections
 from patchkit_kernels.lora.projection import Precision
 
 FP64, FP32, BF16 = torch.float64, torch.float32, torch.bfloat16
@@ -23,15 +23,24 @@ PRECISIONS = {
 SHAPES = {"a matrix": (3, 8), "a batch": (2, 3, 8), "none": (0, 8)}
 
 
+SIZES = {
+    "one": [(8, 6, 2)],
+    "three": [(8, 6, 2), (8, 4, 3), (8, 5, 2)],
+    "gated": [(8, 16, 2), (8, 16, 3), (16, 8, 2)],
+}
+"""Of each projection: in, out and rank."""
+
+
 class Case:
-    """One of ``one`` and ``gated``; gate comes second unless ``gate_first``."""
+    """One of :data:`SIZES`; gate comes second unless ``gate_first``."""
 
     def __init__(self, part, precision="one dtype", dropout=0.0, *, bias=False, shape=(2, 3, 8), gate_first=True):
         base, lora, self.precision = PRECISIONS[precision]
-        sizes = [(8, 6, 2)] if part == "one" else [(8, 16, 2), (8, 16, 3), (16, 8, 2)]
+        self.part = part
         extras = (LORA._replace(dropout=dropout),)
         self.projections = [
-            make(*size, dtype=base, lora_dtype=lora, seed=i, bias=bias, extras=extras) for i, size in enumerate(sizes)
+            make(*size, dtype=base, lora_dtype=lora, seed=i, bias=bias, extras=extras)
+            for i, size in enumerate(SIZES[part])
         ]
         self.x = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=FP64).to(base).requires_grad_()
         self.gate_first = gate_first
@@ -40,20 +49,25 @@ class Case:
     def variables(self):
         return [tensor for tensor in (self.x, *tensors(self.projections)) if tensor.requires_grad]
 
-    def output(self):
+    def outputs(self):
         torch.manual_seed(7)
-        if len(self.projections) == 1:
-            return lora_linear(self.x, self.projections[0], self.precision)
+        if self.part == "one":
+            return (lora_linear(self.x, self.projections[0], self.precision),)
+        if self.part == "three":
+            return lora_projections(self.x, self.projections, self.precision)
         *inputs, down = self.projections
-        return lora_gated_mlp(self.x, inputs, down, "silu", self.precision, gate_first=self.gate_first)
+        return (lora_gated_mlp(self.x, inputs, down, "silu", self.precision, gate_first=self.gate_first),)
 
     def results(self, backward=nullcontext, **options):
-        """The output, the gradient of everything that wants one, and what the generator draws next."""
-        y = self.output()
-        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        """The outputs, the gradient of everything that wants one, and what the generator draws next."""
+        outputs = self.outputs()
         with backward():
-            grads = torch.autograd.grad(y, self.variables, weights, **options)
-        return [y, *grads, torch.rand(2)]
+            grads = torch.autograd.grad(outputs, self.variables, cotangents_of(outputs), **options)
+        return [*outputs, *grads, torch.rand(2)]
+
+
+def cotangents_of(outputs):
+    return [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) for y in outputs]
 
 
 def assert_same_bits(found, expected):
@@ -73,9 +87,21 @@ def compared_with_lists(case, monkeypatch, **options):
     assert_same_bits(found, expected)
 
 
-def kept_by(y):
+def kept_by(outputs):
     """Shape and dtype of all that the function has kept for backward, in order: a checkpoint counts and compares them."""
-    return [str((tuple(t.shape), t.dtype)) for t in y.grad_fn.saved_tensors if t is not None]
+    return [str((tuple(t.shape), t.dtype)) for t in outputs[0].grad_fn.saved_tensors if t is not None]
+
+
+class NoGradient(torch.autograd.Function):
+    """Gives no gradient to what it is made of."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
 
 
 class Seen(TorchDispatchMode):
@@ -87,11 +113,15 @@ class Seen(TorchDispatchMode):
 
 def checkpointed_in_a_mode(case):
     """Asserts the same gradients where forward runs again within a mode that was not there before."""
-    expected = torch.autograd.grad(case.output().sum(), case.variables)
-    y = checkpoint(lambda x: case.output(), case.x, use_reentrant=False)
+    expected = torch.autograd.grad(total(case.outputs()), case.variables)
+    outputs = checkpoint(lambda x: case.outputs(), case.x, use_reentrant=False)
     with Seen():
-        found = torch.autograd.grad(y.sum(), case.variables)
+        found = torch.autograd.grad(total(outputs), case.variables)
     assert_same_bits(found, expected)
+
+
+def total(outputs):
+    return sum((y**2).sum() for y in outputs)
 
 
 WAYS_OF_LISTS = ("some", "again", "batched", "in a mode")
@@ -106,14 +136,14 @@ def taken_over_by_lists(case, way, monkeypatch):
     for lists in (False, True):
         if lists:
             in_lists(monkeypatch)
-        y = case.output()
+        outputs = case.outputs()
         if way == "some":
-            grads = [torch.autograd.grad(y.sum(), [one], retain_graph=True)[0] for one in case.variables]
+            grads = [torch.autograd.grad(total(outputs), [one], retain_graph=True)[0] for one in case.variables]
         elif way == "batched":
-            weights = torch.stack([torch.ones_like(y), torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)])
-            grads = torch.autograd.grad(y, case.variables, weights, is_grads_batched=True)
+            weights = [torch.stack([torch.ones_like(y), y]).detach() for y in outputs]
+            grads = torch.autograd.grad(outputs, case.variables, weights, is_grads_batched=True)
         else:
-            first = torch.autograd.grad((y**2).sum(), case.variables, create_graph=True)
-            grads = torch.autograd.grad(sum((grad**2).sum() for grad in first), case.variables)
+            first = torch.autograd.grad(total(outputs), case.variables, create_graph=True)
+            grads = torch.autograd.grad(total(first), case.variables)
         found.append(grads)
     assert_same_bits(*found)

@@ -29,6 +29,7 @@ from patchkit_kernels.lora.shapes import as_rows, with_leading
 from patchkit_kernels.lora.straight import trained
 from patchkit_kernels.lora.straight_linear import apply_trained
 from patchkit_kernels.lora.straight_one import apply_trained_one, trained_one, unwatched
+from patchkit_kernels.lora.straight_three import apply_trained_three, trained_three
 
 
 class LoraProjections(torch.autograd.Function):
@@ -111,6 +112,9 @@ def lora_projections(x: Tensor, projections: Sequence[Projection], precision: Pr
     Returns:
         For each projection ``[..., out_i]`` in ``precision.output``: contiguous, a view of nothing.
     """
+    three = trained_three(x, projections, precision)
+    if three is not None:
+        return apply_trained_three(three, precision, x)
     given = trained(projections)
     if given is not None:
         return apply_trained(given, precision, x)

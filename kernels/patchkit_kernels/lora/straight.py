@@ -63,8 +63,7 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
     """
     if torch.compiler.is_compiling():
         return None
-    factors_a, factors_b, scalings, weights, biases, dropouts = [], [], [], [], [], []
-    dense = True
+    rows, dense = [], True
     for weight, bias, adapters in projections:
         if len(adapters) != 1 or (bias is not None and bias.requires_grad):
             return None
@@ -77,17 +76,15 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
             return None
         if not (lora_a.requires_grad and lora_b.requires_grad):
             return None
-        factors_a.append(lora_a)
-        factors_b.append(lora_b)
-        if not (lora_a.dtype is lora_b.dtype is factors_a[0].dtype):
+        rows.append((lora_a, lora_b, scaling, weight, bias, dropout))
+        if not (lora_a.dtype is lora_b.dtype is rows[0][0].dtype):
             return None
-        scalings.append(scaling)
-        weights.append(weight)
-        biases.append(bias)
-        dropouts.append(dropout)
-    if not factors_a or (0.0 in dropouts and any(dropouts)):
+    if not rows:
         return None
-    return tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts, dense))
+    *columns, dropouts = zip(*rows, strict=True)
+    if 0.0 in dropouts and any(dropouts):
+        return None
+    return tuple.__new__(Trained, (*columns, dropouts, dense))
 
 
 _CASTS = {

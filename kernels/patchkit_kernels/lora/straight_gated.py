@@ -17,7 +17,7 @@ from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.projection import Precision, Projection, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
-from patchkit_kernels.lora.straight import Trained, cast_one, reduced_dropped
+from patchkit_kernels.lora.straight import cast_one, reduced_dropped
 from patchkit_kernels.lora.straight_backward import factor_gradients as factor_gradients_in_lists
 from patchkit_kernels.lora.straight_backward import input_gradient
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
@@ -26,7 +26,7 @@ from patchkit_kernels.lora.straight_one import (
     expanded,
     factor_gradients,
     flown_back,
-    in_a_list,
+    in_lists,
     projected,
     trained_one,
     unwatched,
@@ -161,7 +161,7 @@ def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_neede
     del through, d_hidden, flow, hidden, d_up
     flat, dtype = as_rows(x), x.dtype if x_needed else None
     if first.dropout:
-        several, made = both_in_lists(given), ((t_first, t_second), masks)
+        several, made = in_lists(given[:2]), ((t_first, t_second), masks)
         d_x, of_both = input_gradient(rows, several, made, precision, dtype)
         found = factor_gradients_in_lists(of_both, flat, several, made, precision)
         return [None if d_x is None else shaped_as(d_x, x), *found, *d_down]
@@ -194,25 +194,11 @@ def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_neede
     return [total, *d_as, *d_bs, *d_down]
 
 
-def both_in_lists(given: TrainedGated) -> Trained:
-    """The first two for the functions of lists."""
-    one, two = given.first, given.second
-    return Trained(
-        (one.lora_a, two.lora_a),
-        (one.lora_b, two.lora_b),
-        (one.scaling, two.scaling),
-        (one.weight, two.weight),
-        (one.bias, two.bias),
-        (one.dropout, two.dropout),
-        dense=True,
-    )
-
-
 def _in_lists(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, needed: Sequence[bool]) -> list[Tensor | None]:
     """Where not every gradient is wanted, they are to be differentiated, or something looks at operations."""
     both, ts, mask, masks = kept
     *_, down, activation, gate_first, precision = given
-    parts = TrainedParts(both_in_lists(given), in_a_list(down), activation, gate_first, precision)
+    parts = TrainedParts(in_lists(given[:2]), in_lists((down,)), activation, gate_first, precision)
     masks = apart(masks, len(both)) if dispatch_modes() else masks
     made, made_down = (ts[:2], masks), (ts[2:], () if mask is None else (mask,))
     return gradients_in_lists(grad, x, both, (made, made_down), parts, needed)

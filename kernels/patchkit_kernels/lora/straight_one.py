@@ -52,19 +52,20 @@ class Flow(NamedTuple):
     factors: Tensor | None
 
 
-def unwatched(x: Tensor, precision: Precision, weight: Tensor | QuantizedWeight) -> bool:
+def unwatched(x: Tensor, precision: Precision, *weights: Tensor | QuantizedWeight) -> bool:
     """Whether nothing looks at operations, and the arithmetic of rows is torch's own: else they are in lists.
 
     Args:
         x: ``[..., n]``.
         precision: of the products.
-        weight: ``[out, in]``, the larger of which is the width of the widest rows.
+        weights: each ``[out, in]``, whose largest size is the width of the widest rows.
     """
     if torch.compiler.is_compiling() or dispatch_modes() or chosen().one_pass_rank:
         return False
     if precision.lora is precision.output:
         return True
-    return not bf16x3(x, precision, x.numel() // max(1, x.shape[-1]) * max(weight.shape))
+    widest = max([max(weight.shape) for weight in weights])
+    return not bf16x3(x, precision, x.numel() // max(1, x.shape[-1]) * widest)
 
 
 def trained_one(projection: Projection) -> TrainedOne | None:
@@ -196,10 +197,17 @@ def factor_gradients(
     return (d_a, d_b) if stored is lora else (cast_one(d_a, stored), cast_one(d_b, stored))
 
 
-def in_a_list(given: TrainedOne) -> Trained:
+def in_lists(each: Sequence[TrainedOne]) -> Trained:
     """The same for the functions of lists."""
-    lora_a, lora_b, weight, bias, scaling, dropout = given
-    return Trained((lora_a,), (lora_b,), (scaling,), (weight,), (bias,), (dropout,), dense=True)
+    return Trained(
+        [one.lora_a for one in each],
+        [one.lora_b for one in each],
+        [one.scaling for one in each],
+        [one.weight for one in each],
+        [one.bias for one in each],
+        [one.dropout for one in each],
+        dense=True,
+    )
 
 
 def _in_lists(
@@ -212,7 +220,7 @@ def _in_lists(
 ) -> list[Tensor | None]:
     """Where not every gradient is given and wanted, they are to be differentiated, or something looks at operations."""
     t, mask = kept
-    several, made = in_a_list(given), ((t,), () if mask is None else (mask,))
+    several, made = in_lists((given,)), ((t,), () if mask is None else (mask,))
     if grad is None or False in needed[1:] or wants_ordinary_operations((grad,)):
         return general_gradients((grad,), x, made, several, needed, precision)
     return gradients((grad,), x, made, several, precision, needed[0])

@@ -54,6 +54,7 @@ def straight_calls(monkeypatch):
     for module, name in (
         (linear, "apply_trained"),
         (linear, "apply_trained_one"),
+        (linear, "apply_trained_three"),
         (mlp_function, "apply_trained_mlp"),
         (mlp_function, "apply_trained_gated"),
     ):

@@ -1,121 +1,33 @@
-"""One projection without lists: the bits that lists give, and what it leaves to them."""
+"""One projection without lists: masks of every kind, and what is left to lists."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from projection_cases import make
-from straight_ways import in_lists
 from structures import BIASED, DORA, LORA
-from without_lists import (
-    BF16,
-    FP32,
-    FP64,
-    PRECISIONS,
-    SHAPES,
-    WAYS_OF_LISTS,
-    Case,
-    Seen,
-    checkpointed_in_a_mode,
-    compared_with_lists,
-    kept_by,
-    taken_over_by_lists,
-)
+from without_lists import BF16, FP32, FP64, Case, NoGradient, Seen, compared_with_lists
 
-from patchkit_kernels.lora import straight, straight_one, straight_saving
 from patchkit_kernels.lora.choices import choosing
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
 from patchkit_kernels.lora.straight_one import trained_one, unwatched
 from patchkit_kernels.ops import dropout_once
 
 
-@pytest.fixture
-def applied(monkeypatch):
-    """How often a projection was computed without lists, with a graph."""
-    calls, function = [], straight_one._apply
-    monkeypatch.setattr(straight_one, "_apply", lambda *args: calls.append(1) or function(*args))
-    return calls
-
-
-@pytest.mark.parametrize("x_grad", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_bits_that_lists_give(shape, precision, dropout, bias, x_grad, applied, monkeypatch):
-    case = Case("one", precision, dropout, bias=bias, shape=SHAPES[shape])
-    case.x.requires_grad_(x_grad)
-    compared_with_lists(case, monkeypatch)
-    assert len(applied) == 1
-
-
 @pytest.mark.parametrize("unpacked", [0, 2**13])
 @pytest.mark.parametrize("size", [8, 7])
-def test_the_bits_of_every_kind_of_mask(size, unpacked, applied, monkeypatch):
+def test_the_bits_of_every_kind_of_mask(size, unpacked, monkeypatch):
     """In bits and as factors, of whole bytes and not."""
     monkeypatch.setattr(dropout_once, "UNPACKED", unpacked)
     case = Case("one", dropout=0.4, shape=(3, size))
     case.projections = [make(size, 6, 2, extras=(LORA._replace(dropout=0.4),))]
     compared_with_lists(case, monkeypatch)
-    assert len(applied) == 1
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_low_rank_product_may_come_first(bias, monkeypatch):
-    for module in (straight, straight_one):
-        monkeypatch.setattr(module, "reads_in_epilogue", lambda x: True)
-    compared_with_lists(Case("one", bias=bias), monkeypatch)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("x_grad", [True, False])
-@pytest.mark.parametrize("rows", [0, 1024])
-def test_the_same_is_kept(rows, x_grad, precision, monkeypatch):
-    """Copies of W for few rows included."""
-    monkeypatch.setattr(straight_saving, "FEW_ROWS", rows)
-    case = Case("one", precision, 0.4)
-    case.x.requires_grad_(x_grad)
-    found = kept_by(case.output())
-    in_lists(monkeypatch)
-    assert found == kept_by(case.output())
-    copied = "float32 under" in precision and rows and x_grad
-    assert (str(((6, 8), BF16)) in found) == (x_grad and (PRECISIONS[precision][0] is BF16 or bool(copied)))
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("way", WAYS_OF_LISTS)
-def test_lists_take_over_in_backward(way, dropout, monkeypatch):
-    taken_over_by_lists(Case("one", dropout=dropout), way, monkeypatch)
-
-
-class NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, y):
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
 
 
 def test_nothing_flows_where_nothing_is_given():
     case = Case("one")
-    y = NoGradient.apply(case.output())
+    y = NoGradient.apply(case.outputs()[0])
     assert torch.autograd.grad(y.sum(), case.variables, allow_unused=True) == (None,) * 3
-
-
-def test_a_checkpoint_may_be_made_again_in_lists():
-    checkpointed_in_a_mode(Case("one"))
-
-
-def test_without_gradients_nothing_is_applied(applied):
-    case = Case("one", dropout=0.4)
-    expected = case.output()
-    with torch.no_grad():
-        found = case.output()
-    assert len(applied) == 1
-    assert torch.equal(found, expected)
-    assert found.grad_fn is None
 
 
 NOT_OF_THE_STRUCTURE = {

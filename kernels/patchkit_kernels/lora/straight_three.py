@@ -1,0 +1,194 @@
+"""Three projections of one input of the structure that people train, q, k and v, without the lists of :mod:`.straight`.
+
+What they compute and keep is what :mod:`.straight_linear` does; the products are the same, in the same order, and so
+are the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchkit_kernels.lora.bare_operations import applier, bare
+from patchkit_kernels.lora.differentiable import all_given, wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.projection import Precision, Projection
+from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
+from patchkit_kernels.lora.straight import cast_one, reduced_dropped
+from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
+from patchkit_kernels.lora.straight_linear import general_gradients, gradients
+from patchkit_kernels.lora.straight_one import TrainedOne, expanded, in_lists, trained_one, unwatched, with_cast
+from patchkit_kernels.lora.straight_saving import apart
+from patchkit_kernels.ops.registration import dispatch_modes
+
+TrainedThree = tuple[TrainedOne, TrainedOne, TrainedOne]
+"""A and B of all are of one dtype, and dropout is drawn for all or for none."""
+
+Kept = tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor]]
+"""t of each, and with dropout the mask of each, or one of all."""
+
+
+def trained_three(x: Tensor, projections: Sequence[Projection], precision: Precision) -> TrainedThree | None:
+    """Projections of x ``[..., in]``, if they are of this structure and nothing else is asked of them; else None."""
+    if len(projections) != 3:
+        return None
+    q, k, v = projections
+    if not unwatched(x, precision, q.weight, k.weight, v.weight):
+        return None
+    first, second, third = trained_one(q), trained_one(k), trained_one(v)
+    if first is None or second is None or third is None:
+        return None
+    if not first.lora_a.dtype is second.lora_a.dtype is third.lora_a.dtype:
+        return None
+    dropped = first.dropout == 0.0
+    if dropped is not (second.dropout == 0.0) or dropped is not (third.dropout == 0.0):
+        return None
+    return first, second, third
+
+
+class TrainedProjectionsOfThree(torch.autograd.Function):
+    """Three projections, for which :func:`trained_three` has found what is given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: tuple[TrainedThree, Precision], x: Tensor, *factors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each ``[..., out_i]``; keeps x, t, masks and B, and where x needs a gradient A and W.
+
+        ``factors`` are every A, and then every B.
+        """
+        ctx.set_materialize_grads(False)
+        given, precision = call
+        first, second, third = given
+        rest: tuple[Tensor, ...] = ()
+        if ctx.needs_input_grad[1]:
+            first, second = with_cast(first, precision, x), with_cast(second, precision, x)
+            third = with_cast(third, precision, x)
+            given = first, second, third
+            rest = (*factors[:3], first.weight, second.weight, third.weight)
+        ctx.call = given, precision
+        (y_first, y_second, y_third), ts, masks = bare(_computed, x, given, precision)
+        # In the order of lists, which may make all this again for a checkpoint.
+        ctx.save_for_backward(x, *ts, *masks, *factors[3:], *rest)
+        return shaped(y_first, x), shaped(y_second, x), shaped(y_third, x)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of x and of every factor."""
+        _, x_needed, *needed = ctx.needs_input_grad
+        given, precision = ctx.call
+        (a_first, _, w_first, *first), (a_second, _, w_second, *second), (a_third, _, w_third, *third) = given
+        x, t_first, t_second, t_third, *rest = ctx.saved_tensors
+        if x_needed:
+            *rest, a_first, a_second, a_third, w_first, w_second, w_third = rest
+        *masks, b_first, b_second, b_third = rest
+        given = (
+            tuple.__new__(TrainedOne, (a_first, b_first, w_first, *first)),
+            tuple.__new__(TrainedOne, (a_second, b_second, w_second, *second)),
+            tuple.__new__(TrainedOne, (a_third, b_third, w_third, *third)),
+        )
+        kept = (t_first, t_second, t_third), masks
+        if False in needed or dispatch_modes() or wants_ordinary_operations(grads) or not all_given(grads):
+            return (None, *_in_lists(grads, x, kept, given, precision, (x_needed, *needed)))
+        found: list[Tensor | None] = bare(_gradients, grads, x, kept, given, precision, x_needed)
+        return (None, *found)
+
+
+def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any, ...]:
+    """``y`` of each, ``[tokens, out]``, and :data:`Kept`."""
+    (first, second, third), (base, lora, _, _) = given, precision
+    flat, factors = as_rows(x), (first.lora_a, second.lora_a, third.lora_a)
+    ts: Sequence[Tensor]
+    masks: Sequence[Tensor] = ()
+    if first.dropout:
+        ts, masks = reduced_dropped(x, factors, (first.dropout, second.dropout, third.dropout), precision)
+    else:
+        t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
+        ts = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0], factors[2].shape[0]), 1)
+    base_x, (t_first, t_second, t_third) = cast_one(flat, base), ts
+    outputs = (
+        expanded(base_x, t_first, first, precision),
+        expanded(base_x, t_second, second, precision),
+        expanded(base_x, t_third, third, precision),
+    )
+    return outputs, ts, masks
+
+
+def _gradients(
+    grads: Sequence[Tensor], x: Tensor, kept: Kept, given: TrainedThree, precision: Precision, x_needed: bool
+) -> list[Tensor | None]:
+    """Where every gradient is given and wanted, but perhaps that of x."""
+    (base, lora, _, _), flat, dtype = precision, as_rows(x), x.dtype if x_needed else None
+    if given[0].dropout:
+        several = in_lists(given)
+        total, flow = input_gradient(grads, several, kept, precision, dtype)
+        found = factor_gradients(flow, flat, several, kept, precision)
+        return [None if total is None else shaped_as(total, x), *found]
+    first, second, third = given
+    (t_first, t_second, t_third), _ = kept
+    rows = as_rows(grads[0]), as_rows(grads[1]), as_rows(grads[2])
+    row_first, row_second, row_third = cast_one(rows[0], lora), cast_one(rows[1], lora), cast_one(rows[2], lora)
+    b_first, b_second, b_third = (
+        cast_one(first.lora_b, lora),
+        cast_one(second.lora_b, lora),
+        cast_one(third.lora_b, lora),
+    )
+    ranks = t_first.shape[1], t_second.shape[1], t_third.shape[1]
+    d_t = row_first.new_empty(row_first.shape[0], ranks[0] + ranks[1] + ranks[2])
+    d_first, d_second, d_third = d_t.split_with_sizes(ranks, 1)
+    torch.addmm(t_first, row_first, b_first, beta=0, alpha=first.scaling, out=d_first)  # beta=0: t is not read
+    torch.addmm(t_second, row_second, b_second, beta=0, alpha=second.scaling, out=d_second)
+    torch.addmm(t_third, row_third, b_third, beta=0, alpha=third.scaling, out=d_third)
+    total = None
+    if dtype is not None:
+        total = cast_one(torch.mm(d_t, cast_one(torch.cat((first.lora_a, second.lora_a, third.lora_a)), lora)), dtype)
+        for row, one in zip(rows, given, strict=True):
+            if base is dtype:
+                total.addmm_(cast_one(row, base), cast_one(one.weight, base))
+            else:
+                total.add_(torch.mm(cast_one(row, base), cast_one(one.weight, base)))
+        total = shaped_as(total, x)
+    stored = first.lora_b.dtype
+    whole = cast_one(torch.mm(d_t.t(), cast_one(flat, lora)), stored)
+    d_bs = (
+        torch.addmm(b_first, row_first.t(), t_first, beta=0, alpha=first.scaling),  # beta=0: B is not read
+        torch.addmm(b_second, row_second.t(), t_second, beta=0, alpha=second.scaling),
+        torch.addmm(b_third, row_third.t(), t_third, beta=0, alpha=third.scaling),
+    )
+    d_as: Sequence[Tensor] = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value,assignment]
+    if stored is not lora:
+        d_bs = cast_one(d_bs[0], stored), cast_one(d_bs[1], stored), cast_one(d_bs[2], stored)
+    return [total, *d_as, *d_bs]
+
+
+def _in_lists(
+    grads: Sequence[Tensor | None],
+    x: Tensor,
+    kept: Kept,
+    given: TrainedThree,
+    precision: Precision,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Where not every gradient is given and wanted, they are to be differentiated, or something looks at operations."""
+    ts, masks = kept
+    several, made = in_lists(given), (ts, apart(masks, 3) if dispatch_modes() else masks)
+    if False in needed[1:] or wants_ordinary_operations(grads) or not all_given(grads):
+        return general_gradients(grads, x, made, several, needed, precision)
+    return gradients(grads, x, made, several, precision, needed[0])  # type: ignore[arg-type]
+
+
+_apply = applier(TrainedProjectionsOfThree)
+
+
+def apply_trained_three(given: TrainedThree, precision: Precision, x: Tensor) -> tuple[Tensor, ...]:
+    """:class:`TrainedProjectionsOfThree` of x ``[..., in]``: each ``[..., out_i]``."""
+    first, second, third = given
+    if not torch.is_grad_enabled():  # nothing is kept
+        return tuple([shaped(y, x) for y in bare(_computed, x, given, precision)[0]])
+    factors = first.lora_a, second.lora_a, third.lora_a, first.lora_b, second.lora_b, third.lora_b
+    outputs: tuple[Tensor, ...] = _apply((given, precision), x, *factors)
+    return outputs

@@ -1,0 +1,107 @@
+"""What is computed without lists: the bits that lists give, the same kept, and what is left to lists."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from straight_ways import in_lists
+from without_lists import (
+    BF16,
+    PRECISIONS,
+    SHAPES,
+    SIZES,
+    WAYS_OF_LISTS,
+    Case,
+    assert_same_bits,
+    checkpointed_in_a_mode,
+    compared_with_lists,
+    kept_by,
+    taken_over_by_lists,
+)
+
+from patchkit_kernels.lora import straight, straight_gated, straight_one, straight_saving, straight_three
+
+FUNCTIONS = {"one": straight_one, "three": straight_three, "gated": straight_gated}
+each_part = pytest.mark.parametrize("part", SIZES)
+
+
+@pytest.fixture
+def applied(part, monkeypatch):
+    """How often the part was computed without lists, with a graph."""
+    calls, function = [], FUNCTIONS[part]._apply
+    monkeypatch.setattr(FUNCTIONS[part], "_apply", lambda *args: calls.append(1) or function(*args))
+    return calls
+
+
+@pytest.mark.parametrize("x_grad", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+@each_part
+def test_the_bits_that_lists_give(part, shape, precision, dropout, bias, x_grad, applied, monkeypatch):
+    case = Case(part, precision, dropout, bias=bias, shape=SHAPES[shape])
+    case.x.requires_grad_(x_grad)
+    compared_with_lists(case, monkeypatch)
+    assert len(applied) == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@each_part
+def test_the_low_rank_product_may_come_first(part, bias, monkeypatch):
+    for module in (straight, straight_one):
+        monkeypatch.setattr(module, "reads_in_epilogue", lambda x: True)
+    compared_with_lists(Case(part, bias=bias), monkeypatch)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("x_grad", [True, False])
+@pytest.mark.parametrize("rows", [0, 1024])
+@each_part
+def test_the_same_is_kept_in_the_same_order(part, rows, x_grad, precision, monkeypatch):
+    """Copies of W for few rows included."""
+    monkeypatch.setattr(straight_saving, "FEW_ROWS", rows)
+    case = Case(part, precision, 0.4)
+    case.x.requires_grad_(x_grad)
+    found = kept_by(case.outputs())
+    in_lists(monkeypatch)
+    assert found == kept_by(case.outputs())
+    rows_of_w, columns, _ = SIZES[part][0]
+    narrow = PRECISIONS[precision][0] is BF16 or ("float32 under" in precision and rows)
+    assert (str(((columns, rows_of_w), BF16)) in found) == bool(x_grad and narrow)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("way", WAYS_OF_LISTS)
+@each_part
+def test_lists_take_over_in_backward(part, way, dropout, monkeypatch):
+    taken_over_by_lists(Case(part, dropout=dropout), way, monkeypatch)
+
+
+@each_part
+def test_a_checkpoint_may_be_made_again_in_lists(part):
+    checkpointed_in_a_mode(Case(part))
+
+
+@each_part
+def test_without_gradients_nothing_is_applied(part, applied):
+    case = Case(part, dropout=0.4)
+    expected = case.outputs()
+    with torch.no_grad():
+        found = case.outputs()
+    assert len(applied) == 1
+    assert_same_bits(found, expected)
+    assert all(y.grad_fn is None for y in found)
+
+
+@pytest.mark.parametrize("changed", ["x", "A", "B", "W"])
+@pytest.mark.parametrize("index", [0, -1])
+@each_part
+def test_what_changes_in_place_before_backward_is_an_error(part, index, changed):
+    case = Case(part)
+    outputs, one = case.outputs(), case.projections[index]
+    tensors = {"x": case.x, "A": one.adapters[0].lora_a, "B": one.adapters[0].lora_b, "W": one.weight}
+    with torch.no_grad():
+        tensors[changed].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad([y.sum() for y in outputs], case.variables)
