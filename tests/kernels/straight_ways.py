@@ -7,7 +7,8 @@ def in_lists(monkeypatch):
     """From here on no projection and no MLP is computed without lists."""
     monkeypatch.setattr(linear, "unwatched", lambda *_: False)
     monkeypatch.setattr(linear, "trained_three", lambda *_: None)
-    monkeypatch.setattr(mlp_function, "trained_gated", lambda *_: None)
+    for name in ("trained_gated", "trained_two"):
+        monkeypatch.setattr(mlp_function, name, lambda *_: None)
 
 
 def general(monkeypatch):

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_linear, lora_projections
+from patchkit_kernels.lora.mlp import lora_mlp
 from patchkit_kernels.lora.projection import Precision
 
 FP64, FP32, BF16 = torch.float64, torch.float32, torch.bfloat16
@@ -26,6 +27,8 @@ SHAPES = {"a matrix": (3, 8), "a batch": (2, 3, 8), "none": (0, 8)}
 SIZES = {
     "one": [(8, 6, 2)],
     "three": [(8, 6, 2), (8, 4, 3), (8, 5, 2)],
+    "ungated": [(8, 16, 2), (16, 8, 3)],
+    "joint": [(8, 32, 2), (16, 8, 3)],
     "gated": [(8, 16, 2), (8, 16, 3), (16, 8, 2)],
 }
 """Of each projection: in, out and rank."""
@@ -56,6 +59,8 @@ class Case:
         if self.part == "three":
             return lora_projections(self.x, self.projections, self.precision)
         *inputs, down = self.projections
+        if self.part == "ungated":
+            return (lora_mlp(self.x, *inputs, down, "gelu_tanh", self.precision),)
         return (lora_gated_mlp(self.x, inputs, down, "silu", self.precision, gate_first=self.gate_first),)
 
     def results(self, backward=nullcontext, **options):

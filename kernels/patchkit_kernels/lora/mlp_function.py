@@ -44,6 +44,7 @@ from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.lora.straight import trained
 from patchkit_kernels.lora.straight_gated import apply_trained_gated, trained_gated
 from patchkit_kernels.lora.straight_mlp import TrainedParts, apply_trained_mlp
+from patchkit_kernels.lora.straight_two import apply_trained_two, trained_two
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
 
@@ -186,9 +187,13 @@ def apply_lora_mlp(
     tokens = math.prod(x.shape[:-1])
     rows = tokens if memory is None else rows_of_tile(memory, tokens, x.shape[-1])
     if not dropout and limit is None and rows >= tokens:
-        gated = None if memory is not None else trained_gated(x, inputs, down, activation, precision, gate_first)
-        if gated is not None:
-            return apply_trained_gated(gated, x)
+        if memory is None:
+            gated = trained_gated(x, inputs, down, activation, precision, gate_first)
+            if gated is not None:
+                return apply_trained_gated(gated, x)
+            two = trained_two(x, inputs, down, activation, precision, gate_first)
+            if two is not None:
+                return apply_trained_two(two, x)
         into, last = trained(inputs), trained((down,))
         if into is not None and last is not None:
             return apply_trained_mlp(TrainedParts(into, last, activation, gate_first, precision, memory is not None), x)

@@ -19,9 +19,15 @@ from without_lists import (
     taken_over_by_lists,
 )
 
-from patchkit_kernels.lora import straight, straight_gated, straight_one, straight_saving, straight_three
+from patchkit_kernels.lora import straight, straight_gated, straight_one, straight_saving, straight_three, straight_two
 
-FUNCTIONS = {"one": straight_one, "three": straight_three, "gated": straight_gated}
+FUNCTIONS = {
+    "one": straight_one,
+    "three": straight_three,
+    "ungated": straight_two,
+    "joint": straight_two,
+    "gated": straight_gated,
+}
 each_part = pytest.mark.parametrize("part", SIZES)
 
 
