@@ -13,6 +13,10 @@ input stacked::
 
 With dropout each adapter reads an input of its own; for it and the gradients: :mod:`.straight_backward`.
 
+Here any number of projections is computed, in lists. What nearly every layer has is computed without them, to the same
+bits: one projection in :mod:`.straight_one`, three in :mod:`.straight_three`, MLPs in :mod:`.straight_two` and
+:mod:`.straight_gated`. Lists serve what else there is: weights in another form, tensor cores, modes that look on.
+
 t is kept: a hundredth of x, for a product less. On a GPU, where the adapters compute in the base's dtype, their product
 is written first, and the product with W is added to it while it is still in registers: one pass over y less. Where they
 compute in a wider one, it is added to what W gave, which PEFT rounds too, in the wider dtype, and rounded once.
