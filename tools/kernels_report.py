@@ -2,8 +2,9 @@
 
     python -m tools.kernels_report [TARGET ...]        sm_80, sm_90 (the default), sm_100, sm_120
 
-Of the products that read dy, for each mixture of dtypes and rank; spilled bytes are those of a thread's stack. They
-come from ``cuobjdump``, which Triton brings along. A device decides about speed; spills say beforehand what hinders it.
+Of the products that read dy, and of those of a gated MLP beside its activation, for each mixture of dtypes and rank;
+spilled bytes are those of a thread's stack. They come from ``cuobjdump``, which Triton brings along. A device decides
+about speed; spills say beforehand what hinders it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 
 RANKS = (16, 32, 64)
 MIXTURES = {"float32": ("fp32", "fp32"), "bfloat16, float32 factors": ("bf16", "fp32"), "bfloat16": ("bf16", "bf16")}
-WARPS, STAGES = 8, 2
-"""As :func:`patchkit_kernels.ops.low_rank_backward.launch` has them."""
+WARPS, STAGES = {"dt and dB": 8, "gated MLP": 4, "gated MLP's backward": 8}, 2
+"""Of each kernel, as its ``launch`` has them."""
 
 
 class Usage(NamedTuple):
@@ -42,28 +43,52 @@ def usage_of(listing: str, shared: int) -> Usage:
     return Usage(found["REG"], found["STACK"], shared)
 
 
-def compile_products(mixture: str, rank: int, target: str) -> Any:
-    """The kernel of dt and dB for contiguous tensors of usual sizes."""
+def compile_products(name: str, mixture: str, rank: int, target: str) -> Any:
+    """A kernel of :data:`WARPS` for contiguous tensors of usual sizes; the activation is SiLU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from patchkit_kernels.ops.low_rank_backward import BLOCK_OUT, BLOCK_TOKENS, SPAN, low_rank_backward_kernel
-
-    kernel = low_rank_backward_kernel
-    grad, factors = MIXTURES[mixture]
-    types = {"grad_ptr": f"*{grad}", "factor_ptr": f"*{factors}", "reduced_ptr": f"*{factors}"}
-    types |= {"d_reduced_ptr": "*fp32", "d_factor_ptr": "*fp32", "scale": "fp32"}
-    constants = {"BLOCK_TOKENS": BLOCK_TOKENS, "BLOCK_OUT": BLOCK_OUT, "BLOCK_RANK": rank, "SPAN": SPAN}
-    constants |= {name: 1 for name in kernel.arg_names if name.endswith("column_stride")}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    kernel, wide, parts, constants = _described(name, MIXTURES[mixture][1])
+    wide_type, factor_type = MIXTURES[mixture]
+    pointers = [argument for argument in kernel.arg_names if argument.endswith("_ptr")]
+    types = {one: f"*{wide_type if one in wide else 'fp32' if one in parts else factor_type}" for one in pointers}
+    types |= {argument: "fp32" for argument in kernel.arg_names if argument.endswith("scale")}
+    constants |= {"BLOCK_RANK": rank}
+    constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("column_stride")}
+    signature = {one: "constexpr" if one in constants else types.get(one, "i32") for one in kernel.arg_names}
     divisible = [["tt.divisibility", 16]]
     attributes = {
-        (index,): divisible for index, name in enumerate(kernel.arg_names) if name not in constants and name != "scale"
+        (index,): divisible
+        for index, one in enumerate(kernel.arg_names)
+        if one not in constants and not one.endswith("scale")
     }
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": WARPS, "num_stages": STAGES}
+    options = {"num_warps": WARPS[name], "num_stages": STAGES}
     return triton.compile(source, target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32), options=options)
+
+
+def _described(name: str, factors: str) -> tuple[Any, set[str], set[str], dict[str, Any]]:
+    """A kernel, its pointers to activations and to parts of sums, and its constants but for the rank."""
+    from patchkit_kernels.ops import gated_low_rank, gated_low_rank_backward, low_rank_backward
+    from patchkit_kernels.ops.silu import SILU
+
+    sums = {"d_reduced_ptr", "d_factor_ptr", "d_gate_factor_ptr", "d_up_factor_ptr", "d_down_factor_ptr"}
+    if name == "dt and dB":
+        one = low_rank_backward
+        sizes = {"BLOCK_TOKENS": one.BLOCK_TOKENS, "BLOCK_OUT": one.BLOCK_OUT, "SPAN": one.SPAN}
+        return one.low_rank_backward_kernel, {"grad_ptr"}, sums, sizes
+    if name == "gated MLP":
+        forward = gated_low_rank
+        sizes = {"BLOCK_TOKENS": forward.BLOCK_TOKENS, "BLOCK_COLUMNS": forward.BLOCK_COLUMNS, "SPAN": forward.SPAN}
+        wide = {"gate_ptr", "up_ptr", "hidden_ptr"}
+        return forward.gated_low_rank_kernel, wide, {"reduced_ptr"}, {"VALUE": SILU.value, **sizes}
+    backward = gated_low_rank_backward
+    tokens = backward.FEWER_TOKENS if factors == "fp32" else backward.BLOCK_TOKENS
+    sizes = {"BLOCK_TOKENS": tokens, "BLOCK_COLUMNS": backward.BLOCK_COLUMNS, "SPAN": backward.SPAN}
+    wide = {"grad_ptr", "gate_ptr", "up_ptr", "d_up_ptr"}
+    constants = {"VALUE_AND_GRADIENT": SILU.value_and_gradient, **sizes}
+    return backward.gated_low_rank_backward_kernel, wide, sums, constants
 
 
 def resources(compiled: Any) -> Usage:
@@ -80,12 +105,17 @@ def resources(compiled: Any) -> Usage:
 
 def lines(targets: Sequence[str]) -> Iterator[str]:
     """A line for each kernel."""
+    from patchkit_kernels.ops.gated_low_rank_operands import MAX_RANK
+
     for target in targets:
-        for mixture in MIXTURES:
-            for rank in RANKS:
-                registers, stack, shared = resources(compile_products(mixture, rank, target))
-                taken = f"{registers} registers, {stack} B spilled, {shared} B shared"
-                yield f"{target}  dt and dB, {mixture}, rank {rank}: {taken}"
+        for name in WARPS:
+            for mixture in MIXTURES:
+                for rank in RANKS:
+                    if name != "dt and dB" and rank > MAX_RANK:
+                        continue
+                    registers, stack, shared = resources(compile_products(name, mixture, rank, target))
+                    taken = f"{registers} registers, {stack} B spilled, {shared} B shared"
+                    yield f"{target}  {name}, {mixture}, rank {rank}: {taken}"
 
 
 def main(arguments: Sequence[str]) -> None:

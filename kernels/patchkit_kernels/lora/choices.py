@@ -31,6 +31,11 @@ class Choices(NamedTuple):
             none. Predicted at rank 16 and 4096 tokens: a pass over every dy less, 352 MB, and 176 MB of partial sums
             more, so 50 microseconds of 5755 at best; nothing is gained from rank 32 on. Not switched on: a kernel that
             reaches four fifths of a library's rate loses more than that.
+        in_activation_rank: the greatest rank for which the rank-r products that read gate, up and hidden of a gated MLP
+            are made inside the activation's kernels (:mod:`patchkit_kernels.ops.gated_low_rank`), for one adapter on
+            each of gate, up and down, projected apart, and no dropout; 0 for none. Predicted, beside dt and dB in one
+            pass, in microseconds of some 5550 of a layer at 4096 tokens: 230 less at rank 16, 286 more at rank 128. Not
+            measured, and not switched on.
         emulated: whether all this also runs on a CPU, with the same operands and sums, for tests. It is slow.
     """
 
@@ -38,6 +43,7 @@ class Choices(NamedTuple):
     bf16x3_elements: int = 2**20
     low_rank_first: bool = False
     one_pass_rank: int = 0
+    in_activation_rank: int = 0
     emulated: bool = False
 
 

@@ -22,6 +22,7 @@ from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leadin
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.lora.straight import Trained
 from patchkit_kernels.lora.straight_arithmetic import factor_gradients, input_gradient, outputs_of, project
+from patchkit_kernels.lora.straight_in_activation import computed, gradients, in_activation
 from patchkit_kernels.lora.straight_saving import (
     call_of,
     count_kept,
@@ -99,6 +100,8 @@ class TrainedMLP(torch.autograd.Function):
 
 def _computed(x: Tensor, parts: TrainedParts) -> tuple[Any, ...]:
     """What the projections of x yield, t and masks of theirs and of down's, and y ``[tokens, hidden]``."""
+    if in_activation(x, parts) and not parts.remade:  # else what is made again would not be what was read
+        return computed(x, parts)
     into, down, activation, gate_first, precision, _ = parts
     projected, *made = project(x, into, precision)
     hidden = functions_of(activation, gate_first).run(*inputs_of(projected, gate_first))
@@ -135,6 +138,8 @@ def _gradients(
     grad: Tensor, x: Tensor, projected: Sequence[Tensor], kept: tuple[Any, Any], parts: TrainedParts, x_needed: bool
 ) -> list[Tensor | None]:
     """Where every gradient is wanted, but perhaps that of x."""
+    if in_activation(x, parts):
+        return gradients(grad, x, projected, kept, parts, x_needed)
     into, down, activation, gate_first, precision, _ = parts
     kept_into, kept_down = kept
     d_hidden, flow = input_gradient([grad], down, kept_down, precision, precision.output)

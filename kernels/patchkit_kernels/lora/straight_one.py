@@ -60,7 +60,10 @@ def unwatched(x: Tensor, precision: Precision, *weights: Tensor | QuantizedWeigh
         precision: of the products.
         weights: each ``[out, in]``, whose largest size is the width of the widest rows.
     """
-    if torch.compiler.is_compiling() or dispatch_modes() or chosen().one_pass_rank:
+    if torch.compiler.is_compiling() or dispatch_modes():
+        return False
+    choices = chosen()
+    if choices.one_pass_rank or choices.in_activation_rank:
         return False
     if precision.lora is precision.output:
         return True

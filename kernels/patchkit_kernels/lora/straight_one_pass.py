@@ -46,11 +46,14 @@ def input_gradient(
     found = [low_rank_backward(*one) for one in zip(rows, up, ts, given.scalings, strict=True)]
     d_t = beside([d_reduced for d_reduced, _ in found])
     flow = OnePassFlow(d_t, [d_b for _, d_b in found])
-    if dtype is None:
-        return None, flow
+    return None if dtype is None else through_a(d_t, rows, given, precision, dtype), flow
+
+
+def through_a(d_t: Tensor, rows: Sequence[Tensor], given: Trained, precision: Precision, dtype: torch.dtype) -> Tensor:
+    """``dx = dt A + sum dy W``, ``[tokens, in]`` in this dtype, from dt of all projections side by side and each dy."""
     down = stacked(given.factors_a, precision.lora)
     total = low_rank_product(d_t, down) if bf16x3(rows[0], precision) else torch.mm(d_t, down).to(dtype)
-    return base_gradient(cast(list(rows), precision.base), dense(given.weights, precision.base), dtype, total), flow
+    return base_gradient(cast(list(rows), precision.base), dense(given.weights, precision.base), dtype, total)
 
 
 def factor_gradients(flow: OnePassFlow, flat: Tensor, given: Trained, precision: Precision) -> list[Tensor]:

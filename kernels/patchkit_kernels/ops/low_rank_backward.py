@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchkit_kernels.ops.exact_dot import exact_dot
 from patchkit_kernels.ops.registration import register_op
 from patchkit_kernels.ops.triton_support import TRITON_DTYPES, device_guard, jit, tl
 
@@ -25,25 +26,6 @@ BLOCK_TOKENS, BLOCK_OUT = 32, 128
 
 SPAN = 2048
 """Rows per program: the parts of dB, float32, are ``2 rank / SPAN`` of a bfloat16 dy."""
-
-
-@jit
-def _exact_dot(left: tl.tensor, right: tl.tensor, total: tl.tensor) -> tl.tensor:
-    """``total + left @ right`` with exact products, added up in fp32.
-
-    A bf16 operand meets an fp32 one as three bf16 pieces of that (:mod:`patchkit_kernels.ops.bf16_pieces`).
-    """
-    if left.dtype == right.dtype:
-        return tl.dot(left, right, total, input_precision="ieee")  # not in TF32
-    if left.dtype == tl.bfloat16 and right.dtype == tl.float32:
-        first = right.to(tl.bfloat16)
-        rest = tl.where(tl.abs(right) < float("inf"), right - first.to(tl.float32), 0.0)
-        second = rest.to(tl.bfloat16)
-        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
-        total = tl.dot(left, third, total)
-        total = tl.dot(left, second, total)
-        return tl.dot(left, first, total)
-    return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
 
 
 @jit
@@ -89,7 +71,7 @@ def low_rank_backward_kernel(
             mask=is_row[:, None] & is_column[None, :],
             other=0.0,
         )
-        d_reduced = _exact_dot(grad, factor, tl.zeros([BLOCK_TOKENS, BLOCK_RANK], tl.float32))
+        d_reduced = exact_dot(grad, factor, tl.zeros([BLOCK_TOKENS, BLOCK_RANK], tl.float32))
         tl.store(
             d_reduced_ptr + ((strip * tokens + row) * rank)[:, None] + index[None, :],
             d_reduced * scale,
@@ -100,7 +82,7 @@ def low_rank_backward_kernel(
             mask=is_row[:, None] & is_index[None, :],
             other=0.0,
         )
-        d_factor = _exact_dot(tl.trans(grad), reduced, d_factor)
+        d_factor = exact_dot(tl.trans(grad), reduced, d_factor)
     tl.store(
         d_factor_ptr + ((span * columns + column) * rank)[:, None] + index[None, :],
         d_factor * scale,

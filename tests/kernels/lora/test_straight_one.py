@@ -59,8 +59,9 @@ def test_who_looks_at_operations_sees_those_of_lists():
     assert unwatched(x, wide, projection.weight)
     with Seen():
         assert not unwatched(x, narrow, projection.weight)
-    with choosing(one_pass_rank=16):
-        assert not unwatched(x, narrow, projection.weight)
+    for choice in ("one_pass_rank", "in_activation_rank"):
+        with choosing(**{choice: 16}):
+            assert not unwatched(x, narrow, projection.weight)
     with choosing(emulated=True):
         assert not unwatched(x, wide, projection.weight)
         assert unwatched(x, narrow, projection.weight)
