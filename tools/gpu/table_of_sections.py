@@ -38,6 +38,7 @@ SECTIONS = (
     Section("kernels", "kernels and fused functions against float64", 110, processes=8),
     Section("contract", "the parity contract on the device", 130, processes=6),
     Section("micro", "facts of single operations", 40),
+    Section("choices", "ways of computing the same", 20),
     Section("layer", "one layer, contender by contender", 190),
     Section("step", "eight layers: time and peak memory", 65),
     Section("graphs", "CUDA graphs and torch.compile(fullgraph=True)", 50, processes=4),

@@ -121,7 +121,7 @@ def test_the_predictions_are_of_cells_that_there_are():
     cells = {
         section.name: {cell.name for cell in section.cells(Setting("cuda"))}
         for section in SECTIONS
-        if section.name in ("micro", "layer")
+        if section.name in ("micro", "choices", "layer")
     }
     for group in predictions["groups"]:
         for row in group["rows"]:
@@ -140,13 +140,17 @@ def test_the_predictions_are_of_cells_that_there_are():
 def test_the_figures_that_cells_give_are_those_that_are_predicted():
     from tools.gpu.cells import outcome_of
 
-    (micro,) = (one for one in SECTIONS if one.name == "micro")
-    given = {cell.name.split(",")[0]: set(outcome_of(cell)["figures"]) for cell in micro.cells(Setting("cpu", True))}
+    given = {
+        (section.name, cell.name.split(",")[0]): set(outcome_of(cell)["figures"])
+        for section in SECTIONS
+        if section.name in ("micro", "choices")
+        for cell in section.cells(Setting("cpu", True))
+    }
     for group in json.loads(PREDICTIONS.read_text("utf-8"))["groups"]:
         for row in group["rows"]:
             section, cell, figure = row["from"]
-            if section == "micro":
-                assert figure in given[cell.split(",")[0]], row
+            if section != "layer":
+                assert figure in given[section, cell.split(",")[0]], row
 
 
 def test_main_writes_it(tmp_path, monkeypatch, capsys):
