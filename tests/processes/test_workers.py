@@ -14,7 +14,7 @@ import worker_functions
 from patchkit.errors import WorkerLostError
 from patchkit.processes.interpreters import variables_for_release
 from patchkit.processes.isolated import HEADER, REQUEST
-from patchkit.processes.workers import Worker, WorkerKind, ask_all
+from patchkit.processes.workers import Worker, WorkerKind, ask_all, sharing_cores
 
 FORGE = "import os, struct; frame = struct.pack('>cIQ', b'=', 1, 6) + b'forged'\n"
 # Whatever is open besides the three; there are few.
@@ -149,3 +149,14 @@ def test_one_that_has_grown_makes_room(kind, memory, processes):
 def test_an_interpreter_that_is_not_there(kind, tmp_path):
     (answer,) = ask_all(replace(kind, python=tmp_path / "python"), [b"1"], 1)
     assert "cannot be started: No such file" in str(answer[1])
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "threads"), [(8, 1, "8"), (8, 3, "2"), (2, 8, "1"), (None, 4, "1"), (4, 0, "4")]
+)
+def test_processes_that_work_at_once_share_the_cores(cores, jobs, threads, kind, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    quiet = replace(kind, variables={"PATH": "p"})
+    assert sharing_cores(quiet, jobs).variables == {"PATH": "p", "OMP_NUM_THREADS": threads}
+    told = replace(kind, variables={"OMP_NUM_THREADS": "5"})
+    assert sharing_cores(told, jobs).variables == told.variables

@@ -31,7 +31,7 @@ from patchkit.check.numeric.outcomes import VERSIONED, ArchitectureOutcome, join
 from patchkit.check.numeric.probe import plugin_modules
 from patchkit.errors import CacheError, ReleaseEnvironmentError, WorkerLostError
 from patchkit.processes.interpreters import empty_folder, package_folders, variables_for_release
-from patchkit.processes.workers import Worker, WorkerKind, ask_all
+from patchkit.processes.workers import Worker, WorkerKind, ask_all, sharing_cores
 from patchkit.upstream.release import installed_release
 from patchkit.upstream.wheels import PACKAGE
 
@@ -86,7 +86,7 @@ class Environment:
             ReleaseEnvironmentError: another release runs there than this environment is of.
         """
         with empty_folder() as folder:
-            kind = self.kind(folder, "patchkit.check.numeric.worker:answer", seconds)
+            kind = sharing_cores(self.kind(folder, "patchkit.check.numeric.worker:answer", seconds), jobs)
             worker, plan = _plan(kind, architectures)
             waiting = {name: len(models) for name, models in plan.items() if isinstance(models, list)}
             for name, lost in plan.items():

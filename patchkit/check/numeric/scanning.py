@@ -13,7 +13,7 @@ from patchkit.check.numeric.recorded import Recorded
 from patchkit.check.numeric.remembered import Remembered
 from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
 from patchkit.processes.interpreters import empty_folder
-from patchkit.processes.workers import Worker, WorkerKind, ask_all
+from patchkit.processes.workers import Worker, WorkerKind, ask_all, sharing_cores
 
 EACH = ("causal", "image-text", "seq2seq", "encoder")
 """Heads of language models. A type that has several of them is examined under each of them."""
@@ -60,7 +60,7 @@ def scan_types(
     if types is None and recorded is not None:
         types = recorded.types(heads)
     with empty_folder() as folder:
-        kind = environment.kind(folder, _ANSWER, seconds)
+        kind = sharing_cores(environment.kind(folder, _ANSWER, seconds), jobs)
         worker = None
         if types is None:
             worker, types = _types(kind, heads)

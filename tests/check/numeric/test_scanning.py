@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -12,16 +13,19 @@ from patchkit.check.numeric.model_types import TypeOutcome
 from patchkit.check.numeric.remembered import Remembered
 from patchkit.check.numeric.scanning import DEFAULT_HEADS, EACH, scan_types
 from patchkit.errors import ReleaseEnvironmentError, UnknownModelTypeError, WorkerLostError
+from patchkit.processes.workers import WorkerKind
 from patchkit.testing.tiny.heads import HEADS
 
 TYPES = {"causal": ["bert", "llama", "llama4"], "encoder": ["bert", "roberta"]}
 
 
 class Environment:
-    """An environment whose processes answer what a test says."""
+    """An environment whose processes answer what a test says; ``said``: whether the user says how many threads."""
+
+    said = False
 
     def kind(self, folder, function, seconds):
-        return {"function": function, "seconds": seconds}
+        return WorkerKind(Path("python"), function, {"OMP_NUM_THREADS": "7"} if self.said else {}, folder, seconds)
 
 
 class Worker:
@@ -254,3 +258,16 @@ def test_options_of_apply_are_in_every_request(processes, monkeypatch):
         found.clear()
         list(scan_types(Environment(), list(TYPES), ["llama"], seconds=1.0, options=options))
         assert found == [{"model_type": "llama", "head": "causal", **({"options": options} if options else {})}]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said", "threads"), [(1, False, "8"), (3, False, "2"), (9, False, "1"), (3, True, "7")]
+)
+def test_processes_share_the_cores(jobs, said, threads, processes, monkeypatch):
+    """Unless the user says how many threads each has."""
+    found, ask_all, environment = [], scanning.ask_all, Environment()
+    environment.said = said
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(scanning, "ask_all", lambda kind, *a, **o: found.append(kind) or ask_all(kind, *a, **o))
+    list(scan_types(environment, list(TYPES), ["llama"], seconds=1.0, jobs=jobs))
+    assert found[0].variables == {"OMP_NUM_THREADS": threads}
