@@ -25,6 +25,7 @@ from patchkit.planning.plan import class_changes, current, plan, with_current_la
 from patchkit.planning.survey import survey
 from patchkit.reporting import Report
 from patchkit.trust.policy import refused_before, trusted
+from patchkit.tuning.record import use_for
 from patchkit.version import __version__
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     Outputs, losses and gradients stay those of the unpatched model, up to rounding. What cannot be shown to be equal
     keeps running the code of transformers and PEFT ("upstream"), and the report says why. Each part of the model
     chooses its level (fused, alone or upstream) at every call. So adapters may be added, switched, merged or deleted
-    afterwards. Applying again changes nothing, or changes to the options that are given.
+    afterwards. Applying again changes nothing, or changes to the options that are given. On a GPU that was tuned
+    (``patchkit tune``), kernels of this process run as was found best there.
 
     Args:
         model: a ``peft.PeftModel``, a transformers model with adapters injected, or a plain transformers model.
@@ -101,6 +103,9 @@ def apply(model: nn.Module, **options: Unpack[NamedOptions]) -> Report:
     if chosen.strict:
         report.require()
     swap(class_changes(plans))
+    tuned = use_for(model)
+    if tuned is not None:
+        logger.info("kernels run as `patchkit tune` found best on %s", tuned.date)
     _announce(report, chosen.memory, bypassed)
     return report
 

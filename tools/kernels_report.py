@@ -1,6 +1,8 @@
 """What the compiler makes of the Triton kernels for a GPU that need not be there: registers, spills, shared memory.
 
-    python -m tools.kernels_report [TARGET ...]        sm_80, sm_90 (the default), sm_100, sm_120
+    python -m tools.kernels_report [--grid] [TARGET ...]        sm_80, sm_90 (the default), sm_100, sm_120
+
+With --grid also for the other sizes that ``patchkit tune`` tries on a device, at the usual rank.
 
 Of the products that read dy, and of those of a gated MLP beside its activation, for each mixture of dtypes and rank;
 spilled bytes are those of a thread's stack. They come from ``cuobjdump``, which Triton brings along. A device decides
@@ -9,6 +11,7 @@ about speed; spills say beforehand what hinders it.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -19,7 +22,12 @@ from typing import Any, NamedTuple
 
 RANKS = (16, 32, 64)
 MIXTURES = {"float32": ("fp32", "fp32"), "bfloat16, float32 factors": ("bf16", "fp32"), "bfloat16": ("bf16", "bf16")}
-WARPS, STAGES = {"dt and dB": 8, "gated MLP": 4, "gated MLP's backward": 8}, 2
+KERNELS = {
+    "dt and dB": "low_rank_backward",
+    "gated MLP": "gated_low_rank",
+    "gated MLP's backward": "gated_low_rank_backward",
+}
+STAGES = 2
 """Of each kernel, as its ``launch`` has them."""
 
 
@@ -43,13 +51,23 @@ def usage_of(listing: str, shared: int) -> Usage:
     return Usage(found["REG"], found["STACK"], shared)
 
 
-def compile_products(name: str, mixture: str, rank: int, target: str) -> Any:
-    """A kernel of :data:`WARPS` for contiguous tensors of usual sizes; the activation is SiLU."""
+def sizes_of(name: str, mixture: str) -> Sequence[Any]:
+    """The sizes of a kernel of :data:`KERNELS` for this mixture, the usual ones first."""
+    from patchkit_kernels.ops.launch_sizes import GRID
+
+    float32 = name == "gated MLP's backward" and MIXTURES[mixture][1] == "fp32"
+    return GRID[f"{KERNELS[name]}_float32" if float32 else KERNELS[name]]
+
+
+def compile_products(name: str, mixture: str, rank: int, target: str, size: Any = None) -> Any:
+    """A kernel of :data:`KERNELS` for contiguous tensors of usual sizes; the activation is SiLU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, wide, parts, constants = _described(name, MIXTURES[mixture][1])
+    kernel, wide, parts, constants = _described(name)
+    size = size or sizes_of(name, mixture)[0]
+    constants |= {"BLOCK_TOKENS": size.tokens, "BLOCK_OUT" if name == "dt and dB" else "BLOCK_COLUMNS": size.columns}
     wide_type, factor_type = MIXTURES[mixture]
     pointers = [argument for argument in kernel.arg_names if argument.endswith("_ptr")]
     types = {one: f"*{wide_type if one in wide else 'fp32' if one in parts else factor_type}" for one in pointers}
@@ -64,30 +82,25 @@ def compile_products(name: str, mixture: str, rank: int, target: str) -> Any:
         if one not in constants and not one.endswith("scale")
     }
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": WARPS[name], "num_stages": STAGES}
+    options = {"num_warps": size.warps, "num_stages": STAGES}
     return triton.compile(source, target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32), options=options)
 
 
-def _described(name: str, factors: str) -> tuple[Any, set[str], set[str], dict[str, Any]]:
-    """A kernel, its pointers to activations and to parts of sums, and its constants but for the rank."""
-    from patchkit_kernels.ops import gated_low_rank, gated_low_rank_backward, low_rank_backward
+def _described(name: str) -> tuple[Any, set[str], set[str], dict[str, Any]]:
+    """A kernel, its pointers to activations and to parts of sums, and its constants but for rank and sizes."""
+    from patchkit_kernels.ops import gated_low_rank as forward
+    from patchkit_kernels.ops import gated_low_rank_backward as backward
+    from patchkit_kernels.ops import low_rank_backward
     from patchkit_kernels.ops.silu import SILU
 
     sums = {"d_reduced_ptr", "d_factor_ptr", "d_gate_factor_ptr", "d_up_factor_ptr", "d_down_factor_ptr"}
     if name == "dt and dB":
-        one = low_rank_backward
-        sizes = {"BLOCK_TOKENS": one.BLOCK_TOKENS, "BLOCK_OUT": one.BLOCK_OUT, "SPAN": one.SPAN}
-        return one.low_rank_backward_kernel, {"grad_ptr"}, sums, sizes
+        return low_rank_backward.low_rank_backward_kernel, {"grad_ptr"}, sums, {"SPAN": low_rank_backward.SPAN}
     if name == "gated MLP":
-        forward = gated_low_rank
-        sizes = {"BLOCK_TOKENS": forward.BLOCK_TOKENS, "BLOCK_COLUMNS": forward.BLOCK_COLUMNS, "SPAN": forward.SPAN}
         wide = {"gate_ptr", "up_ptr", "hidden_ptr"}
-        return forward.gated_low_rank_kernel, wide, {"reduced_ptr"}, {"VALUE": SILU.value, **sizes}
-    backward = gated_low_rank_backward
-    tokens = backward.FEWER_TOKENS if factors == "fp32" else backward.BLOCK_TOKENS
-    sizes = {"BLOCK_TOKENS": tokens, "BLOCK_COLUMNS": backward.BLOCK_COLUMNS, "SPAN": backward.SPAN}
+        return forward.gated_low_rank_kernel, wide, {"reduced_ptr"}, {"VALUE": SILU.value, "SPAN": forward.SPAN}
     wide = {"grad_ptr", "gate_ptr", "up_ptr", "d_up_ptr"}
-    constants = {"VALUE_AND_GRADIENT": SILU.value_and_gradient, **sizes}
+    constants = {"VALUE_AND_GRADIENT": SILU.value_and_gradient, "SPAN": backward.SPAN}
     return backward.gated_low_rank_backward_kernel, wide, sums, constants
 
 
@@ -103,24 +116,24 @@ def resources(compiled: Any) -> Usage:
     return usage_of(run.stdout + run.stderr, compiled.metadata.shared)
 
 
-def lines(targets: Sequence[str]) -> Iterator[str]:
-    """A line for each kernel."""
+def lines(targets: Sequence[str], *, grid: bool = False) -> Iterator[str]:
+    """A line for each kernel; with ``grid`` one for each of its sizes."""
     from patchkit_kernels.ops.gated_low_rank_operands import MAX_RANK
 
-    for target in targets:
-        for name in WARPS:
-            for mixture in MIXTURES:
-                for rank in RANKS:
-                    if name != "dt and dB" and rank > MAX_RANK:
-                        continue
-                    registers, stack, shared = resources(compile_products(name, mixture, rank, target))
-                    taken = f"{registers} registers, {stack} B spilled, {shared} B shared"
-                    yield f"{target}  {name}, {mixture}, rank {rank}: {taken}"
+    for target, name, mixture in itertools.product(targets, KERNELS, MIXTURES):
+        for rank in RANKS[:1] if grid else RANKS:
+            if name != "dt and dB" and rank > MAX_RANK:
+                continue
+            for size in sizes_of(name, mixture) if grid else [None]:
+                registers, stack, shared = resources(compile_products(name, mixture, rank, target, size))
+                taken = f"{registers} registers, {stack} B spilled, {shared} B shared"
+                yield f"{target}  {name}, {mixture}, rank {rank}{f', {size}' if size else ''}: {taken}"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the report."""
-    for line in lines(arguments or ["sm_90"]):
+    targets = [one for one in arguments if one != "--grid"]
+    for line in lines(targets or ["sm_90"], grid="--grid" in arguments):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 

@@ -20,6 +20,7 @@ from patchkit.cache.storage import (
     LEDGER,
     OUTCOMES,
     SOURCES,
+    TUNED,
     cache_directory,
     contained,
     is_abandoned,
@@ -35,7 +36,7 @@ from patchkit.errors import CacheError
 LIMITS = {SOURCES: 1024 * 2**20, OUTCOMES: 64 * 2**20}
 """How many bytes each folder keeps; what was used longest ago goes first. A release is 4 to 6 MB, an outcome 1 kB."""
 
-_ENTRIES = (ENVIRONMENTS, LEDGER, OUTCOMES, SOURCES)
+_ENTRIES = (ENVIRONMENTS, LEDGER, OUTCOMES, SOURCES, TUNED)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ CACHE_VARIABLE = "PATCHKIT_CACHE"
 SOURCES = "sources"
 OUTCOMES = "outcomes"
 ENVIRONMENTS = "environments"
+TUNED = "tuned"
 LEDGER = "ledger.jsonl"
 
 FETCHING = ".fetch-"
@@ -106,7 +107,7 @@ def why_not_patchkits(root: Path) -> str | None:
     if not names or is_marked(root):
         return None
     foreign = [root / name for name in names if not is_entry(root / name)]
-    for name in (SOURCES, OUTCOMES, ENVIRONMENTS):
+    for name in _KNOWN:
         foreign += [path for path in contained(root / name) if not is_known(path, root)]
     if not foreign or is_marked(root):  # another process may have marked it while this one looked
         return None
@@ -125,6 +126,7 @@ _KNOWN = {
     SOURCES: re.compile(r"(?:transformers|peft)-(?:file-[0-9a-f]{32}|[0-9][0-9a-z.!+-]*)\.zip|\.fetch-[a-z0-9_]{8}"),
     OUTCOMES: re.compile(r"[0-9a-f]{2}(?:/[0-9a-f]{62}\.json)?"),
     ENVIRONMENTS: re.compile(r"[^/]+-[0-9a-f]{12}(?:\.building|\.lock)?"),
+    TUNED: re.compile(r"[0-9a-f]{64}\.json"),
 }
 
 

@@ -13,6 +13,7 @@ import typer
 
 from patchkit.cli.check import progress_of
 from patchkit.cli.console import error_console, output_console
+from patchkit.cli.devices import processor_name, require_device
 from patchkit.cli.fitting import fitted
 from patchkit.escaping import indented
 
@@ -102,7 +103,7 @@ def bench(
     if contenders:
         from patchkit.cli.bench_contenders import Wanted, bench_contenders
 
-        _require_device(device)
+        require_device(device)
         lists = {"shapes": shape, "tokens": tokens, "ranks": rank, "precisions": precision, "only": only}
         bench_contenders(
             Wanted(
@@ -142,7 +143,7 @@ def bench(
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         error_console().print(f"patchkit: error: {dtype!r} is not a floating dtype of torch")
         raise typer.Exit(2)
-    _require_device(device)
+    require_device(device)
     torch.set_num_threads(1)  # small products are slower on many threads, and the ratios noisier
     found: list[Comparison] = []
     failed = False
@@ -170,24 +171,6 @@ def bench(
         markdown.write_text(text)
     if failed:
         raise typer.Exit(2)
-
-
-def _require_device(device: str) -> None:
-    """End the command, with the reason in one line, where torch cannot use a device.
-
-    Raises:
-        Exit: it cannot.
-    """
-    import torch
-
-    try:
-        torch.empty(1, device=device).cpu()
-    except (AssertionError, RuntimeError) as error:  # an AssertionError of a torch that was built without CUDA
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        error_console().print(
-            f"patchkit: error: there is no device {device!r} here: {said}. --device cpu works anywhere."
-        )
-        raise typer.Exit(2) from error
 
 
 def _shown(items: Sequence[_Item], text: str) -> Iterator[_Item]:
@@ -220,7 +203,8 @@ def _host(steps: int, json_file: Path | None) -> None:
     print_step_times(whole)
     if json_file:
         times = {"host": [one._asdict() for one in found], "steps": [step._asdict() for step in whole]}
-        json_file.write_text(json.dumps({"settings": _settings("cpu", "see each"), **times}, indent=1) + "\n")
+        settings = {**_versions(), "device": processor_name(), "threads": 1}
+        json_file.write_text(json.dumps({"settings": settings, **times}, indent=1) + "\n")
 
 
 def _compared(name: str, **settings: Any) -> Iterator[Comparison]:
@@ -254,23 +238,32 @@ def _compared(name: str, **settings: Any) -> Iterator[Comparison]:
         yield compare_patched(shown, adapted, inputs, **settings)
 
 
-def _settings(device: str, dtype: str) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     import platform
 
     import peft
     import torch
     import transformers
 
-    from patchkit.testing.comparison import ALPHA, BATCH, LENGTH, RANK, SMALL
     from patchkit.version import __version__
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {
         "patchkit": __version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
+    }
+
+
+def _settings(device: str, dtype: str) -> dict[str, Any]:
+    import torch
+
+    from patchkit.testing.comparison import ALPHA, BATCH, LENGTH, RANK, SMALL
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    return {
+        **_versions(),
         "device": name,
         "dtype": dtype,
         "model": {**SMALL, "num_hidden_layers": 2},

@@ -15,9 +15,9 @@ def cache(
         typer.Option("--clear", metavar="ENTRY", help="Delete what patchkit wrote there; 'all': all of it."),
     ] = None,
 ) -> None:
-    """Show what the cache directory holds: releases, outcomes, environments, proofs. All of it can be made again.
+    """Show what the cache directory holds: releases, outcomes, environments, proofs, and what `patchkit tune` found.
 
-    It is the platform's cache directory, unless the variable PATCHKIT_CACHE names another one.
+    All of it can be made again. It is the platform's cache directory, unless the variable PATCHKIT_CACHE names another.
     """
     import datetime
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from patchkit.cli.devices import processor_name
 from patchkit.collision import message, other_package
 from patchkit.version import __version__
 
@@ -57,6 +58,7 @@ class Facts:
         devices: every device, the CPU first.
         triton_kernels: whether the Triton kernels run, on some device, rather than their torch references.
         triton_kernels_reason: why they do or do not.
+        tuned: when each device was tuned with these versions (``patchkit tune``), by its name; only those that were.
         other: name and version of another package that is in the way of this one; empty if there is none.
     """
 
@@ -67,6 +69,7 @@ class Facts:
     devices: tuple[Device, ...]
     triton_kernels: bool
     triton_kernels_reason: str
+    tuned: dict[str, str]
     other: str = ""
 
     @classmethod
@@ -79,9 +82,10 @@ class Facts:
             python=f"{platform.python_version()} ({platform.python_implementation()})",
             system=platform.platform(),
             packages={name: _version(distributions) for name, distributions in PACKAGES.items()},
-            devices=(Device("CPU", f"{_processor_name()}, {os.cpu_count()} cores"), *accelerators),
+            devices=(Device("CPU", f"{processor_name()}, {os.cpu_count()} cores"), *accelerators),
             triton_kernels=triton_kernels,
             triton_kernels_reason=reason,
+            tuned=_tuned() if triton_kernels else {},
             other=other_package(),
         )
 
@@ -95,6 +99,9 @@ class Facts:
             "devices": "; ".join(map(str, self.devices)),
             "Triton kernels": f"{'used' if self.triton_kernels else 'not used'}: {self.triton_kernels_reason}",
         }
+        if self.triton_kernels:
+            tuned = "; ".join(f"{name}, {date}" for name, date in self.tuned.items())
+            facts["tuned"] = tuned or "no; `patchkit tune` finds what is fastest on this device"
         return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
@@ -149,13 +156,23 @@ def _triton_kernels(accelerators: tuple[Device, ...], problem: str) -> tuple[boo
     return True, f"on tensors of {', '.join(device.name for device in accelerators)}"
 
 
-def _processor_name() -> str:
-    """The processor's name: /proc/cpuinfo has it on Linux, where :func:`platform.processor` often has not."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def _tuned() -> dict[str, str]:
+    """When each device was tuned, by its name."""
+    import torch
+
+    from patchkit.errors import CacheError
+    from patchkit.tuning.record import ACCELERATORS, described, load
+
+    found = {}
+    for kind in ACCELERATORS:
+        module = torch.get_device_module(kind)
+        for index in range(module.device_count() if module.is_available() else 0):
+            description = described(torch.device(kind, index))
+            try:
+                tuned = load(description)
+            except CacheError as error:
+                found[description["device"]] = str(error)
+            else:
+                if tuned is not None:
+                    found[description["device"]] = tuned.date
+    return found

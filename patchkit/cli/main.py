@@ -27,6 +27,7 @@ from patchkit.cli.matrix import matrix
 from patchkit.cli.new_arch import new_arch
 from patchkit.cli.scan import scan
 from patchkit.cli.several_values import SeveralValues
+from patchkit.cli.tune import tune
 from patchkit.cli.watch import watch
 from patchkit.errors import PatchkitError
 from patchkit.escaping import indented
@@ -86,6 +87,7 @@ app.command()(env)
 app.command()(archs)
 app.command(cls=SeveralValues)(bench)
 app.command()(estimate)
+app.command()(tune)
 app.command()(check)
 app.command()(scan)
 app.command()(matrix)

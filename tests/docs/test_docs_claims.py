@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from patchkit.check.results.matrix import RELEASES
@@ -50,3 +52,25 @@ def test_what_is_said_of_releases():
     peft = re.search(r"^PEFT ([\d.]+) to ([\d.]+), each read", matrix, re.MULTILINE)
     assert peft is not None
     assert f"PEFT {peft[1]} to {peft[2]}" in README
+
+
+def test_what_is_said_of_the_hosts_time():
+    """`patchkit bench --host --json benchmarks/results/host.json` makes the file."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "host.json").read_text("utf-8"))
+    layers = defaultdict(lambda: [0.0, 0.0])
+    for one in found["host"]:
+        if one["part"] in ("qkv", "o", "mlp"):
+            both = layers[one["dropout"], one["precision"]]
+            both[0] += one["plain"]
+            both[1] += one["patched"]
+    said = []
+    for dropout in (0.0, 0.1):
+        ratios = [patched / plain for (of, _), (plain, patched) in layers.items() if of == dropout]
+        assert len(ratios) == 5
+        said.append(f"{min(ratios):.2f}–{max(ratios):.2f}")
+    steps = [one["patched"] / one["plain"] for one in found["steps"]]
+    less = sum(ratio < 1 for ratio in steps)
+    assert f"a layer falls to {said[0]} of PEFT's, and to {said[1]} with dropout" in README
+    assert (
+        f"steps of small models take {min(steps):.2f}–{max(steps):.2f}, {less} of {len(steps)} of them less" in README
+    )

@@ -113,10 +113,9 @@ def test_f6_one_mask_for_each_projection(name, monkeypatch):
         drawn.append(mask)
         return dropped, mask
 
-    def noted_together(x, probabilities):
-        found = drop_together(x, probabilities)
-        if found is not None:
-            drawn.extend(found[1].chunk(len(probabilities)))
+    def noted_together(x, probabilities, dtype):
+        found = drop_together(x, probabilities, dtype)
+        drawn.extend(found[1].chunk(len(probabilities)))
         return found
 
     monkeypatch.setattr(straight, "drop", noted)

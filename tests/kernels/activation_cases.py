@@ -18,6 +18,7 @@ from triton_interpreter import print_complaints, results_in_margins, run_device_
 
 from patchkit_kernels.ops.activations import GATED, PLAIN
 from patchkit_kernels.ops.elementwise import ElementwiseOps
+from patchkit_kernels.ops.launch_sizes import GRID, LAUNCH_SIZES
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,13 @@ class Case:
     direction: str
     dtype: str
     layout: str
+    size: int = 0
+    """Of the grid of launches."""
 
     @property
     def id(self) -> str:
-        return f"{self.activation}-{self.direction}-{self.dtype}-{self.layout}"
+        size = f"-size {self.size}" if self.size else ""
+        return f"{self.activation}-{self.direction}-{self.dtype}-{self.layout}{size}"
 
     def inputs(self, device: str = "cpu") -> list[Tensor]:
         """The inputs, after the gradient in a backward direction, with the layout's strides.
@@ -177,6 +181,12 @@ CASES = [
     for dtype in DTYPES
     for layout in (LAYOUTS if activation in EVERY_LAYOUT else OF_VALUES)
 ]
+CASES += [
+    Case(activation, direction, "bf16", "contiguous_1000", size)
+    for activation in ("swiglu", "silu")
+    for direction in DIRECTIONS
+    for size in range(1, len(GRID["elementwise"]))
+]
 
 
 def eager(activation: Activation, tensors: list[Tensor], with_hidden: bool = False) -> tuple[Tensor, ...]:
@@ -200,7 +210,8 @@ def complaint(case: Case, run: Callable[[Any, list[Tensor]], Any], device: str =
     tensors = case.inputs(device)
     before, recompute = [tensor.clone() for tensor in tensors], case.direction == "recompute"
     expected, by_eager = truth(activation, tensors, recompute), eager(activation, tensors, recompute)
-    results = as_tuple(run(activation.op_of(case.direction), tensors))
+    with LAUNCH_SIZES.changed(elementwise=GRID["elementwise"][case.size]):
+        results = as_tuple(run(activation.op_of(case.direction), tensors))
     if recompute:
         # The gradient of the first input is written over the gradient that was given.
         results, tensors, before = (tensors[0], *results), [before[0], *tensors[1:]], before

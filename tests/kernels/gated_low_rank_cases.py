@@ -20,10 +20,14 @@ from triton_interpreter import print_complaints, results_in_margins, run_device_
 
 from patchkit_kernels.ops import gated_low_rank, gated_low_rank_backward
 from patchkit_kernels.ops.activations import GATED
+from patchkit_kernels.ops.launch_sizes import GRID, LAUNCH_SIZES
 
 FORWARD = torch.ops.patchkit.gated_low_rank.default
 BACKWARD = torch.ops.patchkit.gated_low_rank_backward.default
 SCALES = [0.7, 1.3]
+
+FIELDS = ("gated_low_rank", "gated_low_rank_backward", "gated_low_rank_backward_float32")
+"""Of the sizes of launches."""
 
 UNIT = 2.0**-23
 """Of fp32: the error of a sum is a few roundings of what it would be without cancellation."""
@@ -34,7 +38,8 @@ LEFT_OUT = 2.0**-16
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, dtypes and views. ``small`` has spans and strips so small that there are several."""
+    """Sizes, dtypes and views. ``small`` has spans and strips so small that there are several; ``size`` is of the grids
+    of launches."""
 
     tokens: int
     columns: int
@@ -44,11 +49,13 @@ class Case:
     activation: str = "silu"
     view: str = "plain"
     small: bool = False
+    size: int = 0
 
     @property
     def id(self) -> str:
         ranks = "_".join(map(str, dict.fromkeys(self.ranks)))
         kind = [self.wide, self.factors, self.activation, self.view, *(["small"] if self.small else [])]
+        kind += [f"size {self.size}"] if self.size else []
         return "-".join([f"{self.tokens}x{self.columns}r{ranks}", *kind])
 
     def _wide(self, seed: int, device: str) -> Tensor:
@@ -92,6 +99,11 @@ def _random_cases(count: int) -> list[Case]:
 
 CASES = [
     *(
+        Case(70, 140, (17, 3, 5), "bf16", factors, size=size)
+        for factors in ("bf16", "fp32")
+        for size in range(1, max(len(GRID[field]) for field in FIELDS))
+    ),
+    *(
         Case(37, 131, (rank,) * 3, *dtypes)
         for rank in (1, 8, 16, 17)
         for dtypes in (("bf16", "fp32"), ("fp32", "fp32"))
@@ -117,6 +129,8 @@ def complaint(case: Case, run: Callable[[Any, list[Any]], Any], device: str = "c
         if case.small:
             for module, value in ((gated_low_rank, 64), (gated_low_rank_backward, 32)):
                 stack.enter_context(mock.patch.object(module, "SPAN", value))
+        sizes = {field: grid[min(case.size, len(grid) - 1)] for field, grid in GRID.items() if field in FIELDS}
+        stack.enter_context(LAUNCH_SIZES.changed(**sizes))
         return _of_forward(case, run, device) or _of_backward(case, run, device)
 
 

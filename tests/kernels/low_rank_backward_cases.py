@@ -16,6 +16,7 @@ from strided_tensors import DTYPES, as_dtype
 from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
 import patchkit_kernels.ops.low_rank_backward  # noqa: F401, registers the op
+from patchkit_kernels.ops.launch_sizes import GRID, LAUNCH_SIZES
 
 OP = torch.ops.patchkit.low_rank_backward.default
 SCALE = 0.7
@@ -33,10 +34,12 @@ class Case:
     grad: str = "fp32"
     factors: str = "fp32"
     views: tuple[str, str, str] = ("plain", "plain", "plain")
+    size: int = 0
+    """Of the grid of launches."""
 
     @property
     def id(self) -> str:
-        rest = dict.fromkeys([self.grad, self.factors, *self.views])
+        rest = dict.fromkeys([self.grad, self.factors, *self.views, *([f"size {self.size}"] if self.size else [])])
         return "-".join([f"{self.tokens}x{self.columns}r{self.rank}", *rest])
 
     def arguments(self, device: str = "cpu") -> list[Any]:
@@ -65,6 +68,7 @@ def _random_cases(count: int) -> list[Case]:
 
 SIZES = ((1, 1, 1), (3, 5, 2), (32, 128, 16), (33, 129, 17), (31, 300, 64), (2049, 9, 3))
 CASES = [
+    *(Case(90, 300, 17, "bf16", "fp32", size=size) for size in range(1, len(GRID["low_rank_backward"]))),
     *(Case(*size, grad, factors) for size in SIZES for grad, factors in (("fp32", "fp32"), ("bf16", "fp32"))),
     *(Case(40, 140, 20, grad, factors) for grad in DTYPES for factors in DTYPES),
     *(Case(33, 70, 17, "bf16", "fp32", (view,) * 3) for view in VIEWS),
@@ -77,7 +81,8 @@ def complaint(case: Case, run: Callable[[list[Any]], Any], device: str = "cpu") 
     """Run a case by ``run(arguments)``: None if all is well, else what is wrong."""
     arguments = case.arguments(device)
     grad, factor, reduced = (tensor.cpu().double() for tensor in arguments[:3])
-    results = run(arguments)
+    with LAUNCH_SIZES.changed(low_rank_backward=GRID["low_rank_backward"][case.size]):
+        results = run(arguments)
     dtype = DTYPES[case.factors]
     for name, left, right, found in zip(("dt", "dB"), (grad, grad.t()), (factor, reduced), results, strict=True):
         exact, upper = SCALE * left @ right, SCALE * left.abs() @ right.abs()

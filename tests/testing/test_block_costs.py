@@ -59,7 +59,7 @@ def test_costs_of_a_layer(precision, dropout, packed, monkeypatch):
             read += inner.itemsize * 64 * (3 * 112 if part == "mlp" else 64 + (count - 1) * 32)
         dropped = TOKENS * (inputs * count + (112 - 64) * (part == "mlp")) if dropout else 0
         # In bits; of inputs as small as these, what they were multiplied with.
-        masks = dropped // 8 if packed else dropped * dtypes.lora.itemsize
+        masks = dropped // 8 if packed else dropped * lora.itemsize
         assert patched.bytes_kept == read + masks <= plain.bytes_kept
     assert ops[1] <= OPS[precision][bool(dropout)] * ops[0]
 

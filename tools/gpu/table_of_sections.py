@@ -39,6 +39,7 @@ SECTIONS = (
     Section("contract", "the parity contract on the device", 130, processes=6),
     Section("micro", "facts of single operations", 40),
     Section("choices", "ways of computing the same", 20),
+    Section("tuning", "what `patchkit tune` finds", 60),
     Section("layer", "one layer, contender by contender", 190),
     Section("step", "eight layers: time and peak memory", 65),
     Section("graphs", "CUDA graphs and torch.compile(fullgraph=True)", 50, processes=4),

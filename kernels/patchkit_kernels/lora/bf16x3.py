@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchkit_kernels.lora.choices import chosen
+from patchkit_kernels.lora.choices import chosen, for_a_device
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.wide_sums import HAS_WIDE_OUTPUT, wide_product
 from patchkit_kernels.ops.bf16_pieces import bf16_pieces
@@ -44,12 +44,7 @@ def bf16x3(rows: Tensor, precision: Precision, elements: int | None = None) -> b
     if lora is not torch.float32 or output is not torch.bfloat16 or rows.dtype is not torch.bfloat16:
         return False
     choices = chosen()
-    if choices.emulated:
-        return True
-    if not (rows.is_cuda and HAS_WIDE_OUTPUT and choices.bf16x3):
-        return False
-    # A graph is not made for one size, and has no launches to wait for.
-    return torch.compiler.is_compiling() or (elements or rows.numel()) >= choices.bf16x3_elements
+    return choices.bf16x3 and (choices.emulated or HAS_WIDE_OUTPUT) and for_a_device(rows, elements)
 
 
 def times_transposed(rows: Tensor, factor: Tensor, scale: float = 1.0) -> Tensor:

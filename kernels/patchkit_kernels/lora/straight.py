@@ -25,6 +25,7 @@ compute in a wider one, it is added to what W gave, which PEFT rounds too, in th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,8 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows
-from patchkit_kernels.ops.dropout_once import drop, drop_together
+from patchkit_kernels.ops.casts import cast, cast_one
+from patchkit_kernels.ops.dropout_once import draws_together, drop, drop_together, scale_left
 from patchkit_kernels.ops.registration import results_are_held
 
 
@@ -91,28 +93,6 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
     return tuple.__new__(Trained, (*columns, dropouts, dense))
 
 
-_CASTS = {
-    torch.float32: Tensor.float,
-    torch.bfloat16: Tensor.bfloat16,
-    torch.float16: Tensor.half,
-    torch.float64: Tensor.double,
-}
-"""``Tensor.to`` reads its arguments for a third of its time."""
-
-
-def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Each in this dtype, where the first is not in it; all of them are of one dtype."""
-    if tensors[0].dtype is dtype:
-        return tensors
-    convert = _CASTS[dtype]
-    return [convert(tensor) for tensor in tensors]
-
-
-def cast_one(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this dtype."""
-    return tensor if tensor.dtype is dtype else _CASTS[dtype](tensor)
-
-
 def stacked(factors_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The A's on top of each other, ``[sum of ranks, in]``."""
     return cast_one(factors_a[0] if len(factors_a) == 1 else torch.cat(list(factors_a)), dtype)
@@ -138,34 +118,56 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
         precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
     """
     flat = as_rows(x)
+    if given.dense and precision.lora is precision.base:
+        flat = cast_one(flat, precision.base)  # once for both
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
     if given.dropouts[0]:
-        ts, masks = reduced_dropped(x, given.factors_a, given.dropouts, precision)
+        ts, masks = reduced_dropped(x, flat, given.factors_a, given.dropouts, precision)
     else:
         ts = reduced(cast_one(flat, precision.lora), given.factors_a)
     return outputs_of(flat, ts, given, precision), ts, masks
 
 
 def reduced_dropped(
-    x: Tensor, factors_a: Sequence[Tensor], dropouts: Sequence[float], precision: Precision
+    x: Tensor, flat: Tensor, factors_a: Sequence[Tensor], dropouts: Sequence[float], precision: Precision
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """t of each adapter, whose dropout is drawn for x ``[..., in]``, and the mask of each, or one of all."""
+    """t of each adapter, whose dropout is drawn for x, and the mask of each, or one of all.
+
+    Args:
+        x: ``[..., in]``.
+        flat: the same as rows ``[tokens, in]``, perhaps in the dtype of the adapters' products.
+        factors_a: A of each.
+        dropouts: p of each.
+        precision: see :class:`~patchkit_kernels.lora.projection.Precision`.
+    """
     _, lora, _, drawn = precision
-    factors_a, x = cast(factors_a, lora), cast_one(x, drawn)
-    together = drop_together(x, dropouts)
-    if together is not None:
-        dropped, packed = together
-        dropped = cast_one(dropped, lora)
+    factors_a = cast(factors_a, lora)
+    if draws_together(x, dropouts):
+        dropped, packed = drop_together(cast_one(flat, lora), dropouts, drawn)
+        scale = scale_left(dropouts[0], lora, drawn)
         if len(factors_a) == 1:
-            return [F.linear(dropped, factors_a[0])], [packed]
-        return [F.linear(*pair) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed]
-    ts, masks = [], []
+            return [_times_a(dropped, factors_a[0], scale)], [packed]
+        return [_times_a(*pair, scale) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed]
+    x, ts, masks = cast_one(x, drawn), [], []
     for factor, dropout in zip(factors_a, dropouts, strict=True):
         one, mask = drop(x, dropout)
         ts.append(F.linear(cast_one(as_rows(one), lora), factor))
         masks.append(mask)
     return ts, masks
+
+
+def _times_a(rows: Tensor, factor: Tensor, scale: float) -> Tensor:
+    """``scale rows A^T``."""
+    if scale == 1.0:
+        return F.linear(rows, factor)
+    return torch.addmm(_unread(rows.dtype), rows, factor.t(), beta=0, alpha=scale)
+
+
+@lru_cache(maxsize=8)
+def _unread(dtype: torch.dtype) -> Tensor:
+    """An addend for beta=0, on a CPU."""
+    return torch.zeros((), dtype=dtype, device="cpu")
 
 
 def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Precision) -> list[Tensor]:

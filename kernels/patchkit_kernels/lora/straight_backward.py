@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchkit_kernels.lora.projection import Precision
+from patchkit_kernels.lora.projection import Precision, dropout_scale
 from patchkit_kernels.lora.shapes import as_rows
-from patchkit_kernels.lora.straight import Trained, cast, cast_one, stacked
-from patchkit_kernels.ops.dropout_once import drop_again, factors_of, factors_together
+from patchkit_kernels.lora.straight import Trained, stacked
+from patchkit_kernels.ops.casts import cast, cast_one
+from patchkit_kernels.ops.dropout import masked
+from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scale_left
 
 
 class TrainedFlow(NamedTuple):
@@ -27,8 +29,9 @@ class TrainedFlow(NamedTuple):
     Attributes:
         rows: dy of each, ``[tokens, out]``, in the dtype of the adapters' products; so are all others here.
         factors_b: B of each.
-        d_ts: dt of each, ``[tokens, rank]``; without dropout one tensor of all side by side.
-        dropped: with dropout, what each element of x was multiplied with, for each adapter.
+        d_ts: dt of each, ``[tokens, rank]``; without dropout one tensor of all side by side. Where there are factors,
+            multiplied with what is left of dropout's scale.
+        dropped: with dropout, what each element of x is multiplied with, for each adapter.
         together: all of ``dropped`` as one tensor, if it is one, ``[adapters, tokens, in]``.
     """
 
@@ -57,7 +60,7 @@ def input_gradient(
     """
     ts, masks = kept
     rows = [as_rows(grad) for grad in grads]
-    base, lora = precision.base, precision.lora
+    base, lora, _, drawn = precision
     lora_rows, up = cast(rows, lora), cast(given.factors_b, lora)
     total = None
     if not masks:
@@ -66,26 +69,26 @@ def input_gradient(
             total = cast_one(torch.mm(d_t, stacked(given.factors_a, lora)), dtype)
             _add_base_(total, cast(rows, base), dense(given.weights, base))
         return total, tuple.__new__(TrainedFlow, (lora_rows, up, (d_t,), (), None))
-    d_ts = _each_d_t(lora_rows, up, ts, given.scalings)
     size, count, dropouts = (rows[0].shape[0], given.factors_a[0].shape[1]), len(ts), given.dropouts
     dropped: Sequence[Tensor | None]
     if len(masks) == count:
-        dropped = [factors_of(mask, p, *size, precision.drawn) for mask, p in zip(masks, dropouts, strict=True)]
+        dropped = [factors_of(mask, p, *size, lora, drawn) for mask, p in zip(masks, dropouts, strict=True)]
         together = dropped[0] if count == 1 else None
     else:
-        together = factors_together(masks[0], dropouts[0], count, *size, precision.drawn)
+        together = factors_together(masks[0], dropouts[0], count, *size, lora, drawn)
         dropped = together.unbind()
+    scalings = [
+        scaling if factors is None else scaling * scale_left(p, lora, drawn)
+        for scaling, factors, p in zip(given.scalings, dropped, dropouts, strict=True)
+    ]
+    d_ts = _each_d_t(lora_rows, up, ts, scalings)
     if dtype is not None:
         base_rows, weights = cast(rows, base), dense(given.weights, base)
         total = cast_one(torch.mm(base_rows[0], weights[0]), dtype)
         _add_base_(total, base_rows[1:], weights[1:])
         for i, (d_t, factor, factors) in enumerate(zip(d_ts, cast(given.factors_a, lora), dropped, strict=True)):
-            product = torch.mm(d_t, factor)
-            if factors is not None and product.dtype is factors.dtype is dtype:
-                total.addcmul_(product, factors)
-            else:
-                # One mask for all where there are factors, which is not looked at then.
-                total.add_(drop_again(product, masks[min(i, len(masks) - 1)], dropouts[i], factors))
+            # One mask for all where there are factors, which is not looked at then.
+            add_dropped_(total, torch.mm(d_t, factor), masks[min(i, len(masks) - 1)], factors, dropouts[i])
     return total, tuple.__new__(TrainedFlow, (lora_rows, up, d_ts, dropped, together))
 
 
@@ -101,6 +104,29 @@ def _side_by_side(
     for dy, factor, t, scaling, piece in zip(rows, factors_b, ts, scalings, pieces, strict=True):
         torch.addmm(t, dy, factor, beta=0, alpha=scaling, out=piece)
     return whole
+
+
+def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor | None, dropout: float) -> None:
+    """Add ``d(dt A)`` ``[tokens, in]`` to dx; the product ``dt A`` is written over."""
+    if factors is None:
+        total.add_(masked(product, mask, dropout_scale(dropout)))
+    elif product.dtype is total.dtype:
+        total.addcmul_(product, factors)
+    else:
+        total.add_(product.mul_(factors))
+
+
+def to_drop(flat: Tensor, factors: Tensor | None, precision: Precision) -> Tensor:
+    """x ``[tokens, in]`` as :func:`dropped_rows` takes it: cast once for all adapters."""
+    return cast_one(flat, precision.drawn if factors is None else precision.lora)
+
+
+def dropped_rows(x: Tensor, mask: Tensor, factors: Tensor | None, dropout: float, lora: torch.dtype) -> Tensor:
+    """What an adapter has read, ``[tokens, in]`` in its products' dtype; with factors, but for :func:`scale_left`.
+
+    ``x`` is of :func:`to_drop`.
+    """
+    return cast_one(masked(x, mask, dropout_scale(dropout)), lora) if factors is None else x * factors
 
 
 def _each_d_t(
@@ -164,12 +190,13 @@ def _dropped_again(
     precision: Precision,
 ) -> Iterator[Tensor]:
     """What each adapter has read, ``[tokens, in]``; written over the factors that were made of bits for this."""
-    x, lora = cast_one(flat, precision.drawn), precision.lora
     if together is None:
+        x = to_drop(flat, dropped[0], precision)
         for mask, p, factors in zip(masks, dropouts, dropped, strict=True):
-            yield cast_one(drop_again(x, mask, p, factors), lora)
+            yield dropped_rows(x, mask, factors, p, precision.lora)
         return
-    whole = cast_one(together * x if together is masks[0] else together.mul_(x), lora)
+    x = cast_one(flat, precision.lora)
+    whole = together * x if together is masks[0] else together.mul_(x)
     yield from (whole,) if whole.dim() == 2 else whole.unbind()
 
 

@@ -27,8 +27,9 @@ from patchkit_kernels.lora.choices import chosen
 from patchkit_kernels.lora.forward import as_drawn
 from patchkit_kernels.lora.projection import Precision, dropout_scale, present
 from patchkit_kernels.lora.shapes import as_rows
-from patchkit_kernels.lora.straight import Trained, cast, stacked
+from patchkit_kernels.lora.straight import Trained, stacked
 from patchkit_kernels.lora.straight_backward import dense
+from patchkit_kernels.ops.casts import cast
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
 from patchkit_kernels.ops.registration import results_are_held
 

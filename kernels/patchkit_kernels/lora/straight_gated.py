@@ -17,23 +17,27 @@ from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.projection import Precision, Projection, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
-from patchkit_kernels.lora.straight import cast_one, reduced_dropped
-from patchkit_kernels.lora.straight_backward import factor_gradients as factor_gradients_in_lists
-from patchkit_kernels.lora.straight_backward import input_gradient
+from patchkit_kernels.lora.straight import reduced_dropped
+from patchkit_kernels.lora.straight_dropped import dropped_gradients
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
 from patchkit_kernels.lora.straight_one import (
     TrainedOne,
+    a_of,
+    b_of,
+    but_for_w,
     expanded,
     factor_gradients,
     flown_back,
     in_lists,
     projected,
+    rows_of,
     trained_one,
     unwatched,
-    with_cast,
+    with_casts,
 )
 from patchkit_kernels.lora.straight_saving import apart
 from patchkit_kernels.ops.activations import GATED, Activation
+from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
 
 
@@ -87,11 +91,14 @@ class TrainedGatedMLP(torch.autograd.Function):
         """
         first, second, down, *others = given
         precision, x_needed = given.precision, ctx.needs_input_grad[1]
-        down = with_cast(down, precision, x)
+        down = with_casts(down, precision, x)
         if x_needed:
-            first, second = with_cast(first, precision, x), with_cast(second, precision, x)
-        ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
-        y, both, t_down, mask, ts, masks = bare(_computed, x, given)
+            first = with_casts(first, precision, x, alone=False)
+            second = with_casts(second, precision, x, alone=False)
+        kept = [but_for_w(*pair) for pair in zip((first, second, down), given[:3], strict=True)]
+        ctx.given = tuple.__new__(TrainedGated, (*kept, *others))
+        copies = tuple.__new__(TrainedGated, (first, second, down, *others))
+        y, both, t_down, mask, ts, masks = bare(_computed, x, copies)
         _, _, *factors_b, a_down, b_down = factors
         # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
         # make all this again for a checkpoint.
@@ -130,12 +137,13 @@ def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
     """``y`` ``[tokens, hidden]``, what the first two yield, t and mask of down, and t and masks of the first two."""
     first, second, down, activation, gate_first, precision = given
     base, lora, _, _ = precision
-    flat = as_rows(x)
+    flat = rows_of(x, precision)
     masks: Sequence[Tensor] = ()
-    factors = first.lora_a, second.lora_a
     if first.dropout:
-        (t_first, t_second), masks = reduced_dropped(x, factors, (first.dropout, second.dropout), precision)
+        factors = a_of(first, lora), a_of(second, lora)
+        (t_first, t_second), masks = reduced_dropped(x, flat, factors, (first.dropout, second.dropout), precision)
     else:
+        factors = first.lora_a, second.lora_a
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
         t_first, t_second = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0]), 1)
     base_x = cast_one(flat, base)
@@ -159,15 +167,13 @@ def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_neede
     d_down = factor_gradients(flow, hidden, t_down, mask, down, precision)
     rows = (d_hidden, d_up) if gate_first else (d_up, d_hidden)
     del through, d_hidden, flow, hidden, d_up
-    flat, dtype = as_rows(x), x.dtype if x_needed else None
     if first.dropout:
-        several, made = in_lists(given[:2]), ((t_first, t_second), masks)
-        d_x, of_both = input_gradient(rows, several, made, precision, dtype)
-        found = factor_gradients_in_lists(of_both, flat, several, made, precision)
-        return [None if d_x is None else shaped_as(d_x, x), *found, *d_down]
+        made = (t_first, t_second), masks
+        return [*dropped_gradients(rows, x, made, (first, second), precision, x_needed), *d_down]
+    flat, dtype = as_rows(x), x.dtype if x_needed else None
     base, lora, _, _ = precision
     row_first, row_second = cast_one(rows[0], lora), cast_one(rows[1], lora)
-    b_first, b_second = cast_one(first.lora_b, lora), cast_one(second.lora_b, lora)
+    b_first, b_second = b_of(first, lora), b_of(second, lora)
     ranks = t_first.shape[1], t_second.shape[1]
     d_t = row_first.new_empty(row_first.shape[0], ranks[0] + ranks[1])
     d_first, d_second = d_t.split_with_sizes(ranks, 1)

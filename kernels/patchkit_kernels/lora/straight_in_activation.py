@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchkit_kernels.lora.bf16x3 import bf16x3, over_tokens_of_rows, times, times_transposed
-from patchkit_kernels.lora.choices import chosen
+from patchkit_kernels.lora.choices import chosen, for_a_device
 from patchkit_kernels.lora.hidden_state import inputs_of
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows, shaped_as
-from patchkit_kernels.lora.straight import Trained, cast, cast_one, reduced, stacked
+from patchkit_kernels.lora.straight import Trained, reduced, stacked
 from patchkit_kernels.lora.straight_arithmetic import outputs_of
 from patchkit_kernels.lora.straight_backward import dense
 from patchkit_kernels.lora.straight_one_pass import OnePassFlow, factor_gradients, in_one_pass, through_a
+from patchkit_kernels.ops.casts import cast, cast_one
 from patchkit_kernels.ops.gated_low_rank import gated_low_rank
 from patchkit_kernels.ops.gated_low_rank_backward import FLOAT32_RANK, gated_low_rank_backward
 from patchkit_kernels.ops.gated_low_rank_operands import MAX_RANK
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
 
 def in_activation(row: Tensor, parts: TrainedParts) -> bool:
     """Whether it is chosen for rows like x, and for these projections."""
-    choices = chosen()
-    greatest = choices.in_activation_rank
-    if not greatest or not (row.is_cuda or choices.emulated):
+    greatest = chosen().in_activation_rank
+    if not greatest or not for_a_device(row):
         return False
     into, down, _, _, precision, _ = parts
     if len(into.scalings) != 2 or into.dropouts[0] or down.dropouts[0] or not (into.dense and down.dense):
@@ -53,8 +53,8 @@ def computed(x: Tensor, parts: TrainedParts) -> tuple[Any, ...]:
     into, down, activation, gate_first, precision, _ = parts
     base, lora, _, _ = precision
     flat = as_rows(x)
-    ts = _reduced(flat, into, precision)
     base_x = cast_one(flat, base)
+    ts = _reduced(base_x if lora is base else flat, into, precision)
     projected = [
         F.linear(base_x, weight, None if bias is None else cast_one(bias, base))
         for weight, bias in zip(dense(into.weights, base), into.biases, strict=True)

@@ -7,7 +7,7 @@ function's time where the tensors are small.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,19 +16,29 @@ from torch import Tensor
 
 from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.bf16x3 import bf16x3
-from patchkit_kernels.lora.choices import chosen
+from patchkit_kernels.lora.choices import chosen, for_a_device
 from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
-from patchkit_kernels.lora.straight import Trained, cast_one, low_rank, reads_in_epilogue, reduced_dropped
+from patchkit_kernels.lora.straight import Trained, low_rank, reads_in_epilogue, reduced_dropped
+from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, to_drop
 from patchkit_kernels.lora.straight_linear import general_gradients, gradients
 from patchkit_kernels.lora.straight_saving import is_of_few_rows
-from patchkit_kernels.ops.dropout_once import drop_again, factors_of
+from patchkit_kernels.ops.casts import cast_one
+from patchkit_kernels.ops.dropout_once import factors_of, scale_left
 from patchkit_kernels.ops.registration import dispatch_modes
+
+_top_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None)
+"""The hooks that are told of saved tensors; None if there are none."""
 
 
 class TrainedOne(NamedTuple):
-    """A projection; see :class:`~patchkit_kernels.lora.straight.Trained`."""
+    """A projection; see :class:`~patchkit_kernels.lora.straight.Trained`.
+
+    Attributes:
+        cast_a: A in the dtype of its products, where backward is not to cast it again: see :func:`with_casts`.
+        cast_b: B likewise.
+    """
 
     lora_a: Tensor
     lora_b: Tensor
@@ -36,18 +46,22 @@ class TrainedOne(NamedTuple):
     bias: Tensor | None
     scaling: float
     dropout: float
+    cast_a: Tensor | None = None
+    cast_b: Tensor | None = None
 
 
 class Flow(NamedTuple):
     """What flows back through a projection, and is used again for the gradients of A and B.
 
     Attributes:
-        rows: dy, ``[tokens, out]``, in the dtype of the adapter's products.
-        d_t: dt, ``[tokens, rank]``.
-        factors: with dropout, what each element of x was multiplied with, where it is not read from the mask.
+        rows: dy, ``[tokens, out]``, in the dtype of the adapter's products; so is B.
+        factor_b: B, ``[out, rank]``.
+        d_t: dt, ``[tokens, rank]``; where there are factors, multiplied with what is left of dropout's scale.
+        factors: with dropout, what each element of x is multiplied with, where kernels do not multiply with bits.
     """
 
     rows: Tensor
+    factor_b: Tensor
     d_t: Tensor
     factors: Tensor | None
 
@@ -63,12 +77,11 @@ def unwatched(x: Tensor, precision: Precision, *weights: Tensor | QuantizedWeigh
     if torch.compiler.is_compiling() or dispatch_modes():
         return False
     choices = chosen()
-    if choices.one_pass_rank or choices.in_activation_rank:
-        return False
-    if precision.lora is precision.output:
+    others = choices.one_pass_rank or choices.in_activation_rank
+    if precision.lora is precision.output and not others:
         return True
-    widest = max([max(weight.shape) for weight in weights])
-    return not bf16x3(x, precision, x.numel() // max(1, x.shape[-1]) * widest)
+    elements = x.numel() // max(1, x.shape[-1]) * max([max(weight.shape) for weight in weights])
+    return not (for_a_device(x, elements) if others else bf16x3(x, precision, elements))
 
 
 def trained_one(projection: Projection) -> TrainedOne | None:
@@ -81,14 +94,42 @@ def trained_one(projection: Projection) -> TrainedOne | None:
         return None
     if not (lora_a.requires_grad and lora_b.requires_grad and lora_a.dtype is lora_b.dtype):
         return None
-    return tuple.__new__(TrainedOne, (lora_a, lora_b, weight, bias, scaling, dropout))
+    return tuple.__new__(TrainedOne, (lora_a, lora_b, weight, bias, scaling, dropout, None, None))
 
 
-def with_cast(given: TrainedOne, precision: Precision, x: Tensor) -> TrainedOne:
-    """The same with W in the dtype of its products: see :func:`~patchkit_kernels.lora.straight_saving.with_casts`."""
-    if given.weight.dtype is precision.base or not is_of_few_rows(x):
+def with_casts(given: TrainedOne, precision: Precision, x: Tensor, *, alone: bool = True) -> TrainedOne:
+    """The same with W in the dtype of its products, and A and B: for an input ``[..., in]`` of few rows.
+
+    Of W see :func:`~patchkit_kernels.lora.straight_saving.with_casts`. Copies of A and B are much smaller; autocast too
+    keeps one of each as long as its region lasts. They are no saved tensors, so there are none where hooks say what
+    becomes of these: a checkpoint keeps nothing. Without dropout, an A that is not ``alone`` is stacked with others.
+    """
+    base, lora, _, _ = precision
+    lora_a, lora_b, weight, bias, scaling, dropout, _, _ = given
+    if (weight.dtype is base and lora_b.dtype is lora) or not is_of_few_rows(x):
         return given
-    return given._replace(weight=cast_one(given.weight, precision.base))
+    cast_a = cast_b = None
+    if lora_b.dtype is not lora and _top_hooks(False) is None:
+        cast_a, cast_b = cast_one(lora_a, lora) if alone or dropout else None, cast_one(lora_b, lora)
+    copied = lora_a, lora_b, cast_one(weight, base), bias, scaling, dropout, cast_a, cast_b
+    return tuple.__new__(TrainedOne, copied)
+
+
+def but_for_w(copies: TrainedOne, given: TrainedOne) -> TrainedOne:
+    """The same with the W that is given: a copy is a saved tensor, and nothing else may hold it."""
+    if copies.weight is given.weight:
+        return copies
+    return tuple.__new__(TrainedOne, (*copies[:2], given.weight, *copies[3:]))
+
+
+def a_of(given: TrainedOne, lora: torch.dtype) -> Tensor:
+    """A, ``[rank, in]``, in this dtype of its products."""
+    return cast_one(given.lora_a, lora) if given.cast_a is None else given.cast_a
+
+
+def b_of(given: TrainedOne, lora: torch.dtype) -> Tensor:
+    """B, ``[out, rank]``, in this dtype of its products."""
+    return cast_one(given.lora_b, lora) if given.cast_b is None else given.cast_b
 
 
 class TrainedProjection(torch.autograd.Function):
@@ -99,13 +140,13 @@ class TrainedProjection(torch.autograd.Function):
         """``[..., out]``; keeps x, t and B, with dropout the mask, and where x needs a gradient A and W."""
         ctx.set_materialize_grads(False)
         given, precision = call
+        copies = given
+        rest: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
-            given = with_cast(given, precision, x)
-            rest: tuple[Tensor, ...] = (lora_a, given.weight)
-        else:
-            rest = ()
-        ctx.call = given, precision
-        y, t, mask = bare(projected, x, given, precision)
+            copies = with_casts(given, precision, x)
+            rest = lora_a, copies.weight
+        ctx.call = but_for_w(copies, given), precision
+        y, t, mask = bare(projected, x, copies, precision)
         ctx.save_for_backward(x, t, mask, lora_b, *rest)
         return shaped(y, x)
 
@@ -127,19 +168,24 @@ class TrainedProjection(torch.autograd.Function):
 
 def projected(x: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor, Tensor | None]:
     """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, and with dropout the mask."""
-    flat, mask = as_rows(x), None
+    flat, factor, mask = rows_of(x, precision), a_of(given, precision.lora), None
     if given.dropout:
-        (t,), (mask,) = reduced_dropped(x, (given.lora_a,), (given.dropout,), precision)
+        (t,), (mask,) = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
     else:
-        t = F.linear(cast_one(flat, precision.lora), cast_one(given.lora_a, precision.lora))
+        t = F.linear(cast_one(flat, precision.lora), factor)
     return expanded(cast_one(flat, precision.base), t, given, precision), t, mask
+
+
+def rows_of(x: Tensor, precision: Precision) -> Tensor:
+    """x as rows ``[tokens, in]``; cast once where products with W and with adapters are of one dtype."""
+    return cast_one(as_rows(x), precision.base) if precision.lora is precision.base else as_rows(x)
 
 
 def expanded(base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision) -> Tensor:
     """``y`` ``[tokens, out]`` from x ``[tokens, in]`` in the dtype of W's products, and t ``[tokens, rank]``."""
-    _, lora_b, weight, bias, scaling, _ = given
+    _, _, weight, bias, scaling, _, _, _ = given
     base, lora, output, _ = precision
-    up = cast_one(lora_b, lora).t()
+    up = b_of(given, lora).t()
     if weight.dtype is not base:
         weight = cast_one(weight, base)
     if bias is not None:
@@ -163,14 +209,16 @@ def flown_back(
     rows: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, Flow]:
     """dx ``[tokens, in]`` in this dtype, None if it is not needed, from dy ``[tokens, out]``; and what flows back."""
-    lora_a, lora_b, weight, _, scaling, dropout = given
+    _, _, weight, _, scaling, dropout, _, _ = given
     base, lora, _, drawn = precision
-    lora_rows, factors, total = cast_one(rows, lora), None, None
-    d_t = torch.addmm(t, lora_rows, cast_one(lora_b, lora), beta=0, alpha=scaling)  # beta=0: t is not read
+    lora_rows, up, factors, total = cast_one(rows, lora), b_of(given, lora), None, None
     if mask is not None:
-        factors = factors_of(mask, dropout, rows.shape[0], lora_a.shape[1], drawn)
+        factors = factors_of(mask, dropout, rows.shape[0], given.lora_a.shape[1], lora, drawn)
+        if factors is not None:
+            scaling = scaling * scale_left(dropout, lora, drawn)
+    d_t = torch.addmm(t, lora_rows, up, beta=0, alpha=scaling)  # beta=0: t is not read
     if dtype is not None:
-        product = torch.mm(d_t, cast_one(lora_a, lora))
+        product = torch.mm(d_t, a_of(given, lora))
         base_rows, weight = cast_one(rows, base), cast_one(weight, base)
         if mask is None:
             total = cast_one(product, dtype)
@@ -180,23 +228,20 @@ def flown_back(
                 total.add_(torch.mm(base_rows, weight))
         else:
             total = cast_one(torch.mm(base_rows, weight), dtype)
-            if factors is not None and lora is drawn is dtype:
-                total.addcmul_(product, factors)
-            else:
-                total.add_(drop_again(product, mask, dropout, factors))
-    return total, tuple.__new__(Flow, (lora_rows, d_t, factors))
+            add_dropped_(total, product, mask, factors, dropout)
+    return total, tuple.__new__(Flow, (lora_rows, up, d_t, factors))
 
 
 def factor_gradients(
     flow: Flow, flat: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """dA and dB, of x ``[tokens, in]``."""
-    rows, d_t, factors = flow
+    rows, factor_b, d_t, factors = flow
     lora, stored = precision.lora, given.lora_b.dtype
     if mask is not None:
-        flat = drop_again(cast_one(flat, precision.drawn), mask, given.dropout, factors)
+        flat = dropped_rows(to_drop(flat, factors, precision), mask, factors, given.dropout, lora)
     d_a = torch.mm(d_t.t(), cast_one(flat, lora))
-    d_b = torch.addmm(cast_one(given.lora_b, lora), rows.t(), t, beta=0, alpha=given.scaling)  # beta=0: B is not read
+    d_b = torch.addmm(factor_b, rows.t(), t, beta=0, alpha=given.scaling)  # beta=0: B is not read
     return (d_a, d_b) if stored is lora else (cast_one(d_a, stored), cast_one(d_b, stored))
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.lora.bf16x3 import bf16x3, low_rank_product, over_tokens
-from patchkit_kernels.lora.choices import chosen
+from patchkit_kernels.lora.choices import chosen, for_a_device
 from patchkit_kernels.lora.products import beside
 from patchkit_kernels.lora.projection import Precision
-from patchkit_kernels.lora.straight import Trained, cast, stacked
+from patchkit_kernels.lora.straight import Trained, stacked
 from patchkit_kernels.lora.straight_backward import dense
 from patchkit_kernels.lora.straight_bf16x3 import base_gradient, copies
+from patchkit_kernels.ops.casts import cast
 from patchkit_kernels.ops.low_rank_backward import low_rank_backward
 
 
@@ -31,11 +32,11 @@ class OnePassFlow(NamedTuple):
 
 def in_one_pass(row: Tensor, kept: tuple[Sequence[Tensor], Sequence[Tensor]]) -> bool:
     """Whether it is chosen for rows like one of the dy, and for these t and masks."""
-    choices = chosen()
-    if not choices.one_pass_rank or not (row.is_cuda or choices.emulated):
+    greatest = chosen().one_pass_rank
+    if not greatest or not for_a_device(row):
         return False
     ts, masks = kept
-    return not masks and all(t.shape[1] <= choices.one_pass_rank for t in ts)
+    return not masks and all(t.shape[1] <= greatest for t in ts)
 
 
 def input_gradient(

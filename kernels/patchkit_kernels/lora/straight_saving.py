@@ -18,7 +18,8 @@ from torch import Tensor
 
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Grads, Kept, Needs
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
-from patchkit_kernels.lora.straight import Trained, cast_one
+from patchkit_kernels.lora.straight import Trained
+from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout import pack_mask
 from patchkit_kernels.ops.registration import dispatch_modes
 

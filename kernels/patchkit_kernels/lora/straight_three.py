@@ -17,11 +17,23 @@ from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.differentiable import all_given, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
-from patchkit_kernels.lora.straight import cast_one, reduced_dropped
-from patchkit_kernels.lora.straight_backward import factor_gradients, input_gradient
+from patchkit_kernels.lora.straight import reduced_dropped
+from patchkit_kernels.lora.straight_dropped import dropped_gradients
 from patchkit_kernels.lora.straight_linear import general_gradients, gradients
-from patchkit_kernels.lora.straight_one import TrainedOne, expanded, in_lists, trained_one, unwatched, with_cast
+from patchkit_kernels.lora.straight_one import (
+    TrainedOne,
+    a_of,
+    b_of,
+    but_for_w,
+    expanded,
+    in_lists,
+    rows_of,
+    trained_one,
+    unwatched,
+    with_casts,
+)
 from patchkit_kernels.lora.straight_saving import apart
+from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
 
 TrainedThree = tuple[TrainedOne, TrainedOne, TrainedOne]
@@ -62,15 +74,18 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
         """
         ctx.set_materialize_grads(False)
         given, precision = call
-        first, second, third = given
+        copies = given
         rest: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
-            first, second = with_cast(first, precision, x), with_cast(second, precision, x)
-            third = with_cast(third, precision, x)
-            given = first, second, third
+            first, second, third = copies = (
+                with_casts(given[0], precision, x, alone=False),
+                with_casts(given[1], precision, x, alone=False),
+                with_casts(given[2], precision, x, alone=False),
+            )
             rest = (*factors[:3], first.weight, second.weight, third.weight)
+            given = but_for_w(first, given[0]), but_for_w(second, given[1]), but_for_w(third, given[2])
         ctx.call = given, precision
-        (y_first, y_second, y_third), ts, masks = bare(_computed, x, given, precision)
+        (y_first, y_second, y_third), ts, masks = bare(_computed, x, copies, precision)
         # In the order of lists, which may make all this again for a checkpoint.
         ctx.save_for_backward(x, *ts, *masks, *factors[3:], *rest)
         return shaped(y_first, x), shaped(y_second, x), shaped(y_third, x)
@@ -101,12 +116,14 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
 def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any, ...]:
     """``y`` of each, ``[tokens, out]``, and :data:`Kept`."""
     (first, second, third), (base, lora, _, _) = given, precision
-    flat, factors = as_rows(x), (first.lora_a, second.lora_a, third.lora_a)
+    flat = rows_of(x, precision)
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
     if first.dropout:
-        ts, masks = reduced_dropped(x, factors, (first.dropout, second.dropout, third.dropout), precision)
+        factors = a_of(first, lora), a_of(second, lora), a_of(third, lora)
+        ts, masks = reduced_dropped(x, flat, factors, (first.dropout, second.dropout, third.dropout), precision)
     else:
+        factors = first.lora_a, second.lora_a, third.lora_a
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
         ts = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0], factors[2].shape[0]), 1)
     base_x, (t_first, t_second, t_third) = cast_one(flat, base), ts
@@ -122,21 +139,14 @@ def _gradients(
     grads: Sequence[Tensor], x: Tensor, kept: Kept, given: TrainedThree, precision: Precision, x_needed: bool
 ) -> list[Tensor | None]:
     """Where every gradient is given and wanted, but perhaps that of x."""
-    (base, lora, _, _), flat, dtype = precision, as_rows(x), x.dtype if x_needed else None
     if given[0].dropout:
-        several = in_lists(given)
-        total, flow = input_gradient(grads, several, kept, precision, dtype)
-        found = factor_gradients(flow, flat, several, kept, precision)
-        return [None if total is None else shaped_as(total, x), *found]
+        return dropped_gradients(grads, x, kept, given, precision, x_needed)
+    (base, lora, _, _), flat, dtype = precision, as_rows(x), x.dtype if x_needed else None
     first, second, third = given
     (t_first, t_second, t_third), _ = kept
     rows = as_rows(grads[0]), as_rows(grads[1]), as_rows(grads[2])
     row_first, row_second, row_third = cast_one(rows[0], lora), cast_one(rows[1], lora), cast_one(rows[2], lora)
-    b_first, b_second, b_third = (
-        cast_one(first.lora_b, lora),
-        cast_one(second.lora_b, lora),
-        cast_one(third.lora_b, lora),
-    )
+    b_first, b_second, b_third = b_of(first, lora), b_of(second, lora), b_of(third, lora)
     ranks = t_first.shape[1], t_second.shape[1], t_third.shape[1]
     d_t = row_first.new_empty(row_first.shape[0], ranks[0] + ranks[1] + ranks[2])
     d_first, d_second, d_third = d_t.split_with_sizes(ranks, 1)

@@ -20,13 +20,14 @@ from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
 from patchkit_kernels.lora.straight_one import (
     TrainedOne,
+    but_for_w,
     factor_gradients,
     flown_back,
     in_lists,
     projected,
     trained_one,
     unwatched,
-    with_cast,
+    with_casts,
 )
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.registration import dispatch_modes
@@ -75,11 +76,12 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         """``[..., hidden]``; keeps x, what ``up`` yields, t and B of each, A and W of down, and perhaps of ``up``."""
         up, down, *others = given
         precision, x_needed = given.precision, ctx.needs_input_grad[1]
-        down = with_cast(down, precision, x)
+        down = with_casts(down, precision, x)
         if x_needed:
-            up = with_cast(up, precision, x)
-        ctx.given = given = tuple.__new__(TrainedTwo, (up, down, *others))
-        y, between, t_down, mask_down, t_up, mask_up = bare(_computed, x, given)
+            up = with_casts(up, precision, x)
+        ctx.given = tuple.__new__(TrainedTwo, (but_for_w(up, given.up), but_for_w(down, given.down), *others))
+        copies = tuple.__new__(TrainedTwo, (up, down, *others))
+        y, between, t_down, mask_down, t_up, mask_up = bare(_computed, x, copies)
         rest = (a_up, up.weight) if x_needed else ()
         # In the order of lists, which may make all this again for a checkpoint.
         ctx.save_for_backward(x, between, t_down, mask_down, b, a, down.weight, t_up, mask_up, b_up, *rest)

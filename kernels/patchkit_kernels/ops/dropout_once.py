@@ -3,6 +3,10 @@
 :mod:`patchkit_kernels.ops.dropout` has the ops and the form of a packed mask. Here is what a fused function does with
 them where nothing has to see the ops: what ``F.dropout`` yields is used as it is, and on a CPU the mask is packed and
 unpacked in a few calls. Not for ``torch.compile``.
+
+Where x is read in another dtype than dropout is drawn in, as under autocast, the mask alone is multiplied with, zeros
+and ones, and the scale ``1 / (1 - p)`` is left to a product that scales anyway: see :func:`scale_left`. A product with
+zeros and ones is exact in every dtype, so that nothing has to be cast to the one in which dropout is drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout import FUSED_DROPOUT_DEVICES, draw_mask, masked, pack_mask, unpack_table
 from patchkit_kernels.ops.dropout_in_pieces import draws_in_pieces
 from patchkit_kernels.ops.registration import dispatch_modes
@@ -21,7 +26,7 @@ SMALL = 2**15
 """Elements of an input up to which several masks for it are drawn into one tensor: for calls, not for memory."""
 
 UNPACKED = 2**13
-"""Elements of an input up to which a mask is kept as what it was multiplied with, and not in bits: at most 32 KB of
+"""Elements of an input up to which a mask is kept in the dtype in which x is read, and not in bits: at most 32 KB of
 float32, half of what ``F.dropout`` keeps of it, for four calls less. Packing and unpacking took a third of the time
 that dropout adds to a block of a small model.
 """
@@ -46,67 +51,74 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return masked(x, packed, 1.0 / (1.0 - p)), packed
 
 
-def drop_together(x: Tensor, probabilities: Sequence[float]) -> tuple[Tensor, Tensor] | None:
-    """:func:`drop` of one input for each probability in turn, in few calls; None where it is not that small or simple.
+def draws_together(x: Tensor, probabilities: Sequence[float]) -> bool:
+    """Whether masks of these probabilities for x ``[..., n]`` are drawn by :func:`drop_together`: small, and simple."""
+    size = x.numel()
+    if not 0 < size <= SMALL or size % 8 or not x.is_cpu or dispatch_modes() or not x.is_contiguous():
+        return False
+    count = len(probabilities)
+    return count == 1 or probabilities.count(probabilities[0]) == count
+
+
+def drop_together(x: Tensor, probabilities: Sequence[float], drawn: torch.dtype) -> tuple[Tensor, Tensor]:
+    """:func:`drop` of one input for each probability in turn, in few calls, but for :func:`scale_left`.
 
     Args:
-        x: ``[..., n]``.
+        x: ``[rows, n]``, for which :func:`draws_together`, in the dtype in which it is read.
         probabilities: as many as there are masks.
+        drawn: the dtype for which dropout is drawn: the draws depend on it.
 
     Returns:
         What they yield, ``[masks, rows, n]``, of one mask ``[rows, n]``; and the packed masks, one after the other, or
         for an input of few elements (:data:`UNPACKED`) what it was multiplied with, in its dtype and that shape.
     """
-    count, p, size = len(probabilities), probabilities[0], x.numel()
-    if not 0 < size <= SMALL or size % 8 or not x.is_cpu or dispatch_modes() or not x.is_contiguous():
-        return None
-    if count > 1 and probabilities.count(p) < count:
-        return None
-    dtype, columns = x.dtype, x.shape[-1]
-    if count == 1:
-        noise = x.new_empty(size // columns, columns).bernoulli_(1.0 - p)
-    else:
-        noise = x.new_empty(count, size // columns, columns)
-        for one in (noise,) if draws_in_pieces(dtype) else noise.unbind():
-            one.bernoulli_(1.0 - p)
-    if size <= UNPACKED:
-        factors = noise.mul_(_scale(p, dtype))
-        return factors * x.view(size // columns, columns), factors
-    packed = torch.mv(noise.view(-1, 8), _powers(dtype)).byte()
+    count, p, dtype = len(probabilities), probabilities[0], x.dtype
+    shape = x.shape if count == 1 else (count, *x.shape)
+    noise = x.new_empty(shape) if drawn is dtype else x.new_empty(shape, dtype=drawn)
+    for one in (noise,) if count == 1 or draws_in_pieces(drawn) else noise.unbind():
+        one.bernoulli_(1.0 - p)
+    if x.numel() <= UNPACKED:
+        factors = noise.mul_(_scale(p, dtype)) if drawn is dtype else cast_one(noise, dtype)
+        return factors * x, factors
+    packed = torch.mv(noise.view(-1, 8), _powers(drawn)).byte()
     # The noise is zero and one, so that only the second product rounds: as the one of F.dropout does.
-    return noise.mul_(x.view(size // columns, columns)).mul_(_scale(p, dtype)), packed
+    dropped = cast_one(noise, dtype).mul_(x)
+    return dropped.mul_(_scale(p, dtype)) if drawn is dtype else dropped, packed
 
 
-def factors_together(packed: Tensor, p: float, count: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def scale_left(p: float, dtype: torch.dtype, drawn: torch.dtype) -> float:
+    """What is left to multiply with, of x that is read in this dtype; one where the factors have the scale."""
+    return 1.0 if dtype is drawn else 1.0 / (1.0 - p)
+
+
+def factors_together(
+    packed: Tensor, p: float, count: int, rows: int, columns: int, dtype: torch.dtype, drawn: torch.dtype
+) -> Tensor:
     """:func:`factors_of` for the masks of :func:`drop_together`, ``[masks, rows, columns]``."""
     if packed.is_floating_point():
         return packed
-    return _table(p, dtype).index_select(0, packed.int()).view(count, rows, columns)
+    return _table(p, dtype, drawn).index_select(0, packed.int()).view(count, rows, columns)
 
 
-def factors_of(packed: Tensor, p: float, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
-    """What each element was multiplied with, ``[rows, columns]``; None where kernels multiply with the bits."""
+def factors_of(
+    packed: Tensor, p: float, rows: int, columns: int, dtype: torch.dtype, drawn: torch.dtype
+) -> Tensor | None:
+    """What each element is multiplied with, but for :func:`scale_left`; None where kernels multiply with the bits.
+
+    Args:
+        packed: the mask.
+        p: of dropout.
+        rows: of x.
+        columns: of x.
+        dtype: in which x is read, and of the factors, ``[rows, columns]``.
+        drawn: for which dropout is drawn.
+    """
     if packed.is_floating_point():
         return packed
     if not packed.is_cpu or dispatch_modes():
         return None
-    spread, size = _table(p, dtype).index_select(0, packed.int()).view(-1), rows * columns
+    spread, size = _table(p, dtype, drawn).index_select(0, packed.int()).view(-1), rows * columns
     return (spread if spread.shape[0] == size else spread[:size]).view(rows, columns)
-
-
-def drop_again(x: Tensor, packed: Tensor, p: float, factors: Tensor | None) -> Tensor:
-    """x ``[rows, n]`` multiplied with the mask of its shape and the scale, in the dtype of x.
-
-    Args:
-        x: floating point.
-        packed: of :func:`drop`.
-        p: as there.
-        factors: of :func:`factors_of`, in x's dtype or a wider one.
-    """
-    if factors is None:
-        return masked(x, packed, 1.0 / (1.0 - p))
-    product = x * factors
-    return product if product.dtype is x.dtype else product.to(x.dtype)
 
 
 def _pack(noise: Tensor) -> Tensor:
@@ -130,10 +142,11 @@ def _scale(p: float, dtype: torch.dtype) -> Tensor:
 
     A number would be made one at each product, which takes as long as the product.
     """
-    return _table(p, dtype)[255, 0].clone()
+    return _table(p, dtype, dtype)[255, 0].clone()
 
 
 @lru_cache(maxsize=32)
-def _table(p: float, dtype: torch.dtype) -> Tensor:
-    """``[256, 8]``: the factors of the eight elements of every byte, as ``F.dropout`` rounds them."""
-    return unpack_table(torch.device("cpu")).to(dtype).div_(1.0 - p)
+def _table(p: float, dtype: torch.dtype, drawn: torch.dtype) -> Tensor:
+    """``[256, 8]``: the factors of the eight elements of each byte, as ``F.dropout`` rounds them, or zeros and ones."""
+    ones = unpack_table(torch.device("cpu")).to(dtype)
+    return ones.div_(1.0 - p) if dtype is drawn else ones

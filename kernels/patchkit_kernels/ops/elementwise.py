@@ -15,16 +15,13 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.ops.activation_function import ActivationFunction
+from patchkit_kernels.ops.launch_sizes import LAUNCH_SIZES
 from patchkit_kernels.ops.registration import LIBRARY, dispatch_modes, register_op
 from patchkit_kernels.ops.rows import as_rows
 from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS, TRITON_DTYPES, device_guard
 
 Results: TypeAlias = "Tensor | tuple[Tensor, ...]"
 """One tensor alone, several as a tuple: what an op returns."""
-
-BLOCK = 1024
-"""Elements per program: 8 per thread with Triton's 4 warps of 32, which is one 16-byte access in bf16 and fp16."""
-
 
 _TRITON_DEVICES = frozenset(key.lower() for key in TRITON_DISPATCH_KEYS)
 
@@ -82,10 +79,18 @@ class ElementwiseOps(ABC):
         if result.numel() == 0:
             return result
         tensors, rows, columns, strides = as_rows(*inputs)
-        blocks_per_row = -(-columns // BLOCK)
+        block, warps = LAUNCH_SIZES.value.elementwise
+        blocks_per_row = -(-columns // block)
         with device_guard(result):
             self.forward_kernel[(rows * blocks_per_row,)](
-                *tensors, result, columns, blocks_per_row, *strides, VALUE=self.activation.value, BLOCK=BLOCK
+                *tensors,
+                result,
+                columns,
+                blocks_per_row,
+                *strides,
+                VALUE=self.activation.value,
+                BLOCK=block,
+                num_warps=warps,
             )
         return result
 
@@ -128,7 +133,8 @@ class ElementwiseOps(ABC):
     def _launch_backward(
         self, kernel: Any, rows: int, columns: int, tensors: Sequence[Tensor], strides: Sequence[int]
     ) -> None:
-        blocks_per_row = -(-columns // BLOCK)
+        block, warps = LAUNCH_SIZES.value.elementwise
+        blocks_per_row = -(-columns // block)
         with device_guard(tensors[0]):
             kernel[(rows * blocks_per_row,)](
                 *tensors,
@@ -136,7 +142,8 @@ class ElementwiseOps(ABC):
                 blocks_per_row,
                 *strides,
                 VALUE_AND_GRADIENT=self.activation.value_and_gradient,
-                BLOCK=BLOCK,
+                BLOCK=block,
+                num_warps=warps,
             )
 
 

@@ -24,11 +24,9 @@ from patchkit_kernels.ops.gated_low_rank_operands import (
     load_tile,
     wide_dtype,
 )
+from patchkit_kernels.ops.launch_sizes import LAUNCH_SIZES
 from patchkit_kernels.ops.registration import register_op
 from patchkit_kernels.ops.triton_support import device_guard, jit, tl
-
-BLOCK_TOKENS, BLOCK_COLUMNS = 64, 32
-"""The tile of gate and of up that a program of 4 warps holds: 16 rows for each warp, as its products have them."""
 
 SPAN = 2048
 """Columns per program: the parts of t_down, float32, are ``2 rank / SPAN`` of a bfloat16 hidden."""
@@ -119,7 +117,8 @@ def launch(
     """Run the kernel and add up the parts: hidden, and t_down in float32."""
     tokens, columns = gate.shape
     ranks = [factors[0].shape[1], factors[1].shape[1], factors[2].shape[0]]
-    blocks, spans = -(-tokens // BLOCK_TOKENS), -(-columns // SPAN)
+    size = LAUNCH_SIZES.value.gated_low_rank
+    blocks, spans = -(-tokens // size.tokens), -(-columns // SPAN)
     hidden = torch.empty(tokens, columns, dtype=gate.dtype, device=gate.device)
     parts = torch.empty(spans, tokens, ranks[2], dtype=torch.float32, device=gate.device)
     if gate.numel():
@@ -137,11 +136,11 @@ def launch(
                 *ranks,
                 *[stride for tensor in (*reduced, *factors) for stride in tensor.stride()],
                 VALUE=GATED[activation].activation.value,
-                BLOCK_TOKENS=BLOCK_TOKENS,
-                BLOCK_COLUMNS=BLOCK_COLUMNS,
+                BLOCK_TOKENS=size.tokens,
+                BLOCK_COLUMNS=size.columns,
                 BLOCK_RANK=block_of_rank(max(ranks)),
                 SPAN=SPAN,
-                num_warps=4,
+                num_warps=size.warps,
                 num_stages=2,
             )
     return hidden, parts.sum(0)

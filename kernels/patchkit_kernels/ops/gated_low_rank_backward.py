@@ -28,15 +28,9 @@ from patchkit_kernels.ops.gated_low_rank_operands import (
     load_tile,
     wide_dtype,
 )
+from patchkit_kernels.ops.launch_sizes import LAUNCH_SIZES
 from patchkit_kernels.ops.registration import register_op
 from patchkit_kernels.ops.triton_support import device_guard, jit, tl
-
-BLOCK_TOKENS, BLOCK_COLUMNS = 32, 128
-"""The tile of gate, up and d_hidden that a program of 8 warps holds. Columns come first: 16 for each warp, which is
-what a product on tensor cores gives it."""
-
-FEWER_TOKENS = 16
-"""The same with factors of 32 bits: their pieces take registers too."""
 
 FLOAT32_RANK = 16
 """The greatest rank where gate and up are float32: products of such operands run without tensor cores, and beyond it
@@ -194,7 +188,10 @@ def launch(
     """Run the kernel and add up the parts: all but d_up in float32."""
     tokens, columns = grad.shape
     ranks = [factors[0].shape[1], factors[1].shape[1], factors[2].shape[0]]
-    strips, spans = -(-columns // BLOCK_COLUMNS), -(-tokens // SPAN)
+    sizes = LAUNCH_SIZES.value
+    in_16_bits = factors[0].dtype.itemsize == 2
+    size = sizes.gated_low_rank_backward if in_16_bits else sizes.gated_low_rank_backward_float32
+    strips, spans = -(-columns // size.columns), -(-tokens // SPAN)
     d_up = torch.empty(tokens, columns, dtype=grad.dtype, device=grad.device)
     shapes = [
         (strips, tokens, ranks[0] + ranks[1]),
@@ -219,11 +216,11 @@ def launch(
                 *ranks,
                 *[stride for tensor in (*reduced, *factors) for stride in tensor.stride()],
                 VALUE_AND_GRADIENT=GATED[activation].activation.value_and_gradient,
-                BLOCK_TOKENS=BLOCK_TOKENS if factors[0].dtype.itemsize == 2 else FEWER_TOKENS,
-                BLOCK_COLUMNS=BLOCK_COLUMNS,
+                BLOCK_TOKENS=size.tokens,
+                BLOCK_COLUMNS=size.columns,
                 BLOCK_RANK=block_of_rank(max(ranks)),
                 SPAN=SPAN,
-                num_warps=8,
+                num_warps=size.warps,
                 num_stages=2,
             )
     return GatedGradients(d_up, *[part.sum(0) for part in parts])

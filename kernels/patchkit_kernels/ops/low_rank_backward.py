@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from patchkit_kernels.ops.exact_dot import exact_dot
+from patchkit_kernels.ops.launch_sizes import LAUNCH_SIZES
 from patchkit_kernels.ops.registration import register_op
 from patchkit_kernels.ops.triton_support import TRITON_DTYPES, device_guard, jit, tl
 
 MAX_RANK = 64
 """Beyond that, a program's part of dB does not fit into registers."""
-
-BLOCK_TOKENS, BLOCK_OUT = 32, 128
-"""The tile of dy that a program of 8 warps holds."""
 
 SPAN = 2048
 """Rows per program: the parts of dB, float32, are ``2 rank / SPAN`` of a bfloat16 dy."""
@@ -93,7 +91,8 @@ def low_rank_backward_kernel(
 def launch(grad: Tensor, factor: Tensor, reduced: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Run the kernel and add up the parts: dt and dB in float32."""
     (tokens, columns), rank = grad.shape, factor.shape[1]
-    strips, spans = -(-columns // BLOCK_OUT), -(-tokens // SPAN)
+    size = LAUNCH_SIZES.value.low_rank_backward
+    strips, spans = -(-columns // size.columns), -(-tokens // SPAN)
     d_reduced = torch.empty(strips, tokens, rank, dtype=torch.float32, device=grad.device)
     d_factor = torch.empty(spans, columns, rank, dtype=torch.float32, device=grad.device)
     if grad.numel() and rank:
@@ -111,11 +110,11 @@ def launch(grad: Tensor, factor: Tensor, reduced: Tensor, scale: float) -> tuple
                 *grad.stride(),
                 *factor.stride(),
                 *reduced.stride(),
-                BLOCK_TOKENS=BLOCK_TOKENS,
-                BLOCK_OUT=BLOCK_OUT,
+                BLOCK_TOKENS=size.tokens,
+                BLOCK_OUT=size.columns,
                 BLOCK_RANK=max(16, 1 << (rank - 1).bit_length()),
                 SPAN=SPAN,
-                num_warps=8,
+                num_warps=size.warps,
                 num_stages=2,
             )
     return d_reduced.sum(0), d_factor.sum(0)

@@ -27,12 +27,13 @@ from patchkit.errors import CacheError
 from patchkit.upstream.identity import source_hash
 
 _NOT_DECIDING = (
-    *("cli", "scaffolding", "cache", "processes", "trust", "testing/contenders"),
+    *("cli", "scaffolding", "cache", "processes", "trust", "tuning", "testing/contenders"),
     *("check/results", "check/static", "check/architecture", "check/run.py"),
     *(f"check/numeric/{name}.py" for name in ("recorded", "remembered", "scanning", "environments", "installing")),
     *("trainer_callback.py", "pytest_plugin.py", "report_html.py", "version.py"),
 )
-"""Rooms and files of patchkit that no outcome comes from: they show, keep or start, or decide what is proven."""
+"""Rooms and files of patchkit that no outcome comes from: they show, keep or start, decide what is proven, or are for
+devices, where no outcome was found."""
 
 _LOST_THEN = f"{LOST}was lost when the record was made, by time or memory; `patchkit scan --anew` tries again"
 

@@ -61,6 +61,8 @@ def test_who_looks_at_operations_sees_those_of_lists():
         assert not unwatched(x, narrow, projection.weight)
     for choice in ("one_pass_rank", "in_activation_rank"):
         with choosing(**{choice: 16}):
+            assert unwatched(x, narrow, projection.weight)  # on a CPU these are not for it
+        with choosing(**{choice: 16}, emulated=True):
             assert not unwatched(x, narrow, projection.weight)
     with choosing(emulated=True):
         assert not unwatched(x, wide, projection.weight)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from straight_ways import in_lists
+from torch.profiler import profile
+from torch.utils.checkpoint import checkpoint
 from without_lists import (
     BF16,
     PRECISIONS,
@@ -20,6 +24,7 @@ from without_lists import (
 )
 
 from patchkit_kernels.lora import straight, straight_gated, straight_one, straight_saving, straight_three, straight_two
+from patchkit_kernels.ops.dropout_once import SMALL
 
 FUNCTIONS = {
     "one": straight_one,
@@ -67,7 +72,7 @@ def test_the_low_rank_product_may_come_first(part, bias, monkeypatch):
 def test_the_same_is_kept_in_the_same_order(part, rows, x_grad, precision, monkeypatch):
     """Copies of W for few rows included."""
     monkeypatch.setattr(straight_saving, "FEW_ROWS", rows)
-    case = Case(part, precision, 0.4)
+    case = Case(part, precision, 0.4, shape=(1, 8))  # so that nothing else has the shape of W
     case.x.requires_grad_(x_grad)
     found = kept_by(case.outputs())
     in_lists(monkeypatch)
@@ -111,3 +116,53 @@ def test_what_changes_in_place_before_backward_is_an_error(part, index, changed)
         tensors[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad([y.sum() for y in outputs], case.variables)
+
+
+def casts_of(events, shape):
+    """How often a tensor of this shape was copied into another dtype."""
+    return sum(event.name == "aten::_to_copy" and event.input_shapes[0] == list(shape) for event in events)
+
+
+@pytest.mark.parametrize("rows", [20, straight_saving.FEW_ROWS + 1])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("with_lists", [True, False])
+@each_part
+def test_each_tensor_is_cast_once(part, with_lists, dropout, rows, monkeypatch):
+    """A profiler looks on from below, so that nothing is left to lists because of it."""
+    if with_lists:
+        in_lists(monkeypatch)
+    case = Case(part, "float32 under autocast", dropout, shape=(rows, 8))
+    with profile(record_shapes=True) as forward:
+        outputs = case.outputs()
+    groups = 1 if not dropout else 1 + len(case.projections) if rows * 8 > SMALL else 2
+    assert casts_of(forward.events(), (rows, 8)) <= groups  # for W and all adapters; what is dropped is another tensor
+    with profile(record_shapes=True) as backward:
+        torch.autograd.grad(outputs, case.variables, [torch.ones_like(y) for y in outputs])
+    shapes = [tuple(one.adapters[0].lora_b.shape) for one in case.projections]
+    again = with_lists or rows > straight_saving.FEW_ROWS  # of few rows a copy of B is kept
+    for shape in shapes:
+        assert casts_of(backward.events(), shape) == shapes.count(shape) * (1 + again)  # its gradient, and B
+
+
+@pytest.mark.parametrize("x_grad", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@each_part
+def test_a_checkpoint_keeps_no_copies(part, dropout, x_grad):
+    """Of W, A and B in the dtype of autocast: what is no saved tensor stays until backward."""
+
+    def narrow():
+        gc.collect()
+        return sum(1 for one in gc.get_objects() if type(one) is torch.Tensor and one.dtype is BF16)
+
+    case = Case(part, "float32 under autocast", dropout)
+    case.x.requires_grad_(x_grad)
+    before = narrow()
+    outputs = checkpoint(case.outputs, use_reentrant=False)
+    assert outputs[0].requires_grad
+    assert narrow() == before + len(outputs)
+    for found, expected in zip(
+        torch.autograd.grad(outputs, case.variables, [torch.ones_like(y) for y in outputs]),
+        torch.autograd.grad(case.outputs(), case.variables, [torch.ones_like(y) for y in outputs]),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)

@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton", reason="the compiler is part of Triton")
 
 from triton_targets import TARGETS, compile_kernel, global_accesses, is_binary, narrow_offsets  # noqa: E402
 
-from patchkit_kernels.ops.elementwise import BLOCK  # noqa: E402
+from patchkit_kernels.ops.launch_sizes import LaunchSizes  # noqa: E402
 
 pytestmark = [
     pytest.mark.aot,
@@ -30,7 +30,7 @@ def compile_activation(
         "backward": activation.kernel.backward_kernel,
         "recompute": activation.kernel.backward_recompute_kernel,
     }[direction]
-    constants: dict[str, Any] = {"BLOCK": BLOCK}
+    constants: dict[str, Any] = {"BLOCK": LaunchSizes().elementwise.elements}
     if direction == "forward":
         constants["VALUE"] = activation.kernel.activation.value
     else:

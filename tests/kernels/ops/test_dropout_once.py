@@ -10,7 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchkit_kernels.ops import dropout_once
 from patchkit_kernels.ops.dropout import pack_mask
 from patchkit_kernels.ops.dropout_in_pieces import draws_in_pieces
-from patchkit_kernels.ops.dropout_once import SMALL, drop, drop_again, drop_together, factors_of, factors_together
+from patchkit_kernels.ops.dropout_once import (
+    SMALL,
+    draws_together,
+    drop,
+    drop_together,
+    factors_of,
+    factors_together,
+    scale_left,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = {
@@ -59,21 +67,19 @@ def test_drawn_as_torch_draws(dtype, layout, p, in_mode):
 @pytest.mark.parametrize("columns", [8, 7])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_applied_again(dtype, columns, p):
-    """To x it gives what was given before; to another tensor of its shape, in that tensor's dtype."""
+    """To x it gives what was given before; in another dtype it is exact, and the scale is left."""
     x = torch.randn(6, columns).to(dtype)
     dropped, packed = drop(x, p)
-    factors = factors_of(packed, p, 6, columns, dtype)
-    assert torch.equal(drop_again(x, packed, p, factors), dropped)
-    for other in DTYPES:
+    assert torch.equal(x * factors_of(packed, p, 6, columns, dtype, dtype), dropped)
+    assert scale_left(p, dtype, dtype) == 1.0
+    for other in set(DTYPES) - {dtype}:
         part = torch.randn(6, columns).to(other)
-        found = drop_again(part, packed, p, factors)
-        assert found.dtype == other
-        wanted = part.double() * (dropped != 0) / (1 - p)
-        assert torch.allclose(found.double(), wanted, rtol=4 * max(torch.finfo(d).eps for d in (dtype, other)))
+        factors = factors_of(packed, p, 6, columns, other, dtype)
+        assert factors.dtype == other
+        assert torch.equal(part * factors, torch.where(dropped != 0, part, torch.zeros_like(part)))
+        assert scale_left(p, other, dtype) == 1 / (1 - p)
     with Nothing():
-        assert factors_of(packed, p, 6, columns, dtype) is None
-        found = drop_again(x, packed, p, None)
-    assert torch.allclose(found, dropped, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+        assert factors_of(packed, p, 6, columns, dtype, dtype) is None
 
 
 ONE_AFTER_THE_OTHER = {1: [0.3], 3: [0.3, 0.3, 0.3]}
@@ -82,29 +88,38 @@ ONE_AFTER_THE_OTHER = {1: [0.3], 3: [0.3, 0.3, 0.3]}
 @pytest.mark.parametrize("most", [47, 48], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("count", ONE_AFTER_THE_OTHER)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_masks_drawn_together_are_those_drawn_in_turn(dtype, count, in_pieces, most, monkeypatch):
+@pytest.mark.parametrize("read", DTYPES, ids=str)
+@pytest.mark.parametrize("drawn", DTYPES, ids=str)
+def test_masks_drawn_together_are_those_drawn_in_turn(drawn, read, count, in_pieces, most, monkeypatch):
     """Bit for bit, and the generator is left as it is then: whether or not a CPU draws the same in pieces."""
     monkeypatch.setattr(dropout_once, "UNPACKED", most)
-    if in_pieces and not draws_in_pieces(dtype):
+    if in_pieces and not draws_in_pieces(drawn):
         pytest.skip("this CPU draws otherwise in pieces")
     monkeypatch.setattr(dropout_once, "draws_in_pieces", lambda dtype: in_pieces)
-    x, probabilities = torch.randn(2, 3, 8).to(dtype), ONE_AFTER_THE_OTHER[count]
+    x, probabilities = torch.randn(6, 8).to(drawn), ONE_AFTER_THE_OTHER[count]
+    p = probabilities[0]
     torch.manual_seed(3)
     expected, after = [F.dropout(x, p) for p in probabilities], torch.rand(2)
     torch.manual_seed(3)
     apart = [drop(x, p)[1] for p in probabilities]
     torch.manual_seed(3)
-    dropped, packed = drop_together(x, probabilities)
+    assert draws_together(x.to(read), probabilities)
+    dropped, packed = drop_together(x.to(read), probabilities, drawn)
     assert torch.equal(torch.rand(2), after)
-    assert torch.equal(dropped.view(count, 2, 3, 8), torch.stack(expected))
-    factors = factors_together(packed, probabilities[0], count, 6, 8, dtype)
+    assert dropped.dtype == read
+    if read is drawn:
+        assert torch.equal(dropped.view(count, 6, 8), torch.stack(expected))
+    else:
+        kept = torch.stack(expected) != 0
+        assert torch.equal(dropped.view(count, 6, 8), torch.where(kept, x.to(read), torch.zeros((), dtype=read)))
+    factors = factors_together(packed, p, count, 6, 8, read, drawn)
     if most == x.numel():
         assert factors is packed
-        assert factors_of(packed, probabilities[0], 6, 8, dtype) is packed
+        assert factors_of(packed, p, 6, 8, read, drawn) is packed
         packed = torch.cat([pack_mask(one != 0) for one in packed.view(count, 6, 8)])
     assert torch.equal(packed, torch.cat(apart))
-    assert torch.equal(factors.view(count, 6, 8) * x.view(6, 8), dropped.view(count, 6, 8))
+    assert factors.dtype == read
+    assert torch.equal(factors.view(count, 6, 8) * x.to(read), dropped.view(count, 6, 8))
 
 
 def test_infinities_and_signs_are_those_of_a_product_with_the_mask():
@@ -112,7 +127,7 @@ def test_infinities_and_signs_are_those_of_a_product_with_the_mask():
     torch.manual_seed(3)
     expected = F.dropout(x, 0.5)
     torch.manual_seed(3)
-    dropped, _ = drop_together(x, [0.5])
+    dropped, _ = drop_together(x, [0.5], x.dtype)
     assert torch.equal(dropped.isnan(), expected.isnan())
     assert torch.equal(dropped.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert torch.equal(dropped.signbit(), expected.signbit())
@@ -120,15 +135,13 @@ def test_infinities_and_signs_are_those_of_a_product_with_the_mask():
 
 @pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"contiguous"}))
 def test_what_is_not_simple_is_drawn_in_turn(layout):
-    x, state = LAYOUTS[layout](torch.float32), torch.get_rng_state()
-    assert drop_together(x, [0.3, 0.3]) is None
-    assert torch.equal(torch.get_rng_state(), state)
+    assert not draws_together(LAYOUTS[layout](torch.float32), [0.3, 0.3])
 
 
 def test_nor_is_what_is_large_or_of_several_probabilities_or_in_a_mode():
-    assert drop_together(torch.ones(8, SMALL // 8), [0.3]) is not None
-    assert drop_together(torch.ones(8, SMALL // 8 + 1), [0.3]) is None
-    assert drop_together(torch.ones(1, 8), [0.3, 0.2]) is None
-    assert drop_together(torch.ones(1, 8), [0.3, 0.3, 0.2]) is None
+    assert draws_together(torch.ones(8, SMALL // 8), [0.3])
+    assert not draws_together(torch.ones(8, SMALL // 8 + 1), [0.3])
+    assert not draws_together(torch.ones(1, 8), [0.3, 0.2])
+    assert not draws_together(torch.ones(1, 8), [0.3, 0.3, 0.2])
     with Nothing():
-        assert drop_together(torch.ones(1, 8), [0.3]) is None
+        assert not draws_together(torch.ones(1, 8), [0.3])

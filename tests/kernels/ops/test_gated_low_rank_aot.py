@@ -13,6 +13,7 @@ from triton_targets import TARGETS, compile_kernel, global_accesses, is_binary, 
 
 from patchkit_kernels.ops import gated_low_rank, gated_low_rank_backward  # noqa: E402
 from patchkit_kernels.ops.activations import GATED  # noqa: E402
+from patchkit_kernels.ops.launch_sizes import LaunchSizes  # noqa: E402
 
 pytestmark = [
     pytest.mark.aot,
@@ -39,15 +40,15 @@ def compile_products(
     function = GATED[activation].activation
     if direction == "forward":
         module, kernel = gated_low_rank, gated_low_rank.gated_low_rank_kernel
-        constants = {"VALUE": function.value, "BLOCK_TOKENS": module.BLOCK_TOKENS}
+        constants, size = {"VALUE": function.value}, LaunchSizes().gated_low_rank
     else:
         module, kernel = gated_low_rank_backward, gated_low_rank_backward.gated_low_rank_backward_kernel
-        tokens = module.FEWER_TOKENS if factors == "fp32" else module.BLOCK_TOKENS
-        constants = {"VALUE_AND_GRADIENT": function.value_and_gradient, "BLOCK_TOKENS": tokens}
+        constants, name = {"VALUE_AND_GRADIENT": function.value_and_gradient}, "gated_low_rank_backward"
+        size = getattr(LaunchSizes(), f"{name}_float32" if factors == "fp32" else name)
     pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
     types = {name: f"*{wide if name in WIDE else 'fp32' if name in PARTS else factors}" for name in pointers}
     types |= {"gate_scale": "fp32", "up_scale": "fp32"}
-    constants |= {"BLOCK_COLUMNS": module.BLOCK_COLUMNS, "BLOCK_RANK": 16, "SPAN": module.SPAN}
+    constants |= {"BLOCK_TOKENS": size.tokens, "BLOCK_COLUMNS": size.columns, "BLOCK_RANK": 16, "SPAN": module.SPAN}
     if usual:
         constants |= {name: 1 for name in kernel.arg_names if name.endswith("column_stride")}
     aligned = tuple(name for name in kernel.arg_names if not name.endswith("scale")) if usual else ()

@@ -11,12 +11,8 @@ triton = pytest.importorskip("triton", reason="the compiler is part of Triton")
 
 from triton_targets import TARGETS, compile_kernel, global_accesses, is_binary, narrow_offsets  # noqa: E402
 
-from patchkit_kernels.ops.low_rank_backward import (  # noqa: E402
-    BLOCK_OUT,
-    BLOCK_TOKENS,
-    SPAN,
-    low_rank_backward_kernel,
-)
+from patchkit_kernels.ops.launch_sizes import LaunchSizes  # noqa: E402
+from patchkit_kernels.ops.low_rank_backward import SPAN, low_rank_backward_kernel  # noqa: E402
 
 pytestmark = [
     pytest.mark.aot,
@@ -32,7 +28,8 @@ def compile_products(mixture: str, target: str, integers: str = "i32", rank: int
     grad, factors = MIXTURES[mixture]
     types = {"grad_ptr": f"*{grad}", "factor_ptr": f"*{factors}", "reduced_ptr": f"*{factors}"}
     types |= {"d_reduced_ptr": "*fp32", "d_factor_ptr": "*fp32", "scale": "fp32"}
-    constants = {"BLOCK_TOKENS": BLOCK_TOKENS, "BLOCK_OUT": BLOCK_OUT, "BLOCK_RANK": rank, "SPAN": SPAN}
+    size = LaunchSizes().low_rank_backward
+    constants = {"BLOCK_TOKENS": size.tokens, "BLOCK_OUT": size.columns, "BLOCK_RANK": rank, "SPAN": SPAN}
     if usual:
         strides = ("grad_column_stride", "factor_column_stride", "reduced_column_stride")
         constants |= dict.fromkeys(strides, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tools.gpu import __main__ as command
 from tools.gpu import contenders
 from tools.gpu.cells import NotRun, Setting, Wrong
 from tools.gpu.places import ROOT, surroundings
-from tools.gpu.sections import environment, kernels
+from tools.gpu.sections import contract, environment, kernels
 from tools.gpu.table_of_sections import SECTIONS
 from tools.gpu.worker import MAKING
 
@@ -85,14 +86,19 @@ def test_every_case_of_the_kernels_is_asked():
         if hasattr(cell.ask, "args") and cell.ask.func is kernels.judge
         for case in cell.ask.args[0]
     ]
-    import activation_cases
-    import cross_entropy_cases
-    import dora_norm_cases
-    import dropout_cases
-    import structure_cases
+    tables = [importlib.import_module(path.stem) for path in kernels.FOLDER.glob("*_cases.py")]
+    wanted = [case.id for table in tables for case in getattr(table, "CASES", ())]
+    assert len(wanted) > 500
+    assert sorted(asked) == sorted(wanted)
 
-    tables = (activation_cases, cross_entropy_cases, dora_norm_cases, dropout_cases, structure_cases)
-    assert sorted(asked) == sorted(case.id for table in tables for case in table.CASES)
+
+@pytest.mark.parametrize(
+    "cell", [one for one in contract._ways(CPU) if "compile" not in one.name], ids=lambda one: one.name
+)
+def test_every_way_of_computing_keeps_the_contract(cell):
+    """With operands and sums of a device, emulated."""
+    figures = cell.ask()
+    assert figures["error"] <= figures["limit"]
 
 
 def test_a_case_that_complains_stops_no_other():
@@ -182,7 +188,6 @@ def test_what_patchkit_needs():
 
 def test_a_loss_without_logits_is_cut_into_chunks(monkeypatch):
     from patchkit_kernels.lora import cross_entropy
-    from tools.gpu.sections import contract
 
     parts, original = [], cross_entropy._parts
     monkeypatch.setattr(cross_entropy, "_parts", lambda *given: parts.append(given) or original(*given))

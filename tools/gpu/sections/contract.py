@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -32,6 +33,7 @@ from patchkit.testing import (
 )
 from patchkit.testing.checks.precision import precision_findings
 from patchkit_kernels.lora import cross_entropy
+from patchkit_kernels.lora.choices import choosing
 from tools.gpu.cells import Cell, NotRun, Setting, Wrong
 
 FIRST = ("llama", "gemma3")
@@ -43,14 +45,20 @@ _OF_LOSS = ("forward_backward", "eval", "repeated_backward", "ragged_padding", "
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "num_key_value_heads": 2}
 """Sizes at which device kernels take the ways of real models: vector loads, several blocks, split sums."""
 
+WAYS: dict[str, dict[str, int]] = {
+    "in pieces": {"least_elements": 0},
+    "P2 and P3": {"least_elements": 0, "one_pass_rank": 64, "in_activation_rank": 32},
+}
+"""Ways of computing that the inputs of a tiny model are too small for; see :mod:`patchkit_kernels.lora.choices`."""
+
 
 def cells(setting: Setting) -> Sequence[Cell]:
-    """The whole contract for two models, each option and state, then the short one for every other text model."""
+    """The whole contract for two models, each option, state and way, then the short one for every other text model."""
     if setting.tiny:
         first = Cell("llama forward_backward", partial(_check, setting, "forward_backward"))
-        return [first, _states(setting)[1], _options(setting)[0], *_options(setting)[-6:-5]]
+        return [first, _states(setting)[1], _options(setting)[0], *_options(setting)[-6:-5], _ways(setting)[-1]]
     made = [Cell(f"{model} {name}", partial(_check, setting, name, model)) for model in FIRST for name in SHORT]
-    made += _states(setting) + _options(setting)
+    made += _ways(setting) + _states(setting) + _options(setting)
     made += [
         Cell(f"{model} {name}", partial(_check, setting, name, model))
         for model in FIRST
@@ -87,6 +95,21 @@ def _states(setting: Setting) -> list[Cell]:
     return made
 
 
+def _ways(setting: Setting) -> list[Cell]:
+    """Each way of computing, with adapters in the base's dtype and in float32."""
+    names = ("compile", "checkpointing_non_reentrant", "bfloat16", "autocast_bfloat16_base", "forward_backward")
+    made = [
+        Cell(f"{model}, {label}: {name}", partial(_check, setting, name, model, ways=chosen))
+        for label, chosen in WAYS.items()
+        for model in FIRST
+        for name in names
+    ]
+    return [
+        Cell(f"llama, {label}, float32 adapters, no autocast", partial(_fp32_adapters, setting, chosen))
+        for label, chosen in WAYS.items()
+    ] + made
+
+
 def _options(setting: Setting) -> list[Cell]:
     """What ``apply`` can be asked for."""
     made = [
@@ -115,10 +138,16 @@ def _check(
     sizes: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
+    ways: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     made, inputs = _made(model, setting.device, tuple((sizes or {}).items()), tuple((lora or {}).items()))
     patch = functools.partial(patchkit.apply, trust="always", **(options or {}))
-    return figures_of(CHECKS[name](made, inputs, patch, revert=patchkit.revert))
+    with _choosing(setting, ways):
+        return figures_of(CHECKS[name](made, inputs, patch, revert=patchkit.revert))
+
+
+def _choosing(setting: Setting, ways: dict[str, int] | None) -> AbstractContextManager[Any]:
+    return choosing(emulated=setting.on_cpu, **ways) if ways else nullcontext()
 
 
 def figures_of(result: CheckResult) -> dict[str, Any]:
@@ -141,11 +170,12 @@ def figures_of(result: CheckResult) -> dict[str, Any]:
     return figures
 
 
-def _fp32_adapters(setting: Setting) -> dict[str, Any]:
+def _fp32_adapters(setting: Setting, ways: dict[str, int] | None = None) -> dict[str, Any]:
     """PEFT's default mixture without autocast: every adapter casts its input."""
     model, inputs = _made("llama", setting.device, (), ())
     case = Case(model, inputs, functools.partial(patchkit.apply, trust="always"))
-    findings = precision_findings(case, torch.bfloat16, trainable_dtype=torch.float32)
+    with _choosing(setting, ways):
+        findings = precision_findings(case, torch.bfloat16, trainable_dtype=torch.float32)
     worst = findings.worst
     figures = {"worst": worst.name, "error": worst.error, "limit": worst.limit} if worst else {}
     if not findings.passed:

@@ -20,6 +20,8 @@ from tools.gpu.places import ROOT
 
 FOLDER = ROOT / "tests" / "kernels"
 _FIRST = ("swiglu", "geglu_tanh", "geglu_erf", "silu")
+_TABLES = ("bf16_pieces", "dropout", "cross_entropy", "dora_norm", "gated_low_rank", "low_rank_backward")
+_ON_DEVICE_ALONE = ("activations", "cross_entropy", "dropout", "dora_norm", "gated_low_rank", "low_rank_backward")
 _TOGETHER = 16
 """Cases of one cell, where they have no kind of their own."""
 
@@ -32,10 +34,10 @@ def cells(setting: Setting) -> Sequence[Cell]:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     made = [*_structures(setting), *_activations(setting, _FIRST)]
-    for table in ("dropout", "cross_entropy", "dora_norm"):
+    for table in _TABLES:
         made += _table(setting, table)
     made += _activations(setting, None)
-    return made + [_on_device_alone(setting, name) for name in ("activations", "cross_entropy", "dropout", "dora_norm")]
+    return made + [_on_device_alone(setting, name) for name in _ON_DEVICE_ALONE]
 
 
 def _structures(setting: Setting) -> Iterator[Cell]:
@@ -69,14 +71,13 @@ def _activations(setting: Setting, names: Sequence[str] | None) -> Iterator[Cell
 
 def _table(setting: Setting, name: str) -> Iterator[Cell]:
     table = importlib.import_module(f"{name}_cases")
-    calls: dict[str, Callable[..., Any]] = {
-        "dropout": lambda op, arguments: op(*arguments),
-        "cross_entropy": lambda arguments: table.OP(*arguments),
-        "dora_norm": lambda arguments: table.OP(*arguments),
-    }
+    only: Callable[..., Any] | None = getattr(table, "OP", None)  # a table of several ops says which at each case
+
+    def run(*call: Any) -> Any:
+        return only(*call[0]) if only is not None else call[0](*call[1])
 
     def complaint(case: Any, device: str) -> str | None:
-        found: str | None = table.complaint(case, calls[name], device)
+        found: str | None = table.complaint(case, run, device)
         return found
 
     groups = {

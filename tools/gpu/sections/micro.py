@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tools.gpu.cells import Cell, NotRun, Setting, Wrong
-from tools.gpu.timing import microseconds
+from patchkit.tuning import launches
+from patchkit.tuning.timing import microseconds
+from tools.gpu.cells import Cell, Setting, Wrong
 
 BLOCKS = (512, 1024, 2048, 4096, 8192)
 RANKS = (16, 128)
@@ -44,9 +45,8 @@ def cells(setting: Setting) -> Sequence[Cell]:
 
 
 def draw(setting: Setting, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
-    """Numbers of order 0.1 on the device: zeros run faster than numbers do."""
-    generator = torch.Generator(setting.device).manual_seed(seed)
-    return (torch.randn(*shape, device=setting.device, generator=generator) * 0.1).to(dtype)
+    """Numbers of order 0.1 on the device."""
+    return launches.draw(setting.device, *shape, dtype=dtype, seed=seed)
 
 
 def _timed(setting: Setting, work: Callable[[], object]) -> float:
@@ -151,22 +151,17 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def _activation(setting: Setting, name: str, tokens: int, width: int, block: int) -> dict[str, float]:
-    from patchkit_kernels.ops import elementwise
     from patchkit_kernels.ops.activations import GATED
+    from patchkit_kernels.ops.launch_sizes import LAUNCH_SIZES, Elements
 
-    if not hasattr(elementwise, "BLOCK"):
-        raise NotRun("the launchers have no BLOCK to set")
     gate, up, grad = (draw(setting, tokens, width, seed=seed) for seed in range(3))
-    kernel, before = GATED["silu"], elementwise.BLOCK
-    elementwise.BLOCK = block
-    try:
+    kernel = GATED["silu"]
+    with LAUNCH_SIZES.changed(elementwise=Elements(block, 4)):
         if name == "swiglu":
             us, passes = _timed(setting, lambda: kernel.run(gate, up)), 3
         else:
             us = _timed(setting, lambda: kernel.run_backward_recompute(grad, gate, up))
             passes = 6
-    finally:
-        elementwise.BLOCK = before
     return {"us": us, "TB/s": bandwidth(us, *[gate] * passes)}
 
 
