@@ -74,10 +74,13 @@ def test_what_is_faster_by_chance_is_not_taken(ratio, best, times):
     ],
     ids=["other numbers", "no numbers", "an error"],
 )
-def test_what_is_not_the_same_does_not_count(found, reason, times):
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_not_the_same_does_not_count(found, reason, first, times):
+    """Wherever among the results it is."""
     times |= {"usual": [10, 10, 10], "right": [9, 9, 9]}
-    wrong = candidate("wrong", found) if found else Candidate("wrong", fails)
-    answer = asked(candidate("usual"), wrong, candidate("right"))
+    results = [] if found is None else [*found, ONE] if first else [ONE, *found]
+    wrong = candidate("wrong", results) if results else Candidate("wrong", fails)
+    answer = asked(candidate("usual", [ONE, ONE]), wrong, candidate("right", [ONE, ONE]))
     assert answer.best == 2
     assert answer.tried[1] == Tried("wrong", reason=reason)
 
@@ -104,6 +107,11 @@ def test_results_are_kept_before_the_next_one_writes_over_them(times):
         return Candidate(label, run, own.zero_)
 
     assert asked(adding("usual", 1.0), adding("adds twice", 2.0)).tried[1].reason.startswith("its results differ by 1")
+
+
+def test_the_usual_one_has_a_time_also_alone(times):
+    times["usual"] = [3, 4, 5]
+    assert asked(candidate("usual"), Candidate("other", fails)).tried[0] == Tried("usual", 4, 1.0)
 
 
 def test_a_difference_is_relative():

@@ -182,6 +182,15 @@ def test_apply_uses_it(monkeypatch, caplog):
     assert "kernels run as `patchkit tune` found best on 2026-11-23" in caplog.text
 
 
+@pytest.mark.parametrize(("cuda", "hip"), [("12.8", None), (None, "6.4")])
+def test_what_runs_the_device_is_one_of_the_versions(cuda, hip, monkeypatch):
+    pytest.importorskip("triton", reason="its version is one of them")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert record.described(torch.device("cuda", 0))["runtime"] == (cuda or hip)
+
+
 def test_what_answers_depend_on(monkeypatch):
     pytest.importorskip("triton", reason="its version is one of them")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")

@@ -14,7 +14,7 @@ import torch
 from patchkit.tuning import tune as module
 from patchkit.tuning.launches import ABOUT, TOLERANCE, draw, tiles
 from patchkit.tuning.questions import TINY, Answer, Question, Setting, Shape, Tried
-from patchkit.tuning.record import Tuned
+from patchkit.tuning.record import LEAST_ELEMENTS, Tuned
 from patchkit.tuning.tune import AT_MOST, chosen_ways, tune
 from patchkit_kernels.lora.choices import Choices, chosen
 from patchkit_kernels.ops.launch_sizes import GRID, LAUNCH_SIZES, LaunchSizes
@@ -102,6 +102,14 @@ def test_from_as_many_elements_on_as_it_stays_faster(faster, least):
     assert chosen_ways(LARGE, device)["least_elements"] == least
 
 
+def test_a_shape_is_asked_about_once():
+    """One with as many elements as a number that is asked about by itself."""
+    device = Device("host's time")
+    shape = LARGE.shape._replace(tokens=2**22 // LARGE.shape.hidden)
+    assert chosen_ways(Setting("cpu", shape, 1), device)["least_elements"] == 2**16
+    assert len([title for title in device.titles if "host's time" in title]) == len(LEAST_ELEMENTS) - 1
+
+
 @pytest.mark.parametrize(
     ("slower", "greatest"),
     [("rank 16, float32", 0), ("rank 16, bfloat16", 0), ("rank 32, bfloat16", 16), ("rank 64, float32", 32), ("", 64)],
@@ -139,6 +147,24 @@ def test_a_candidate_launches_with_its_size(field, monkeypatch):
         candidate.run()
         assert {getattr(sizes, field) for sizes in seen} == {size}
     assert LAUNCH_SIZES.value == LaunchSizes()
+
+
+@pytest.mark.parametrize("field", [field for field in GRID if field != "elementwise"])
+def test_adapters_are_of_each_dtype_over_bfloat16(field, monkeypatch):
+    given = []
+    for name in ("gated_low_rank", "gated_low_rank_backward", "low_rank_backward"):
+        launched = getattr(sys.modules["patchkit.tuning.launches"], name)
+        monkeypatch.setattr(launched, "launch", lambda *tensors: given.append(tensors) or [tensors[0]] * 2)
+    tiles(field, CPU).candidates[0].run()
+    found = []
+    for tensors in given:
+        flat = [one for part in tensors for one in (part if isinstance(part, list) else [part])]
+        dtypes = {one.dtype for one in flat if isinstance(one, torch.Tensor) and 16 in one.shape}
+        assert {one.dtype for one in flat if isinstance(one, torch.Tensor) and 16 not in one.shape} == {torch.bfloat16}
+        found.append(dtypes)
+    both = [{torch.bfloat16}, {torch.float32}]
+    expected = {"gated_low_rank_backward": both[:1], "gated_low_rank_backward_float32": both[1:]}
+    assert found == expected.get(field, both)
 
 
 @pytest.mark.slow
