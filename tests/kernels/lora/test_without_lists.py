@@ -166,3 +166,22 @@ def test_a_checkpoint_keeps_no_copies(part, dropout, x_grad):
         strict=True,
     ):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("x_grad", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@each_part
+def test_where_x_needs_no_gradient_none_is_made(part, dropout, x_grad):
+    """An MLP goes back through W of down alone."""
+    case = Case(part, dropout=dropout, shape=(7, 8))
+    case.x.requires_grad_(x_grad)
+    outputs = case.outputs()
+    with profile(record_shapes=True) as backward:
+        torch.autograd.grad(outputs, case.variables, [torch.ones_like(y) for y in outputs])
+    weights = [list(one.weight.shape) for one in case.projections]
+    products = sum(
+        event.name in ("aten::mm", "aten::addmm_") and event.input_shapes[: 2 + ("add" in event.name)][-1] in weights
+        for event in backward.events()
+    )
+    inputs = 1 if part in ("ungated", "joint") else 2 if part == "gated" else len(weights)
+    assert products == len(weights) - (0 if x_grad else inputs)
