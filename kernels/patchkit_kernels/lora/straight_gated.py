@@ -24,7 +24,6 @@ from patchkit_kernels.lora.straight_one import (
     TrainedOne,
     a_of,
     b_of,
-    but_for_w,
     expanded,
     factor_gradients,
     flown_back,
@@ -95,16 +94,13 @@ class TrainedGatedMLP(torch.autograd.Function):
         if x_needed:
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
-        kept = [but_for_w(*pair) for pair in zip((first, second, down), given[:3], strict=True)]
-        ctx.given = tuple.__new__(TrainedGated, (*kept, *others))
-        copies = tuple.__new__(TrainedGated, (first, second, down, *others))
-        y, both, t_down, mask, ts, masks = bare(_computed, x, copies)
-        _, _, *factors_b, a_down, b_down = factors
+        ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
+        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks = bare(_computed, x, given)
+        a_first, a_second, *factors_b, a_down, b_down = factors
         # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
         # make all this again for a checkpoint.
-        rest = (first.lora_a, second.lora_a, first.weight, second.weight) if x_needed else ()
-        of_down = t_down, mask, b_down, a_down, down.weight
-        ctx.save_for_backward(x, *both, *of_down, *ts, *masks, *factors_b, *rest)
+        rest = (a_first, a_second, w_first, w_second) if x_needed else ()
+        ctx.save_for_backward(x, *both, t_down, mask, b_down, a_down, w_down, *ts, *masks, *factors_b, *rest)
         return shaped(y, x)
 
     @staticmethod
@@ -134,7 +130,11 @@ Kept = tuple[tuple[Tensor, Tensor], Sequence[Tensor], Tensor | None, Sequence[Te
 
 
 def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
-    """``y`` ``[tokens, hidden]``, what the first two yield, t and mask of down, and t and masks of the first two."""
+    """What follows, of x ``[..., hidden]``.
+
+    ``y`` ``[tokens, hidden]``, what the first two yield, every W as backward reads it, t and mask of down, and t and
+    masks of the first two.
+    """
     first, second, down, activation, gate_first, precision = given
     base, lora, _, _ = precision
     flat = rows_of(x, precision)
@@ -147,12 +147,12 @@ def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
         t_first, t_second = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0]), 1)
     base_x = cast_one(flat, base)
-    y_first = expanded(base_x, t_first, first, precision)
-    y_second = expanded(base_x, t_second, second, precision)
+    y_first, w_first = expanded(base_x, t_first, first, precision)
+    y_second, w_second = expanded(base_x, t_second, second, precision)
     functions = GATED[activation]
     hidden = functions.run(y_first, y_second) if gate_first else functions.run(y_second, y_first)
-    y, t_down, mask = projected(hidden, down, precision)
-    return y, (y_first, y_second), t_down, mask, (t_first, t_second), masks
+    y, t_down, mask, w_down = projected(hidden, down, precision)
+    return y, (y_first, y_second), (w_first, w_second, w_down), t_down, mask, (t_first, t_second), masks
 
 
 def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_needed: bool) -> list[Tensor | None]:

@@ -98,28 +98,18 @@ def trained_one(projection: Projection) -> TrainedOne | None:
 
 
 def with_casts(given: TrainedOne, precision: Precision, x: Tensor, *, alone: bool = True) -> TrainedOne:
-    """The same with W in the dtype of its products, and A and B: for an input ``[..., in]`` of few rows.
+    """The same with A and B in the dtype of their products, for an input ``[..., in]`` of few rows.
 
-    Of W see :func:`~patchkit_kernels.lora.straight_saving.with_casts`. Copies of A and B are much smaller; autocast too
-    keeps one of each as long as its region lasts. They are no saved tensors, so there are none where hooks say what
-    becomes of these: a checkpoint keeps nothing. Without dropout, an A that is not ``alone`` is stacked with others.
+    Such copies are small; autocast too keeps one of each as long as its region lasts. They are no saved tensors, so
+    there are none where hooks say what becomes of these: a checkpoint keeps nothing. Without dropout, an A that is not
+    ``alone`` is stacked with others. Of W see :func:`expanded`.
     """
-    base, lora, _, _ = precision
     lora_a, lora_b, weight, bias, scaling, dropout, _, _ = given
-    if (weight.dtype is base and lora_b.dtype is lora) or not is_of_few_rows(x):
+    lora = precision.lora
+    if lora_b.dtype is lora or not is_of_few_rows(x) or _top_hooks(False) is not None:
         return given
-    cast_a = cast_b = None
-    if lora_b.dtype is not lora and _top_hooks(False) is None:
-        cast_a, cast_b = cast_one(lora_a, lora) if alone or dropout else None, cast_one(lora_b, lora)
-    copied = lora_a, lora_b, cast_one(weight, base), bias, scaling, dropout, cast_a, cast_b
-    return tuple.__new__(TrainedOne, copied)
-
-
-def but_for_w(copies: TrainedOne, given: TrainedOne) -> TrainedOne:
-    """The same with the W that is given: a copy is a saved tensor, and nothing else may hold it."""
-    if copies.weight is given.weight:
-        return copies
-    return tuple.__new__(TrainedOne, (*copies[:2], given.weight, *copies[3:]))
+    cast_a, cast_b = cast_one(lora_a, lora) if alone or dropout else None, cast_one(lora_b, lora)
+    return tuple.__new__(TrainedOne, (lora_a, lora_b, weight, bias, scaling, dropout, cast_a, cast_b))
 
 
 def a_of(given: TrainedOne, lora: torch.dtype) -> Tensor:
@@ -140,13 +130,12 @@ class TrainedProjection(torch.autograd.Function):
         """``[..., out]``; keeps x, t and B, with dropout the mask, and where x needs a gradient A and W."""
         ctx.set_materialize_grads(False)
         given, precision = call
-        copies = given
-        rest: tuple[Tensor, ...] = ()
-        if ctx.needs_input_grad[1]:
-            copies = with_casts(given, precision, x)
-            rest = lora_a, copies.weight
-        ctx.call = but_for_w(copies, given), precision
-        y, t, mask = bare(projected, x, copies, precision)
+        x_needed = ctx.needs_input_grad[1]
+        if x_needed:
+            given = with_casts(given, precision, x)
+        ctx.call = given, precision
+        y, t, mask, weight = bare(projected, x, given, precision)
+        rest = (lora_a, weight) if x_needed else ()
         ctx.save_for_backward(x, t, mask, lora_b, *rest)
         return shaped(y, x)
 
@@ -166,14 +155,15 @@ class TrainedProjection(torch.autograd.Function):
         return (None, *found)
 
 
-def projected(x: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, and with dropout the mask."""
+def projected(x: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, with dropout the mask, and W to keep."""
     flat, factor, mask = rows_of(x, precision), a_of(given, precision.lora), None
     if given.dropout:
         (t,), (mask,) = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
     else:
         t = F.linear(cast_one(flat, precision.lora), factor)
-    return expanded(cast_one(flat, precision.base), t, given, precision), t, mask
+    y, weight = expanded(cast_one(flat, precision.base), t, given, precision)
+    return y, t, mask, weight
 
 
 def rows_of(x: Tensor, precision: Precision) -> Tensor:
@@ -181,20 +171,25 @@ def rows_of(x: Tensor, precision: Precision) -> Tensor:
     return cast_one(as_rows(x), precision.base) if precision.lora is precision.base else as_rows(x)
 
 
-def expanded(base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision) -> Tensor:
-    """``y`` ``[tokens, out]`` from x ``[tokens, in]`` in the dtype of W's products, and t ``[tokens, rank]``."""
-    _, _, weight, bias, scaling, _, _, _ = given
+def expanded(base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor]:
+    """``y`` ``[tokens, out]`` from x ``[tokens, in]`` in the dtype of W's products, and t ``[tokens, rank]``.
+
+    And W as backward reads it: where the rows are few the copy that was made, see :mod:`.straight_saving`. It is made
+    just before its product: the casts of a whole block would push one another out of the processor's caches.
+    """
+    _, _, kept, bias, scaling, _, _, _ = given
     base, lora, output, _ = precision
-    up = b_of(given, lora).t()
+    up, weight = b_of(given, lora).t(), kept
     if weight.dtype is not base:
         weight = cast_one(weight, base)
+        kept = weight if is_of_few_rows(base_x) else kept
     if bias is not None:
         bias = cast_one(bias, base)
-    if lora is output:
-        if base is output and reads_in_epilogue(base_x):
-            return low_rank(t, up, scaling, bias).addmm_(base_x, weight.t())
-        return cast_one(F.linear(base_x, weight, bias), output).addmm_(t, up, alpha=scaling)
-    return cast_one(F.linear(base_x, weight, bias), output).add_(torch.mm(t, up), alpha=scaling)
+    if lora is not output:
+        return cast_one(F.linear(base_x, weight, bias), output).add_(torch.mm(t, up), alpha=scaling), kept
+    if base is output and reads_in_epilogue(base_x):
+        return low_rank(t, up, scaling, bias).addmm_(base_x, weight.t()), kept
+    return cast_one(F.linear(base_x, weight, bias), output).addmm_(t, up, alpha=scaling), kept
 
 
 def _gradients(

@@ -24,7 +24,6 @@ from patchkit_kernels.lora.straight_one import (
     TrainedOne,
     a_of,
     b_of,
-    but_for_w,
     expanded,
     in_lists,
     rows_of,
@@ -73,20 +72,16 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
         ``factors`` are every A, and then every B.
         """
         ctx.set_materialize_grads(False)
-        given, precision = call
-        copies = given
-        rest: tuple[Tensor, ...] = ()
-        if ctx.needs_input_grad[1]:
-            first, second, third = copies = (
-                with_casts(given[0], precision, x, alone=False),
-                with_casts(given[1], precision, x, alone=False),
-                with_casts(given[2], precision, x, alone=False),
-            )
-            rest = (*factors[:3], first.weight, second.weight, third.weight)
-            given = but_for_w(first, given[0]), but_for_w(second, given[1]), but_for_w(third, given[2])
-        ctx.call = given, precision
-        (y_first, y_second, y_third), ts, masks = bare(_computed, x, copies, precision)
+        (first, second, third), precision = call
+        x_needed = ctx.needs_input_grad[1]
+        if x_needed:
+            first = with_casts(first, precision, x, alone=False)
+            second = with_casts(second, precision, x, alone=False)
+            third = with_casts(third, precision, x, alone=False)
+        ctx.call = given = (first, second, third), precision
+        (y_first, y_second, y_third), weights, ts, masks = bare(_computed, x, *given)
         # In the order of lists, which may make all this again for a checkpoint.
+        rest = (*factors[:3], *weights) if x_needed else ()
         ctx.save_for_backward(x, *ts, *masks, *factors[3:], *rest)
         return shaped(y_first, x), shaped(y_second, x), shaped(y_third, x)
 
@@ -114,7 +109,7 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
 
 
 def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any, ...]:
-    """``y`` of each, ``[tokens, out]``, and :data:`Kept`."""
+    """``y`` of each, ``[tokens, out]``, W of each as backward reads it, and :data:`Kept`."""
     (first, second, third), (base, lora, _, _) = given, precision
     flat = rows_of(x, precision)
     ts: Sequence[Tensor]
@@ -127,12 +122,10 @@ def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
         ts = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0], factors[2].shape[0]), 1)
     base_x, (t_first, t_second, t_third) = cast_one(flat, base), ts
-    outputs = (
-        expanded(base_x, t_first, first, precision),
-        expanded(base_x, t_second, second, precision),
-        expanded(base_x, t_third, third, precision),
-    )
-    return outputs, ts, masks
+    y_first, w_first = expanded(base_x, t_first, first, precision)
+    y_second, w_second = expanded(base_x, t_second, second, precision)
+    y_third, w_third = expanded(base_x, t_third, third, precision)
+    return (y_first, y_second, y_third), (w_first, w_second, w_third), ts, masks
 
 
 def _gradients(

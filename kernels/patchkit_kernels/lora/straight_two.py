@@ -20,7 +20,6 @@ from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
 from patchkit_kernels.lora.straight_one import (
     TrainedOne,
-    but_for_w,
     factor_gradients,
     flown_back,
     in_lists,
@@ -79,12 +78,11 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         down = with_casts(down, precision, x)
         if x_needed:
             up = with_casts(up, precision, x)
-        ctx.given = tuple.__new__(TrainedTwo, (but_for_w(up, given.up), but_for_w(down, given.down), *others))
-        copies = tuple.__new__(TrainedTwo, (up, down, *others))
-        y, between, t_down, mask_down, t_up, mask_up = bare(_computed, x, copies)
-        rest = (a_up, up.weight) if x_needed else ()
+        ctx.given = given = tuple.__new__(TrainedTwo, (up, down, *others))
+        y, between, t_down, mask_down, w_down, t_up, mask_up, w_up = bare(_computed, x, given)
+        rest = (a_up, w_up) if x_needed else ()
         # In the order of lists, which may make all this again for a checkpoint.
-        ctx.save_for_backward(x, between, t_down, mask_down, b, a, down.weight, t_up, mask_up, b_up, *rest)
+        ctx.save_for_backward(x, between, t_down, mask_down, b, a, w_down, t_up, mask_up, b_up, *rest)
         return shaped(y, x)
 
     @staticmethod
@@ -111,7 +109,7 @@ Kept = tuple[Tensor, tuple[Tensor, "Tensor | None"], tuple[Tensor, "Tensor | Non
 
 
 def _computed(x: Tensor, given: TrainedTwo) -> tuple[Any, ...]:
-    """``y`` ``[tokens, hidden]``, what ``up`` yields, t and mask of down, and of ``up``."""
+    """``y`` ``[tokens, hidden]``, what ``up`` yields, and t, mask and W to keep of down, and of ``up``."""
     up, down, activation, gate_first, precision = given
     between, *of_up = projected(x, up, precision)
     hidden = functions_of(activation, gate_first).run(*inputs_of((between,), gate_first))
