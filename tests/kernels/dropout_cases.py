@@ -14,9 +14,12 @@ from strided_tensors import DTYPES, as_dtype, uniform
 from torch import Tensor
 from triton_interpreter import print_complaints, results_in_margins, run_device_kernel
 
-import patchkit_kernels.ops.dropout  # noqa: F401, registers the ops
+import patchkit_kernels.ops.add_masked
+import patchkit_kernels.ops.dropout  # noqa: F401, both register ops
 
-PACK, MASKED, MASKED_ = (getattr(torch.ops.patchkit, name).default for name in ("pack_mask", "masked", "masked_"))
+PACK, MASKED, MASKED_, ADD_MASKED_ = (
+    getattr(torch.ops.patchkit, name).default for name in ("pack_mask", "masked", "masked_", "add_masked_")
+)
 
 LAYOUTS: dict[str, Callable[[], Tensor]] = {
     **{f"plain_{size}": lambda size=size: uniform(size, seed=0) for size in (1, 7, 8, 9, 1023, 1024, 1025, 5000)},
@@ -44,14 +47,17 @@ class Case:
     dtype: str
     layout: str
     scale: float
+    total: str = "fp32"
+    """Of ``add_masked_``: what is added to."""
 
     @property
     def id(self) -> str:
-        return f"{self.op}-{self.dtype}-{self.layout}-{self.scale:.3g}"
+        total = f"-to-{self.total}" if self.op == "add_masked_" else ""
+        return f"{self.op}-{self.dtype}-{self.layout}-{self.scale:.3g}{total}"
 
     def x(self, device: str = "cpu") -> Tensor:
         x = as_dtype(LAYOUTS[self.layout](), DTYPES[self.dtype], device)
-        return x.contiguous() if self.op == "masked_" else x
+        return x.contiguous() if self.op in ("masked_", "add_masked_") else x
 
     def mask(self, device: str = "cpu") -> Tensor:
         """Of the layout's strides too."""
@@ -70,6 +76,9 @@ CASES = [
         for scale in (1 / 0.9,)
     ),
     *(Case("masked", "bf16", "rows_33x129", scale) for scale in (0.0, 1.0, 1 / 0.3)),
+    *(Case("add_masked_", dtype, layout, 1 / 0.9, dtype) for dtype in DTYPES for layout in LAYOUTS),
+    *(Case("add_masked_", dtype, "plain_1025", 2.0, total) for dtype in DTYPES for total in DTYPES),
+    *(Case("add_masked_", "bf16", "rows_33x129", scale, "bf16") for scale in (0.0, 1.0, 1 / 0.3)),
 ]
 
 
@@ -91,7 +100,33 @@ def complaint(case: Case, run: Callable[[Any, list[Any]], Any], device: str = "c
     if case.op == "masked_":
         run(MASKED_, arguments)
         return _differ(x, expected)
+    if case.op == "add_masked_":
+        return _added(case, run, arguments, mask)
     return _differ(run(MASKED, arguments), expected) or _differ(x, case.x(device))
+
+
+def _added(case: Case, run: Callable[[Any, list[Any]], Any], arguments: list[Any], mask: Tensor) -> str | None:
+    """A kernel may round the product before it adds or not: within one rounding of the sum, and the product's in fp32.
+
+    The reference rounds the product to its dtype too.
+    """
+    x, *_ = arguments
+    before = as_dtype(uniform(*x.shape, seed=7), DTYPES[case.total], str(x.device))
+    total, same = before.clone(), x.clone()
+    run(ADD_MASKED_, [total, *arguments])
+    if _differ(x, same):
+        return "what is added was written over"
+    product = x.double() * mask * case.scale
+    expected = before.double() + product
+    rounded = expected.to(total.dtype)
+    if total.dtype != rounded.dtype or total.shape != rounded.shape:
+        return f"{list(total.shape)} {total.dtype}"
+    odd = total.isnan() != rounded.isnan()
+    off = (total.double() - expected).abs()
+    units = torch.finfo(total.dtype).eps * expected.abs() + 2 * torch.finfo(x.dtype).eps * product.abs()
+    finite = expected.abs() < torch.finfo(total.dtype).max
+    wrong = odd | (finite & (off > units)) | (~finite & ~expected.isnan() & (total != rounded))
+    return f"{total[wrong].tolist()}, not {expected[wrong].tolist()}" if wrong.any() else None
 
 
 def _differ(result: Tensor, expected: Tensor) -> str | None:

@@ -42,7 +42,7 @@ from patchkit_kernels.lora.projection import (
     sum_dtype,
 )
 from patchkit_kernels.lora.terms import dora_dropout_gradient, dora_gradient, lora_gradient
-from patchkit_kernels.ops.dropout import masked_
+from patchkit_kernels.ops.add_masked import add_masked_
 
 
 def input_backward(
@@ -159,13 +159,12 @@ def _d_input(
             if adapter.dropout and in_pieces and term.dropped_product is None:
                 scale = dropout_scale(adapter.dropout)
                 part = low_rank_product(present(reduced), adapter.lora_a.to(precision.lora), scale)
-                total.add_(masked_(part, present(kept.mask), 1.0))
+                add_masked_(total, part, present(kept.mask), 1.0)
             elif adapter.dropout:
                 part = present(reduced) @ adapter.lora_a.to(precision.lora)
                 if term.dropped_product is not None:
                     part.addmm_(term.dropped_product.to(precision.lora), weight.to(precision.lora))
-                masked_(part, present(kept.mask), dropout_scale(adapter.dropout))
-                total.add_(part)
+                add_masked_(total, part, present(kept.mask), dropout_scale(adapter.dropout))
     return total
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.ops.casts import cast, cast_one
-from patchkit_kernels.ops.dropout_once import draws_together, drop, drop_together, scale_left
+from patchkit_kernels.ops.dropout_once import draws_together, drop_rows, drop_together, scale_left
 from patchkit_kernels.ops.registration import results_are_held
 
 
@@ -149,10 +149,12 @@ def reduced_dropped(
         if len(factors_a) == 1:
             return [_times_a(dropped, factors_a[0], scale)], [packed]
         return [_times_a(*pair, scale) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed]
-    x, ts, masks = cast_one(x, drawn), [], []
+    ts, masks = [], []
+    if lora is drawn:
+        x = cast_one(x, drawn)  # once for all
     for factor, dropout in zip(factors_a, dropouts, strict=True):
-        one, mask = drop(x, dropout)
-        ts.append(F.linear(cast_one(as_rows(one), lora), factor))
+        dropped, mask = drop_rows(x, flat, dropout, lora, drawn)
+        ts.append(F.linear(dropped, factor))
         masks.append(mask)
     return ts, masks
 

@@ -15,12 +15,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchkit_kernels.lora.projection import Precision, dropout_scale
+from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.lora.straight import Trained, stacked
 from patchkit_kernels.ops.casts import cast, cast_one
-from patchkit_kernels.ops.dropout import masked
-from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scale_left
+from patchkit_kernels.ops.dropout_once import (
+    add_dropped_again_,
+    drop_again,
+    factors_of,
+    factors_together,
+    reads_any_dtype,
+    scale_left,
+)
 
 
 class TrainedFlow(NamedTuple):
@@ -109,15 +115,17 @@ def _side_by_side(
 def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor | None, dropout: float) -> None:
     """Add ``d(dt A)`` ``[tokens, in]`` to dx; the product ``dt A`` is written over."""
     if factors is None:
-        total.add_(masked(product, mask, dropout_scale(dropout)))
+        add_dropped_again_(total, product, mask, dropout)
     elif product.dtype is total.dtype:
         total.addcmul_(product, factors)
     else:
         total.add_(product.mul_(factors))
 
 
-def to_drop(flat: Tensor, factors: Tensor | None, precision: Precision) -> Tensor:
+def to_drop(flat: Tensor, mask: Tensor, factors: Tensor | None, precision: Precision) -> Tensor:
     """x ``[tokens, in]`` as :func:`dropped_rows` takes it: cast once for all adapters."""
+    if factors is None and reads_any_dtype(flat, mask):
+        return flat
     return cast_one(flat, precision.drawn if factors is None else precision.lora)
 
 
@@ -126,7 +134,7 @@ def dropped_rows(x: Tensor, mask: Tensor, factors: Tensor | None, dropout: float
 
     ``x`` is of :func:`to_drop`.
     """
-    return cast_one(masked(x, mask, dropout_scale(dropout)), lora) if factors is None else x * factors
+    return drop_again(x, mask, dropout, lora) if factors is None else x * factors
 
 
 def _each_d_t(
@@ -191,7 +199,7 @@ def _dropped_again(
 ) -> Iterator[Tensor]:
     """What each adapter has read, ``[tokens, in]``; written over the factors that were made of bits for this."""
     if together is None:
-        x = to_drop(flat, dropped[0], precision)
+        x = to_drop(flat, masks[0], dropped[0], precision)
         for mask, p, factors in zip(masks, dropouts, dropped, strict=True):
             yield dropped_rows(x, mask, factors, p, precision.lora)
         return

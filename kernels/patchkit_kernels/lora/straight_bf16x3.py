@@ -29,8 +29,9 @@ from patchkit_kernels.lora.projection import Precision, dropout_scale, present
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.lora.straight import Trained, stacked
 from patchkit_kernels.lora.straight_backward import dense
+from patchkit_kernels.ops.add_masked import add_masked_
 from patchkit_kernels.ops.casts import cast
-from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask
+from patchkit_kernels.ops.dropout import draw_mask, masked, pack_mask
 from patchkit_kernels.ops.registration import results_are_held
 
 
@@ -111,7 +112,7 @@ def input_gradient(
     base_rows, weights = cast(list(rows), precision.base), dense(given.weights, precision.base)
     total = base_gradient(base_rows, weights, dtype, total)
     for d_t, factor, mask, p in zip(d_ts, cast(given.factors_a, torch.float32), masks, given.dropouts, strict=False):
-        total.add_(masked_(low_rank_product(d_t, factor, dropout_scale(p)), mask, 1.0))
+        add_masked_(total, low_rank_product(d_t, factor, dropout_scale(p)), mask, 1.0)
     return total, flow
 
 

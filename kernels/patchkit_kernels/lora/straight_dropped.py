@@ -54,7 +54,7 @@ def dropped_gradients(
         mask = factors
         if each is masks:
             factors = factors_of(mask, dropout, tokens, columns, lora, drawn)
-            flat = to_drop(flat, factors, precision)  # once: the next time it is of that dtype
+            flat = to_drop(flat, mask, factors, precision)  # once: the next time it is of that dtype
             dropped = dropped_rows(flat, mask, factors, dropout, lora)
         alpha = scaling if factors is None else scaling * scale_left(dropout, lora, drawn)
         d_t = torch.addmm(t, row, up, beta=0, alpha=alpha)  # beta=0: t is not read

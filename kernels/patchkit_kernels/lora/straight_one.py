@@ -234,7 +234,7 @@ def factor_gradients(
     rows, factor_b, d_t, factors = flow
     lora, stored = precision.lora, given.lora_b.dtype
     if mask is not None:
-        flat = dropped_rows(to_drop(flat, factors, precision), mask, factors, given.dropout, lora)
+        flat = dropped_rows(to_drop(flat, mask, factors, precision), mask, factors, given.dropout, lora)
     d_a = torch.mm(d_t.t(), cast_one(flat, lora))
     d_b = torch.addmm(factor_b, rows.t(), t, beta=0, alpha=given.scaling)  # beta=0: B is not read
     return (d_a, d_b) if stored is lora else (cast_one(d_a, stored), cast_one(d_b, stored))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Grads, Kept, Needs
@@ -92,9 +93,9 @@ def _with_stored(kept: Sequence[Tensor | None], weights: Sequence[Any]) -> list[
 
 def apart(masks: Sequence[Tensor], count: int) -> Sequence[Tensor]:
     """The packed mask of each adapter, also if they are one after the other in one tensor, or are kept unpacked."""
-    if masks and masks[0].is_floating_point():
-        return [pack_mask(factors != 0) for factors in masks[0].view(count, *masks[0].shape[-2:])]
-    return masks if len(masks) in (0, count) else masks[0].chunk(count)
+    if not masks or masks[0].dtype is torch.uint8:
+        return masks if len(masks) in (0, count) else masks[0].chunk(count)
+    return [pack_mask(one != 0) for one in (masks if len(masks) == count else masks[0].unbind())]
 
 
 def projections_of(given: Trained, factors: Sequence[Tensor]) -> list[Projection]:

@@ -206,7 +206,7 @@ def masked_(x: Tensor, packed: Tensor, scale: float) -> Tensor:
 
 def masked_reference(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     """:func:`masked` in ordinary operations, any number of times differentiable with respect to x."""
-    return (x * _factors(x, packed, scale).view(x.shape)).contiguous()
+    return (x * factors(x, packed, scale).view(x.shape)).contiguous()
 
 
 def unpack_table(device: torch.device) -> Tensor:
@@ -220,7 +220,7 @@ def _spread(packed: Tensor, table: Tensor) -> Tensor:
     return table.index_select(0, packed.int())
 
 
-def _factors(x: Tensor, packed: Tensor, scale: float) -> Tensor:
+def factors(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     """What each element of x is multiplied by, zero or the scale, flat, in x's dtype."""
     table = unpack_table(x.device).to(x.dtype)
     # F.dropout divides its mask by 1 - p in x's dtype; multiplying by the scale would round otherwise now and then.
@@ -242,7 +242,8 @@ def _check_mask(mask: Tensor) -> None:
         raise ValueError(f"patchkit::pack_mask takes a mask of torch.bool, but got {mask.dtype}")
 
 
-def _check_masked(name: str, x: Tensor, packed: Tensor) -> None:
+def check_masked(name: str, x: Tensor, packed: Tensor) -> None:
+    """Raise ValueError unless the packed mask fits x."""
     _check_packed(name, packed, x.shape)
     if packed.device != x.device:
         raise ValueError(f"patchkit::{name} takes tensors of one device, but got {x.device} and {packed.device}")
@@ -272,41 +273,41 @@ def _pack_fake(mask: Tensor) -> Tensor:
 
 
 def _masked_reference(x: Tensor, packed: Tensor, scale: float) -> Tensor:
-    _check_masked("masked", x, packed)
-    return _factors(x, packed, scale).view(x.shape).mul_(x)
+    check_masked("masked", x, packed)
+    return factors(x, packed, scale).view(x.shape).mul_(x)
 
 
 def _masked_kernel(x: Tensor, packed: Tensor, scale: float) -> Tensor:
     if x.dtype not in TRITON_DTYPES:
         return _masked_reference(x, packed, scale)
-    _check_masked("masked", x, packed)
+    check_masked("masked", x, packed)
     result = torch.empty_like(x, memory_format=torch.contiguous_format)
     launch_masked(x, packed, scale, result)
     return result
 
 
 def _masked_fake(x: Tensor, packed: Tensor, scale: float) -> Tensor:
-    _check_masked("masked", x, packed)
+    check_masked("masked", x, packed)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _masked_inplace_reference(x: Tensor, packed: Tensor, scale: float) -> None:
-    _check_masked("masked_", x, packed)
+    check_masked("masked_", x, packed)
     flat = x.view(-1)
     for start in range(0, x.numel(), CHUNK):
         part = flat[start : start + CHUNK]
-        part.mul_(_factors(part, packed[start // 8 : (start + CHUNK) // 8], scale))
+        part.mul_(factors(part, packed[start // 8 : (start + CHUNK) // 8], scale))
 
 
 def _masked_inplace_kernel(x: Tensor, packed: Tensor, scale: float) -> None:
     if x.dtype not in TRITON_DTYPES:
         return _masked_inplace_reference(x, packed, scale)
-    _check_masked("masked_", x, packed)
+    check_masked("masked_", x, packed)
     return launch_masked(x, packed, scale, x)
 
 
 def _masked_inplace_fake(x: Tensor, packed: Tensor, scale: float) -> None:
-    _check_masked("masked_", x, packed)
+    check_masked("masked_", x, packed)
 
 
 _pack_mask = register_op("pack_mask(Tensor mask) -> Tensor", _pack_reference, _pack_fake, _pack_kernel)

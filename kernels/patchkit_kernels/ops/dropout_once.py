@@ -1,8 +1,12 @@
 """Dropout that is drawn once, in forward, and multiplied with once for each tensor that it is for, in backward.
 
 :mod:`patchkit_kernels.ops.dropout` has the ops and the form of a packed mask. Here is what a fused function does with
-them where nothing has to see the ops: what ``F.dropout`` yields is used as it is, and on a CPU the mask is packed and
-unpacked in a few calls. Not for ``torch.compile``.
+them where nothing has to see the ops: what ``F.dropout`` yields is used as it is, on a CPU the mask is packed and
+unpacked in a few calls, and on a GPU kernels are launched without the dispatcher, or for a small input not at all.
+Not for ``torch.compile``.
+
+A mask has one of three forms. Its dtype says which: uint8 for bits, bool for what torch has drawn on a GPU
+(:data:`UNPACKED_ON_GPU`), and on a CPU a floating dtype for what x was multiplied with (:data:`UNPACKED`).
 
 Where x is read in another dtype than dropout is drawn in, as under autocast, the mask alone is multiplied with, zeros
 and ones, and the scale ``1 / (1 - p)`` is left to a product that scales anyway: see :func:`scale_left`. A product with
@@ -17,10 +21,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from patchkit_kernels.ops.add_masked import add_masked_
 from patchkit_kernels.ops.casts import cast_one
-from patchkit_kernels.ops.dropout import FUSED_DROPOUT_DEVICES, draw_mask, masked, pack_mask, unpack_table
+from patchkit_kernels.ops.dropout import (
+    FUSED_DROPOUT_DEVICES,
+    draw_mask,
+    launch_masked,
+    launch_pack_mask,
+    masked,
+    pack_mask,
+    unpack_table,
+)
 from patchkit_kernels.ops.dropout_in_pieces import draws_in_pieces
-from patchkit_kernels.ops.registration import dispatch_modes
+from patchkit_kernels.ops.registration import dispatch_modes, runs_kernel
+from patchkit_kernels.ops.triton_support import TRITON_DTYPES
 
 SMALL = 2**15
 """Elements of an input up to which several masks for it are drawn into one tensor: for calls, not for memory."""
@@ -32,23 +46,87 @@ that dropout adds to a block of a small model.
 """
 
 
+UNPACKED_ON_GPU = 2**16
+"""The same for a GPU, where the mask is kept as torch draws it, a byte for each element: at most 64 KB. Backward then
+takes torch's own operations, whose launches take a third of the host's time of those of a kernel of Triton.
+"""
+
+_dropout_backward = torch.ops.aten.native_dropout_backward.default
+
+
 def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """``F.dropout(x, p, training=True)`` and its mask, packed; the generator is left as that call leaves it.
+    """``F.dropout(x, p, training=True)`` and its mask; the generator is left as that call leaves it.
 
     Args:
-        x: ``[...]``, floating point, any strides.
+        x: ``[..., n]``, floating point, any strides.
         p: the probability of a zero, above 0 and below 1.
+
+    Returns:
+        What it yields, and the mask in bits; on a GPU that of few elements as bool, ``[rows, n]``.
     """
+    if x.device.type in FUSED_DROPOUT_DEVICES and x.numel():
+        dropped, mask = torch.native_dropout(x, p, True)
+        if x.numel() <= UNPACKED_ON_GPU and not dispatch_modes():
+            return dropped, mask.reshape(-1, x.shape[-1])
+        return dropped, _bits(mask, x)
     if x.is_cpu and x.numel() and not dispatch_modes():
         # As in ATen/native/Dropout.cpp: into a tensor like x, since the draws may depend on its dtype and strides.
         noise = torch.empty_like(x).bernoulli_(1.0 - p)
         packed = _pack(noise)
         return noise.div_(1.0 - p).mul_(x), packed
-    if x.device.type in FUSED_DROPOUT_DEVICES and x.numel():
-        dropped, mask = torch.native_dropout(x, p, True)
-        return dropped, pack_mask(mask)
     packed = pack_mask(draw_mask(x, p))
     return masked(x, packed, 1.0 / (1.0 - p)), packed
+
+
+def drop_rows(x: Tensor, rows: Tensor, p: float, dtype: torch.dtype, drawn: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What :func:`drop` yields of an input, as rows in the dtype in which it is read, and its mask.
+
+    Args:
+        x: ``[..., n]``.
+        rows: the same as rows, perhaps in the dtype in which it is read.
+        p: as there.
+        dtype: in which it is read.
+        drawn: for which dropout is drawn: the draws depend on it.
+    """
+    small = x.numel() <= UNPACKED_ON_GPU
+    if drawn is x.dtype or drawn is dtype or small or not runs_kernel(rows) or dtype not in TRITON_DTYPES:
+        dropped, mask = drop(cast_one(x, drawn), p)
+        return cast_one(dropped.reshape(rows.shape), dtype), mask
+    # The draws alone are of the other dtype: x is neither cast to it nor from it.
+    packed = _bits(draw_mask(torch.empty_like(x, dtype=drawn), p), rows)
+    return drop_again(rows, packed, p, dtype), packed
+
+
+def drop_again(rows: Tensor, mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """The elements of ``[rows, n]`` that a mask keeps, scaled, in this dtype: not for a mask of a floating dtype."""
+    scale = 1.0 / (1.0 - p)
+    if mask.dtype is torch.bool:
+        dropped: Tensor = _dropout_backward(cast_one(rows, dtype), mask, scale)
+        return dropped
+    if not runs_kernel(rows) or dtype not in TRITON_DTYPES:
+        return cast_one(masked(rows, mask, scale), dtype)
+    result = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    launch_masked(rows, mask, scale, result)
+    return result
+
+
+def reads_any_dtype(rows: Tensor, mask: Tensor) -> bool:
+    """Whether :func:`drop_again` takes these rows as they are, and rounds once."""
+    return mask.dtype is torch.bool or bool(runs_kernel(rows))
+
+
+def add_dropped_again_(total: Tensor, rows: Tensor, mask: Tensor, p: float) -> None:
+    """Add :func:`drop_again` of ``[rows, n]`` to a buffer of that shape."""
+    scale = 1.0 / (1.0 - p)
+    if mask.dtype is torch.bool:
+        total.add_(_dropout_backward(rows, mask, scale))
+    else:
+        add_masked_(total, rows, mask, scale)
+
+
+def _bits(mask: Tensor, x: Tensor) -> Tensor:
+    """Those of torch's mask of x, without the dispatcher where a kernel makes them."""
+    return launch_pack_mask(mask) if runs_kernel(x) else pack_mask(mask)
 
 
 def draws_together(x: Tensor, probabilities: Sequence[float]) -> bool:

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from patchkit_kernels.ops.activation_function import ActivationFunction
 from patchkit_kernels.ops.launch_sizes import LAUNCH_SIZES
-from patchkit_kernels.ops.registration import LIBRARY, dispatch_modes, register_op
+from patchkit_kernels.ops.registration import LIBRARY, register_op, runs_kernel
 from patchkit_kernels.ops.rows import as_rows
-from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS, TRITON_DTYPES, device_guard
+from patchkit_kernels.ops.triton_support import TRITON_DTYPES, device_guard
 
 Results: TypeAlias = "Tensor | tuple[Tensor, ...]"
 """One tensor alone, several as a tuple: what an op returns."""
-
-_TRITON_DEVICES = frozenset(key.lower() for key in TRITON_DISPATCH_KEYS)
 
 
 class ElementwiseOps(ABC):
@@ -117,14 +115,14 @@ class ElementwiseOps(ABC):
 
         The op itself runs where something has to see it, in a dispatch mode. Not for ``torch.compile``.
         """
-        kind = _direct(inputs[0])
+        kind = runs_kernel(inputs[0])
         if kind is None:
             return self.forward(*inputs)
         return self.launch(*inputs) if kind else self.reference(*inputs)
 
     def run_backward_recompute(self, grad: Tensor, *inputs: Tensor) -> Results:
         """What the op ``backward_recompute`` returns, likewise."""
-        kind = _direct(grad)
+        kind = runs_kernel(grad)
         if kind is None:
             return self.backward_recompute(grad, *inputs)  # type: ignore[no-any-return]
         recompute = self.launch_backward_recompute if kind else self.backward_recompute_reference
@@ -145,15 +143,6 @@ class ElementwiseOps(ABC):
                 BLOCK=block,
                 num_warps=warps,
             )
-
-
-def _direct(tensor: Tensor) -> bool | None:
-    """Whether the kernels run on a tensor of this kind, or the reference; None where the dispatcher is to decide."""
-    if dispatch_modes():
-        return None
-    if tensor.is_cpu:
-        return False
-    return TRITON_AVAILABLE and tensor.device.type in _TRITON_DEVICES and tensor.dtype in TRITON_DTYPES
 
 
 def _empty_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

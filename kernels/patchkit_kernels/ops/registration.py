@@ -6,15 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS
+from patchkit_kernels.ops.triton_support import TRITON_AVAILABLE, TRITON_DISPATCH_KEYS, TRITON_DTYPES
 
 # A fragment, because several files of this package add their ops to the same namespace.
 LIBRARY: Any = torch.library.Library("patchkit", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are entered: FakeTensor, selective checkpointing, counters. These have to see the ops."""
+
+_TRITON_DEVICES = frozenset(key.lower() for key in TRITON_DISPATCH_KEYS)
 
 _HOLD_NOTHING = ("torch._subclasses.fake_tensor", "patchkit.estimation.")
 
@@ -28,6 +31,19 @@ def results_are_held() -> bool:
     if not dispatch_modes():
         return False
     return any(not type(mode).__module__.startswith(_HOLD_NOTHING) for mode in _get_current_dispatch_mode_stack())
+
+
+def runs_kernel(tensor: Tensor) -> bool | None:
+    """Whether the kernels run on a tensor of this kind, or the reference; None where the dispatcher is to decide.
+
+    For code that calls one or the other itself, which spares a small tensor three quarters of an op's time. An op has
+    to be seen in a dispatch mode, and by ``torch.compile``, for which this is not.
+    """
+    if dispatch_modes():
+        return None
+    if tensor.is_cpu:
+        return False
+    return TRITON_AVAILABLE and tensor.device.type in _TRITON_DEVICES and tensor.dtype in TRITON_DTYPES
 
 
 def register_op(

@@ -31,8 +31,11 @@ def as_rows(*tensors: Tensor) -> tuple[list[Tensor], int, int, list[int]]:
     Returns ``(tensors, rows, columns, row strides)``.
     """
     shape = tensors[0].shape
-    rows = [tensor if row_stride(tensor) is not None else tensor.contiguous() for tensor in tensors]
-    if all(tensor.is_contiguous() for tensor in rows):
-        # One long row: no partly filled block at the end of each row.
-        return rows, 1, shape.numel(), [0] * len(rows)
-    return rows, shape.numel() // shape[-1], shape[-1], [row_stride(tensor) or 0 for tensor in rows]
+    if all(map(Tensor.is_contiguous, tensors)):
+        rows = list(tensors)
+    else:
+        rows = [tensor if row_stride(tensor) is not None else tensor.contiguous() for tensor in tensors]
+        if not all(map(Tensor.is_contiguous, rows)):
+            return rows, shape.numel() // shape[-1], shape[-1], [row_stride(tensor) or 0 for tensor in rows]
+    # One long row: no partly filled block at the end of each row.
+    return rows, 1, shape.numel(), [0] * len(rows)

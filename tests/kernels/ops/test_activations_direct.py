@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchkit_kernels.ops import elementwise
+from patchkit_kernels.ops import elementwise, registration
 from patchkit_kernels.ops.elementwise import ElementwiseOps
 
 
@@ -37,9 +37,9 @@ WAYS = {
 @pytest.mark.parametrize("name", WAYS)
 def test_which_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given, available, context, expected = WAYS[name]
-    monkeypatch.setattr(elementwise, "TRITON_AVAILABLE", available)
+    monkeypatch.setattr(registration, "TRITON_AVAILABLE", available)
     with context():
-        assert elementwise._direct(given) is expected
+        assert registration.runs_kernel(given) is expected
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_which_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_runs(way: bool | None, forward: str, recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elementwise, "_direct", lambda given: way)
+    monkeypatch.setattr(elementwise, "runs_kernel", lambda given: way)
     names = ("forward", "reference", "launch")
     names += ("backward_recompute", "backward_recompute_reference", "launch_backward_recompute")
     ops = SimpleNamespace(**{name: lambda *args, name=name: (name, args) for name in names})

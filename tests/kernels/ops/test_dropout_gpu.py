@@ -13,7 +13,9 @@ from strided_tensors import ALL_DTYPES, as_dtype, uniform
 from test_dropout_draws import LAYOUTS, PROBABILITIES, kept
 from torch import Tensor
 
+from patchkit_kernels.ops import dropout_once
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask, unpack_mask
+from patchkit_kernels.ops.dropout_once import add_dropped_again_, drop_again, drop_rows
 
 pytestmark = needs_device
 pytest.importorskip("triton", reason="the kernels are Triton's")
@@ -50,6 +52,29 @@ def test_same_bits_as_dropout(dtype: torch.dtype) -> None:
     assert torch.equal(unpack_mask(bits, x.shape), expected != 0)
     assert torch.equal(masked(x, bits, 1 / 0.9), expected)
     assert torch.equal(masked_(x, bits, 1 / 0.9), expected)
+
+
+@pytest.mark.parametrize("most", [0, 2**16], ids=["bits", "bytes"])
+@pytest.mark.parametrize("read", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_drawn_once_and_applied_again(
+    dtype: torch.dtype, read: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, though x may be in bfloat16 and be read in it."""
+    monkeypatch.setattr(dropout_once, "UNPACKED_ON_GPU", most)
+    x = uniform(2, 40, 33, seed=0).to(DEVICE, dtype)
+    rows = x.view(-1, 33)
+    expected, after = seeded(lambda: F.dropout(x.float(), 0.1).view(-1, 33))
+    (dropped, mask), found_after = seeded(lambda: drop_rows(x, rows, 0.1, read, torch.float32))
+    assert mask.dtype is (torch.bool if most else torch.uint8)
+    assert torch.equal(after, found_after)
+    assert dropped.dtype is read
+    for one in (dropped, drop_again(rows, mask, 0.1, read)):
+        torch.testing.assert_close(one.float(), expected, rtol=1e-2 if read is torch.bfloat16 else 1e-6, atol=0.0)
+    total = torch.ones_like(rows)
+    add_dropped_again_(total, rows, mask, 0.1)
+    rtol = 1e-2 if dtype is torch.bfloat16 else 1e-6
+    torch.testing.assert_close(total.float(), 1 + expected, rtol=rtol, atol=rtol)
 
 
 def test_does_not_wait_for_the_device() -> None:

@@ -34,6 +34,7 @@ from patchkit.testing import (
 from patchkit.testing.checks.precision import precision_findings
 from patchkit_kernels.lora import cross_entropy
 from patchkit_kernels.lora.choices import choosing
+from patchkit_kernels.ops import dropout_once
 from tools.gpu.cells import Cell, NotRun, Setting, Wrong
 
 FIRST = ("llama", "gemma3")
@@ -90,6 +91,8 @@ def _states(setting: Setting) -> list[Cell]:
     for label, config in lora.items():
         for name in ("forward_backward", "autocast_bfloat16_base", "checkpointing_non_reentrant", "compile"):
             made.append(Cell(f"llama, {label}: {name}", partial(_check, setting, name, "llama", lora=config)))
+    for name in ("forward_backward", "autocast_bfloat16_base", "bfloat16", "checkpointing_non_reentrant"):
+        made.append(Cell(f"llama, dropout, masks in bits: {name}", partial(_in_bits, setting, name)))
     for name in ("forward_backward", "dropout", "autocast_bfloat16_base", "bfloat16", "compile"):
         made.append(Cell(f"llama of width 1024: {name}", partial(_check, setting, name, "llama", sizes=WIDE)))
     return made
@@ -148,6 +151,12 @@ def _check(
 
 def _choosing(setting: Setting, ways: dict[str, int] | None) -> AbstractContextManager[Any]:
     return choosing(emulated=setting.on_cpu, **ways) if ways else nullcontext()
+
+
+def _in_bits(setting: Setting, name: str) -> dict[str, Any]:
+    """With the kernels that pack masks and apply them, for which the inputs of a tiny model are too small."""
+    with mock.patch.object(dropout_once, "UNPACKED_ON_GPU", 0):
+        return _check(setting, name, lora={"lora_dropout": 0.1})
 
 
 def figures_of(result: CheckResult) -> dict[str, Any]:
