@@ -58,6 +58,7 @@ def add_library(library: Library) -> None:
     READERS.update(library.readers)
     EMBEDDING_READERS.update(library.embeddings)
     _LIBRARIES.append(library)
+    _look_at_casts()
 
 
 def read_projection(module: nn.Module) -> Projection | Reason:
@@ -96,9 +97,23 @@ def adapter_layers() -> tuple[type[nn.Module], ...]:
     return tuple(layer for library in _LIBRARIES for layer in library.layers)
 
 
-def casts_input(module: nn.Module) -> bool:
-    """Whether a layer that was read casts its input to its adapter's dtype before it draws dropout."""
-    return all(library.casts_input for library in _LIBRARIES if isinstance(module, library.layers))
+def casts_input(cls: type[nn.Module]) -> bool:
+    """Whether layers of a class that is read cast their input to their adapter's dtype before they draw dropout."""
+    found = _CASTS_INPUT.get(cls)
+    return _casts_input(cls) if found is None else found
+
+
+def _casts_input(cls: type[nn.Module]) -> bool:
+    return all(library.casts_input for library in _LIBRARIES if issubclass(cls, library.layers))
+
+
+def _look_at_casts() -> None:
+    """Once for each class in the table: it is asked for every projection at every call, also while compiling."""
+    _CASTS_INPUT.update({cls: _casts_input(cls) for cls in READERS})
+
+
+_CASTS_INPUT: dict[type[nn.Module], bool] = {}
+_look_at_casts()
 
 
 def _meet_libraries() -> bool:

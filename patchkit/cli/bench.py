@@ -186,7 +186,7 @@ def _host(steps: int, json_file: Path | None) -> None:
     import torch
 
     from patchkit.cli.host_table import print_host_times, print_step_times
-    from patchkit.testing.block_costs import BLOCK_PARTS, BLOCK_PRECISIONS, host_times
+    from patchkit.testing.block_costs import BLOCK_PRECISIONS, TIMED_PARTS, host_times
     from patchkit.testing.step_times import SIZES, step_times
 
     torch.set_num_threads(1)
@@ -194,10 +194,10 @@ def _host(steps: int, json_file: Path | None) -> None:
     found, whole = [], []
     with progress_of("timing") as advance:
         for done, one in enumerate(host_times(steps)):
-            advance(done, rows * (len(BLOCK_PARTS) + len(SIZES)), f"timing {one.part}, {one.precision}")
+            advance(done, rows * (len(TIMED_PARTS) + len(SIZES)), f"timing {one.part}, {one.precision}")
             found.append(one)
-        for done, step in enumerate(step_times(steps), start=rows * len(BLOCK_PARTS)):
-            advance(done, rows * (len(BLOCK_PARTS) + len(SIZES)), f"timing steps, {step.hidden} wide, {step.precision}")
+        for done, step in enumerate(step_times(steps), start=rows * len(TIMED_PARTS)):
+            advance(done, rows * (len(TIMED_PARTS) + len(SIZES)), f"timing steps, {step.hidden} wide, {step.precision}")
             whole.append(step)
     print_host_times(found)
     print_step_times(whole)

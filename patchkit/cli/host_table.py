@@ -15,26 +15,22 @@ if TYPE_CHECKING:
     from patchkit.testing.block_costs import HostTime
     from patchkit.testing.step_times import StepTime
 
-LAYER = ("qkv", "o", "mlp")
-"""The blocks that make a layer of most models."""
-
 
 def print_host_times(found: Iterable[HostTime]) -> None:
     """A row for each precision, with and without dropout, and a column for each block and for the layer."""
     from rich.table import Table
 
-    from patchkit.testing.block_costs import BLOCK_PARTS
+    from patchkit.testing.block_costs import TIMED_PARTS
 
     table = Table(title="host µs of forward and backward, plain PEFT → patched (ratio)", title_justify="left")
     table.add_column("precision")
-    for heading in ("dropout", *BLOCK_PARTS, "layer"):
+    for heading in ("dropout", *TIMED_PARTS):
         table.add_column(heading, justify="right")
     rows: defaultdict[tuple[str, float], dict[str, tuple[float, float]]] = defaultdict(dict)
     for one in found:
         rows[one.precision, one.dropout][one.part] = one.plain, one.patched
     for (precision, dropout), parts in rows.items():
-        layer = (sum(parts[part][0] for part in LAYER), sum(parts[part][1] for part in LAYER))
-        table.add_row(precision, f"{dropout:g}", *[_cell(*parts[part]) for part in BLOCK_PARTS], _cell(*layer))
+        table.add_row(precision, f"{dropout:g}", *[_cell(*parts[part]) for part in TIMED_PARTS])
     _print(table)
 
 

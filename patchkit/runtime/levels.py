@@ -28,7 +28,7 @@ from patchkit.adapters.peft import FORMULA
 from patchkit.adapters.protocol import Reader, Reason, quick
 from patchkit.adapters.registry import READERS, casts_input, read_projection
 from patchkit.runtime.precision import PRECISIONS, AdapterPrecision, Precisions, precision_of
-from patchkit_kernels.lora.projection import Adapter, Precision, Projection
+from patchkit_kernels.lora.projection import Precision, Projection
 
 _traced = torch.compiler.is_dynamo_compiling
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -205,9 +205,9 @@ def examine(module: nn.Module, given: Input, reader: Reader | None = None) -> Re
         or (bias.dtype != dtype and not stored and autocast is None)
     ):
         return "its bias does not fit its weight"
-    lora = dtype
+    lora, draws = dtype, False
     for adapter in adapters:
-        lora_a, lora_b, _, lora_bias, magnitude, _ = adapter
+        lora_a, lora_b, _, lora_bias, magnitude, dropout = adapter
         if (type(lora_a) is not _Parameter and type(lora_a) not in PLAIN_TENSORS) or (
             type(lora_b) is not _Parameter and type(lora_b) not in PLAIN_TENSORS
         ):
@@ -236,18 +236,16 @@ def examine(module: nn.Module, given: Input, reader: Reader | None = None) -> Re
         if adapter_dtype is not lora and adapter is not adapters[0]:
             return "its adapters differ in dtype"
         lora = adapter_dtype
+        if dropout:
+            draws = True
     precision = table.get((given_dtype, autocast, dtype, lora, stored, adapter_precision))
     if precision is None:
         precision = precision_of(given_dtype, autocast, dtype, lora, stored, adapter_precision)
     if type(precision) is not Precision:
         return precision  # type: ignore[return-value]
-    if autocast is not None and precision.drawn != given_dtype and _draws(adapters) and not casts_input(module):
+    if draws and autocast is not None and precision.drawn is not given_dtype and not casts_input(type(module)):
         precision = precision._replace(drawn=given_dtype)
     return quick(Ready, (projection, precision))
-
-
-def _draws(adapters: Sequence[Adapter]) -> bool:
-    return any(adapter.dropout for adapter in adapters)
 
 
 def _is_unfit(vector: Tensor, device: torch.device, outputs: int) -> bool:

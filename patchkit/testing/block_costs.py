@@ -45,6 +45,11 @@ BLOCK_PRECISIONS: dict[str, BlockPrecision] = {
 """In which people train. PEFT's own default over a bfloat16 base is float32 adapters."""
 
 BLOCK_PARTS = ("qkv", "o", "mlp", "ungated mlp")
+LAYER = "layer"
+"""q/k/v, o and the MLP one after the other in one graph, without attention: a model too enters backward once, and not
+once for each block."""
+
+TIMED_PARTS = (*BLOCK_PARTS, LAYER)
 TOKENS, RANK, ALPHA = 4, 8, 11
 _TURN = 5
 
@@ -128,7 +133,7 @@ def block_pair(
     """A part of :data:`BLOCK_PARTS`, plain and patched, with the same weights.
 
     Args:
-        part: which.
+        part: which; or :data:`LAYER`.
         precision: see :class:`BlockPrecision`.
         dropout: of every adapter.
         hidden: the width of the model; its MLP is 1.75 times as wide.
@@ -164,6 +169,8 @@ def with_patched(plain: nn.Module, precision: BlockPrecision) -> tuple[nn.Module
 
 def _function(model: nn.Module, part: str) -> Callable[[Tensor], Any]:
     """The first block of this part, as a function of its input."""
+    if part == LAYER:
+        return _layer(*[_function(model, one) for one in ("qkv", "o", "mlp")])
     wanted = {"qkv": "q_proj", "o": "o_proj", "mlp": "gate_proj", "ungated mlp": "fc1"}[part]
     block: Any = next(module for module in model.modules() if wanted in module._modules)
     if part.endswith("mlp"):
@@ -173,6 +180,14 @@ def _function(model: nn.Module, part: str) -> Callable[[Tensor], Any]:
     if hasattr(block, "apply_qkv"):
         return block.apply_qkv  # type: ignore[no-any-return]
     return lambda x: (block.q_proj(x), block.k_proj(x), block.v_proj(x))
+
+
+def _layer(qkv: Callable[..., Any], o: Callable[..., Any], mlp: Callable[..., Any]) -> Callable[[Tensor], Any]:
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        query, key, value = qkv(x)
+        return mlp(o(query)), key, value
+
+    return run
 
 
 class HostTime(NamedTuple):
@@ -186,7 +201,7 @@ class HostTime(NamedTuple):
 
 
 def host_time(part: str, precision: str, dropout: float, *, steps: int) -> HostTime:
-    """Time a block of :data:`BLOCK_PARTS` in one of :data:`BLOCK_PRECISIONS`, of two tokens and width 16.
+    """Time one of :data:`TIMED_PARTS` in one of :data:`BLOCK_PRECISIONS`, of two tokens and width 16.
 
     Plain and patched take turns of a few steps, the first of which is not counted: in a model, another layer has run
     the same code shortly before. The time is that which this thread worked, so that others on the machine add to it
@@ -208,5 +223,5 @@ def host_times(steps: int) -> Iterator[HostTime]:
     """Every part in every precision, without dropout and with it."""
     for precision in BLOCK_PRECISIONS:
         for dropout in (0.0, 0.1):
-            for part in BLOCK_PARTS:
+            for part in TIMED_PARTS:
                 yield host_time(part, precision, dropout, steps=steps)

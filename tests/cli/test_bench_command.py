@@ -103,7 +103,7 @@ def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):
     assert result.exit_code == 0, result.output
     found = [block_costs.HostTime(**one) for one in json.loads(path.read_text())["host"]]
     assert [one[:3] for one in found] == [
-        (part, name, dropout) for name in kept for dropout in (0.0, 0.1) for part in block_costs.BLOCK_PARTS
+        (part, name, dropout) for name in kept for dropout in (0.0, 0.1) for part in block_costs.TIMED_PARTS
     ]
     assert all(one.plain > 0 and one.patched > 0 for one in found)
     assert all(f"{name} " in result.stdout for name in kept)

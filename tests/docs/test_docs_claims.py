@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from pathlib import Path
 
 from patchkit.check.results.matrix import RELEASES
@@ -57,15 +56,10 @@ def test_what_is_said_of_releases():
 def test_what_is_said_of_the_hosts_time():
     """`patchkit bench --host --json benchmarks/results/host.json` makes the file."""
     found = json.loads((ROOT / "benchmarks" / "results" / "host.json").read_text("utf-8"))
-    layers = defaultdict(lambda: [0.0, 0.0])
-    for one in found["host"]:
-        if one["part"] in ("qkv", "o", "mlp"):
-            both = layers[one["dropout"], one["precision"]]
-            both[0] += one["plain"]
-            both[1] += one["patched"]
+    layers = [one for one in found["host"] if one["part"] == "layer"]
     said = []
     for dropout in (0.0, 0.1):
-        ratios = [patched / plain for (of, _), (plain, patched) in layers.items() if of == dropout]
+        ratios = [one["patched"] / one["plain"] for one in layers if one["dropout"] == dropout]
         assert len(ratios) == 5
         said.append(f"{min(ratios):.2f}–{max(ratios):.2f}")
     steps = [one["patched"] / one["plain"] for one in found["steps"]]

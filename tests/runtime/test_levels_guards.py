@@ -203,7 +203,7 @@ def test_the_precision_is_that_of_what_is_given(stored, changes):
 @pytest.mark.parametrize("autocast", [None, BF16])
 @pytest.mark.parametrize("dropouts", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1)])
 def test_dropout_is_drawn_for_the_input_that_the_library_gives_it(dropouts, autocast, casts, monkeypatch):
-    monkeypatch.setattr(levels, "casts_input", lambda module: casts)
+    monkeypatch.setattr(levels, "casts_input", lambda cls: casts)
     adapters = tuple(of_dtype(F32)._replace(dropout=dropout) for dropout in dropouts)
     found = look(Projection(ones(OUTPUTS, FEATURES, dtype=BF16), None, adapters), dtype=BF16, autocast=autocast)
     drawn = F32 if casts or autocast is None or not any(dropouts) else BF16

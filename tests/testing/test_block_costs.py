@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from patchkit.testing import fused_calls, relative_error
-from patchkit.testing.block_costs import BLOCK_PARTS, BLOCK_PRECISIONS, RANK, TOKENS, block_pair
+from patchkit.testing.block_costs import BLOCK_PRECISIONS, LAYER, RANK, TIMED_PARTS, TOKENS, block_pair
 from patchkit_kernels.lora import straight_saving
 from patchkit_kernels.ops import dropout_once
 
 
-@pytest.mark.parametrize("part", BLOCK_PARTS)
+@pytest.mark.parametrize("part", TIMED_PARTS)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_pair_computes_the_same_and_one_of_it_is_fused(part, dropout):
     plain, patched = block_pair(part, BLOCK_PRECISIONS["float32"], dropout=dropout)
@@ -23,7 +23,7 @@ def test_a_pair_computes_the_same_and_one_of_it_is_fused(part, dropout):
             block.step()
         found.append((outputs, block.x.grad, len(calls)))
     (expected, gradient, none), (outputs, ours, fused) = found
-    assert (none, fused) == (0, 2)
+    assert (none, fused) == (0, 6 if part == LAYER else 2)
     for wanted, y in zip(expected, outputs, strict=True):
         assert relative_error(y, wanted) < 1e-5
     if not dropout:  # each call draws anew

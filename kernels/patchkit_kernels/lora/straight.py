@@ -123,7 +123,7 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
     if given.dropouts[0]:
-        ts, masks = reduced_dropped(x, flat, given.factors_a, given.dropouts, precision)
+        ts, masks, _ = reduced_dropped(x, flat, given.factors_a, given.dropouts, precision)
     else:
         ts = reduced(cast_one(flat, precision.lora), given.factors_a)
     return outputs_of(flat, ts, given, precision), ts, masks
@@ -131,8 +131,11 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
 
 def reduced_dropped(
     x: Tensor, flat: Tensor, factors_a: Sequence[Tensor], dropouts: Sequence[float], precision: Precision
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """t of each adapter, whose dropout is drawn for x, and the mask of each, or one of all.
+
+    And what they have read as one tensor ``[adapters, tokens, in]``, of one adapter ``[tokens, in]``, where the mask is
+    kept unpacked; else None. As backward reads it: but for :func:`~patchkit_kernels.ops.dropout_once.scale_left`.
 
     Args:
         x: ``[..., in]``.
@@ -145,10 +148,10 @@ def reduced_dropped(
     factors_a = cast(factors_a, lora)
     if draws_together(x, dropouts):
         dropped, packed = drop_together(cast_one(flat, lora), dropouts, drawn)
-        scale = scale_left(dropouts[0], lora, drawn)
+        scale, again = scale_left(dropouts[0], lora, drawn), dropped if packed.is_floating_point() else None
         if len(factors_a) == 1:
-            return [_times_a(dropped, factors_a[0], scale)], [packed]
-        return [_times_a(*pair, scale) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed]
+            return [_times_a(dropped, factors_a[0], scale)], [packed], again
+        return [_times_a(*pair, scale) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed], again
     ts, masks = [], []
     if lora is drawn:
         x = cast_one(x, drawn)  # once for all
@@ -156,7 +159,7 @@ def reduced_dropped(
         dropped, mask = drop_rows(x, flat, dropout, lora, drawn)
         ts.append(F.linear(dropped, factor))
         masks.append(mask)
-    return ts, masks
+    return ts, masks, None
 
 
 def _times_a(rows: Tensor, factor: Tensor, scale: float) -> Tensor:

@@ -92,9 +92,16 @@ def input_gradient(
         base_rows, weights = cast(rows, base), dense(given.weights, base)
         total = cast_one(torch.mm(base_rows[0], weights[0]), dtype)
         _add_base_(total, base_rows[1:], weights[1:])
+        wide: Tensor | None = None
         for i, (d_t, factor, factors) in enumerate(zip(d_ts, cast(given.factors_a, lora), dropped, strict=True)):
-            # One mask for all where there are factors, which is not looked at then.
-            add_dropped_(total, torch.mm(d_t, factor), masks[min(i, len(masks) - 1)], factors, dropouts[i])
+            product = torch.mm(d_t, factor)
+            if len(masks) == count or factors is None or lora is dtype:
+                # One mask for all where there are factors, which is not looked at then.
+                add_dropped_(total, product, masks[min(i, len(masks) - 1)], factors, dropouts[i])
+            else:
+                wide = times_factors(product, factors, wide)
+        if wide is not None:
+            total.add_(wide)
     return total, tuple.__new__(TrainedFlow, (lora_rows, up, d_ts, dropped, together))
 
 
@@ -120,6 +127,14 @@ def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor |
         total.addcmul_(product, factors)
     else:
         total.add_(product.mul_(factors))
+
+
+def times_factors(product: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
+    """``d(dt A)`` added to a sum of such, in their own dtype: for masks that were drawn together, of few elements.
+
+    One sum is added to dx of another dtype, and not each of them. The first product is written over.
+    """
+    return product.mul_(factors) if total is None else total.addcmul_(product, factors)
 
 
 def to_drop(flat: Tensor, mask: Tensor, factors: Tensor | None, precision: Precision) -> Tensor:

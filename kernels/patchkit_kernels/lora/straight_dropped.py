@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.shapes import as_rows, shaped_as
-from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, to_drop
+from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, times_factors, to_drop
 from patchkit_kernels.lora.straight_one import TrainedOne, a_of, b_of
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scale_left
@@ -24,7 +24,7 @@ from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scal
 def dropped_gradients(
     grads: Sequence[Tensor],
     x: Tensor,
-    kept: tuple[Sequence[Tensor], Sequence[Tensor]],
+    kept: tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None],
     given: Sequence[TrainedOne],
     precision: Precision,
     x_needed: bool,
@@ -34,34 +34,42 @@ def dropped_gradients(
     Args:
         grads: dy of each projection, ``[..., out]``.
         x: the input.
-        kept: t of each, and the mask of each, or one of all.
+        kept: t of each, the mask of each, or one of all, and what they have read if that was kept.
         given: the projections, two at least.
         precision: of the products.
         x_needed: whether dx is.
     """
     base, lora, _, drawn = precision
-    (ts, masks), rows, dtype = kept, [as_rows(grad) for grad in grads], x.dtype
+    (ts, masks, dropped), rows, dtype = kept, [as_rows(grad) for grad in grads], x.dtype
     flat, total = as_rows(x), _through_w(rows, given, base, dtype) if x_needed else None
     tokens, columns = flat.shape
     each: Sequence[Any] = masks
     read: Sequence[Any] = masks
+    wide: Tensor | None = None
     if len(masks) < len(given):
         together = factors_together(masks[0], given[0].dropout, len(given), tokens, columns, lora, drawn)
-        each, read = together.unbind(), (together * cast_one(flat, lora)).unbind()
+        each = together.unbind()
+        read = (together * cast_one(flat, lora) if dropped is None else dropped).unbind()
     stored, d_as, d_bs = given[0].lora_b.dtype, [], []
-    for grad, one, t, factors, dropped in zip(rows, given, ts, each, read, strict=True):
+    for grad, one, t, factors, rows_read in zip(rows, given, ts, each, read, strict=True):
         row, up, dropout, scaling = cast_one(grad, lora), b_of(one, lora), one.dropout, one.scaling
         mask = factors
         if each is masks:
             factors = factors_of(mask, dropout, tokens, columns, lora, drawn)
             flat = to_drop(flat, mask, factors, precision)  # once: the next time it is of that dtype
-            dropped = dropped_rows(flat, mask, factors, dropout, lora)
+            rows_read = dropped_rows(flat, mask, factors, dropout, lora)
         alpha = scaling if factors is None else scaling * scale_left(dropout, lora, drawn)
         d_t = torch.addmm(t, row, up, beta=0, alpha=alpha)  # beta=0: t is not read
         if total is not None:
-            add_dropped_(total, torch.mm(d_t, a_of(one, lora)), mask, factors, dropout)
-        d_as.append(torch.mm(d_t.t(), dropped))
+            product = torch.mm(d_t, a_of(one, lora))
+            if each is masks or lora is dtype:
+                add_dropped_(total, product, mask, factors, dropout)
+            else:
+                wide = times_factors(product, factors, wide)
+        d_as.append(torch.mm(d_t.t(), rows_read))
         d_bs.append(torch.addmm(up, row.t(), t, beta=0, alpha=scaling))  # beta=0: B is not read
+    if total is not None and wide is not None:
+        total.add_(wide)
     found = [*d_as, *d_bs] if stored is lora else [cast_one(one, stored) for one in (*d_as, *d_bs)]
     return [None if total is None else shaped_as(total, x), *found]
 

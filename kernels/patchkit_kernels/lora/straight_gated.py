@@ -31,6 +31,7 @@ from patchkit_kernels.lora.straight_one import (
     projected,
     rows_of,
     trained_one,
+    unless_hooked,
     unwatched,
     with_casts,
 )
@@ -95,7 +96,8 @@ class TrainedGatedMLP(torch.autograd.Function):
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
         ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
-        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks = bare(_computed, x, given)
+        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks, *read = bare(_computed, x, given)
+        ctx.read = [unless_hooked(one) for one in read]
         a_first, a_second, *factors_b, a_down, b_down = factors
         # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
         # make all this again for a checkpoint.
@@ -121,7 +123,7 @@ class TrainedGatedMLP(torch.autograd.Function):
         kept = (y_first, y_second), (t_first, t_second, t_down), mask, masks
         if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
-        found: list[Tensor | None] = bare(_gradients, grad, x, kept, given, x_needed)
+        found: list[Tensor | None] = bare(_gradients, grad, x, kept, ctx.read, given, x_needed)
         return (None, *found)
 
 
@@ -132,16 +134,18 @@ Kept = tuple[tuple[Tensor, Tensor], Sequence[Tensor], Tensor | None, Sequence[Te
 def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
     """What follows, of x ``[..., hidden]``.
 
-    ``y`` ``[tokens, hidden]``, what the first two yield, every W as backward reads it, t and mask of down, and t and
-    masks of the first two.
+    ``y`` ``[tokens, hidden]``, what the first two yield, every W as backward reads it, t and mask of down, t and masks
+    of the first two, and what the adapters of these and of down have read, perhaps.
     """
     first, second, down, activation, gate_first, precision = given
     base, lora, _, _ = precision
     flat = rows_of(x, precision)
     masks: Sequence[Tensor] = ()
+    dropped: Tensor | None = None
     if first.dropout:
         factors = a_of(first, lora), a_of(second, lora)
-        (t_first, t_second), masks = reduced_dropped(x, flat, factors, (first.dropout, second.dropout), precision)
+        dropouts = first.dropout, second.dropout
+        (t_first, t_second), masks, dropped = reduced_dropped(x, flat, factors, dropouts, precision)
     else:
         factors = first.lora_a, second.lora_a
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
@@ -151,24 +155,28 @@ def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
     y_second, w_second = expanded(base_x, t_second, second, precision)
     functions = GATED[activation]
     hidden = functions.run(y_first, y_second) if gate_first else functions.run(y_second, y_first)
-    y, t_down, mask, w_down = projected(hidden, down, precision)
-    return y, (y_first, y_second), (w_first, w_second, w_down), t_down, mask, (t_first, t_second), masks
+    y, t_down, mask, w_down, of_down = projected(hidden, down, precision)
+    weights, ts = (w_first, w_second, w_down), (t_first, t_second)
+    return y, (y_first, y_second), weights, t_down, mask, ts, masks, dropped, of_down
 
 
-def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, x_needed: bool) -> list[Tensor | None]:
+def _gradients(
+    grad: Tensor, x: Tensor, kept: Kept, read: Sequence[Tensor | None], given: TrainedGated, x_needed: bool
+) -> list[Tensor | None]:
     """Where every gradient is wanted, but perhaps that of x."""
     first, second, down, activation, gate_first, precision = given
     (y_first, y_second), (t_first, t_second, t_down), mask, masks = kept
+    dropped, of_down = read
     through, flow = flown_back(as_rows(grad), t_down, mask, down, precision, precision.output)
     d_hidden = present(through)
     functions = GATED[activation]
     gate, up = (y_first, y_second) if gate_first else (y_second, y_first)
     d_up, hidden = functions.run_backward_recompute(d_hidden, gate, up)
-    d_down = factor_gradients(flow, hidden, t_down, mask, down, precision)
+    d_down = factor_gradients(flow, hidden, (t_down, mask, of_down), down, precision)
     rows = (d_hidden, d_up) if gate_first else (d_up, d_hidden)
     del through, d_hidden, flow, hidden, d_up
     if first.dropout:
-        made = (t_first, t_second), masks
+        made = (t_first, t_second), masks, dropped
         return [*dropped_gradients(rows, x, made, (first, second), precision, x_needed), *d_down]
     flat, dtype = as_rows(x), x.dtype if x_needed else None
     base, lora, _, _ = precision

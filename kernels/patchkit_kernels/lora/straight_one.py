@@ -122,6 +122,18 @@ def b_of(given: TrainedOne, lora: torch.dtype) -> Tensor:
     return cast_one(given.lora_b, lora) if given.cast_b is None else given.cast_b
 
 
+KeptOfOne = tuple[Tensor, "Tensor | None", "Tensor | None"]
+"""t, with dropout the mask, and perhaps what the adapter has read."""
+
+
+def unless_hooked(dropped: Tensor | None) -> Tensor | None:
+    """What adapters have read, to be kept on a context, at most 32 KB of float32 for each.
+
+    It is no saved tensor, so it is not kept where hooks say what becomes of these: a checkpoint keeps nothing.
+    """
+    return dropped if dropped is None or _top_hooks(False) is None else None
+
+
 class TrainedProjection(torch.autograd.Function):
     """A projection, for which :func:`trained_one` has found what is given."""
 
@@ -134,7 +146,8 @@ class TrainedProjection(torch.autograd.Function):
         if x_needed:
             given = with_casts(given, precision, x)
         ctx.call = given, precision
-        y, t, mask, weight = bare(projected, x, given, precision)
+        y, t, mask, weight, dropped = bare(projected, x, given, precision)
+        ctx.dropped = unless_hooked(dropped)
         rest = (lora_a, weight) if x_needed else ()
         ctx.save_for_backward(x, t, mask, lora_b, *rest)
         return shaped(y, x)
@@ -151,19 +164,25 @@ class TrainedProjection(torch.autograd.Function):
         _, x_needed, *needed = ctx.needs_input_grad
         if grad is None or False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, (t, mask), given, precision, (x_needed, *needed)))
-        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, t, mask, given, precision, x_needed)
+        kept = t, mask, ctx.dropped
+        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, given, precision, x_needed)
         return (None, *found)
 
 
-def projected(x: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, with dropout the mask, and W to keep."""
-    flat, factor, mask = rows_of(x, precision), a_of(given, precision.lora), None
+def projected(
+    x: Tensor, given: TrainedOne, precision: Precision
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, with dropout the mask, and W to keep.
+
+    And what the adapter has read, perhaps: see :func:`~patchkit_kernels.lora.straight.reduced_dropped`.
+    """
+    flat, factor, mask, dropped = rows_of(x, precision), a_of(given, precision.lora), None, None
     if given.dropout:
-        (t,), (mask,) = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
+        (t,), (mask,), dropped = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
     else:
         t = F.linear(cast_one(flat, precision.lora), factor)
     y, weight = expanded(cast_one(flat, precision.base), t, given, precision)
-    return y, t, mask, weight
+    return y, t, mask, weight, dropped
 
 
 def rows_of(x: Tensor, precision: Precision) -> Tensor:
@@ -193,10 +212,11 @@ def expanded(base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision)
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision, x_needed: bool
+    grad: Tensor, x: Tensor, kept: KeptOfOne, given: TrainedOne, precision: Precision, x_needed: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
+    t, mask, _ = kept
     d_x, flow = flown_back(as_rows(grad), t, mask, given, precision, x.dtype if x_needed else None)
-    found = factor_gradients(flow, as_rows(x), t, mask, given, precision)
+    found = factor_gradients(flow, as_rows(x), kept, given, precision)
     return None if d_x is None else shaped_as(d_x, x), *found
 
 
@@ -228,12 +248,15 @@ def flown_back(
 
 
 def factor_gradients(
-    flow: Flow, flat: Tensor, t: Tensor, mask: Tensor | None, given: TrainedOne, precision: Precision
+    flow: Flow, flat: Tensor, kept: KeptOfOne, given: TrainedOne, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """dA and dB, of x ``[tokens, in]``."""
     rows, factor_b, d_t, factors = flow
+    t, mask, dropped = kept
     lora, stored = precision.lora, given.lora_b.dtype
-    if mask is not None:
+    if dropped is not None:
+        flat = dropped
+    elif mask is not None:
         flat = dropped_rows(to_drop(flat, mask, factors, precision), mask, factors, given.dropout, lora)
     d_a = torch.mm(d_t.t(), cast_one(flat, lora))
     d_b = torch.addmm(factor_b, rows.t(), t, beta=0, alpha=given.scaling)  # beta=0: B is not read

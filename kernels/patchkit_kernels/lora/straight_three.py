@@ -28,6 +28,7 @@ from patchkit_kernels.lora.straight_one import (
     in_lists,
     rows_of,
     trained_one,
+    unless_hooked,
     unwatched,
     with_casts,
 )
@@ -38,8 +39,8 @@ from patchkit_kernels.ops.registration import dispatch_modes
 TrainedThree = tuple[TrainedOne, TrainedOne, TrainedOne]
 """A and B of all are of one dtype, and dropout is drawn for all or for none."""
 
-Kept = tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor]]
-"""t of each, and with dropout the mask of each, or one of all."""
+Kept = tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor], "Tensor | None"]
+"""t of each, with dropout the mask of each, or one of all, and perhaps what the adapters have read."""
 
 
 def trained_three(x: Tensor, projections: Sequence[Projection], precision: Precision) -> TrainedThree | None:
@@ -79,7 +80,8 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
             second = with_casts(second, precision, x, alone=False)
             third = with_casts(third, precision, x, alone=False)
         ctx.call = given = (first, second, third), precision
-        (y_first, y_second, y_third), weights, ts, masks = bare(_computed, x, *given)
+        (y_first, y_second, y_third), weights, ts, masks, dropped = bare(_computed, x, *given)
+        ctx.dropped = unless_hooked(dropped)
         # In the order of lists, which may make all this again for a checkpoint.
         rest = (*factors[:3], *weights) if x_needed else ()
         ctx.save_for_backward(x, *ts, *masks, *factors[3:], *rest)
@@ -101,22 +103,25 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
             tuple.__new__(TrainedOne, (a_second, b_second, w_second, *second)),
             tuple.__new__(TrainedOne, (a_third, b_third, w_third, *third)),
         )
-        kept = (t_first, t_second, t_third), masks
+        kept = (t_first, t_second, t_third), masks, ctx.dropped
         if False in needed or dispatch_modes() or wants_ordinary_operations(grads) or not all_given(grads):
-            return (None, *_in_lists(grads, x, kept, given, precision, (x_needed, *needed)))
+            return (None, *_in_lists(grads, x, kept[:2], given, precision, (x_needed, *needed)))
         found: list[Tensor | None] = bare(_gradients, grads, x, kept, given, precision, x_needed)
         return (None, *found)
 
 
 def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any, ...]:
-    """``y`` of each, ``[tokens, out]``, W of each as backward reads it, and :data:`Kept`."""
+    """``y`` of each, ``[tokens, out]``, W of each as backward reads it, t and masks, and what adapters have read."""
     (first, second, third), (base, lora, _, _) = given, precision
     flat = rows_of(x, precision)
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
+    dropped: Tensor | None = None
     if first.dropout:
         factors = a_of(first, lora), a_of(second, lora), a_of(third, lora)
-        ts, masks = reduced_dropped(x, flat, factors, (first.dropout, second.dropout, third.dropout), precision)
+        ts, masks, dropped = reduced_dropped(
+            x, flat, factors, (first.dropout, second.dropout, third.dropout), precision
+        )
     else:
         factors = first.lora_a, second.lora_a, third.lora_a
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
@@ -125,7 +130,7 @@ def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any
     y_first, w_first = expanded(base_x, t_first, first, precision)
     y_second, w_second = expanded(base_x, t_second, second, precision)
     y_third, w_third = expanded(base_x, t_third, third, precision)
-    return (y_first, y_second, y_third), (w_first, w_second, w_third), ts, masks
+    return (y_first, y_second, y_third), (w_first, w_second, w_third), ts, masks, dropped
 
 
 def _gradients(
@@ -136,7 +141,7 @@ def _gradients(
         return dropped_gradients(grads, x, kept, given, precision, x_needed)
     (base, lora, _, _), flat, dtype = precision, as_rows(x), x.dtype if x_needed else None
     first, second, third = given
-    (t_first, t_second, t_third), _ = kept
+    (t_first, t_second, t_third), _, _ = kept
     rows = as_rows(grads[0]), as_rows(grads[1]), as_rows(grads[2])
     row_first, row_second, row_third = cast_one(rows[0], lora), cast_one(rows[1], lora), cast_one(rows[2], lora)
     b_first, b_second, b_third = b_of(first, lora), b_of(second, lora), b_of(third, lora)
@@ -171,7 +176,7 @@ def _gradients(
 def _in_lists(
     grads: Sequence[Tensor | None],
     x: Tensor,
-    kept: Kept,
+    kept: tuple[Sequence[Tensor], Sequence[Tensor]],
     given: TrainedThree,
     precision: Precision,
     needed: Sequence[bool],

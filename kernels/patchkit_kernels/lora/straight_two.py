@@ -25,6 +25,7 @@ from patchkit_kernels.lora.straight_one import (
     in_lists,
     projected,
     trained_one,
+    unless_hooked,
     unwatched,
     with_casts,
 )
@@ -79,7 +80,8 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         if x_needed:
             up = with_casts(up, precision, x)
         ctx.given = given = tuple.__new__(TrainedTwo, (up, down, *others))
-        y, between, t_down, mask_down, w_down, t_up, mask_up, w_up = bare(_computed, x, given)
+        y, between, t_down, mask_down, w_down, of_down, t_up, mask_up, w_up, of_up = bare(_computed, x, given)
+        ctx.read = unless_hooked(of_up), unless_hooked(of_down)
         rest = (a_up, w_up) if x_needed else ()
         # In the order of lists, which may make all this again for a checkpoint.
         ctx.save_for_backward(x, between, t_down, mask_down, b, a, w_down, t_up, mask_up, b_up, *rest)
@@ -100,7 +102,7 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         kept = between, (t_up, mask_up), (t_down, mask_down)
         if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
-        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, given, x_needed)
+        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, ctx.read, given, x_needed)
         return (None, *found)
 
 
@@ -109,7 +111,7 @@ Kept = tuple[Tensor, tuple[Tensor, "Tensor | None"], tuple[Tensor, "Tensor | Non
 
 
 def _computed(x: Tensor, given: TrainedTwo) -> tuple[Any, ...]:
-    """``y`` ``[tokens, hidden]``, what ``up`` yields, and t, mask and W to keep of down, and of ``up``."""
+    """``y`` ``[tokens, hidden]``, what ``up`` yields, and of down and of ``up`` what :func:`projected` says."""
     up, down, activation, gate_first, precision = given
     between, *of_up = projected(x, up, precision)
     hidden = functions_of(activation, gate_first).run(*inputs_of((between,), gate_first))
@@ -117,18 +119,20 @@ def _computed(x: Tensor, given: TrainedTwo) -> tuple[Any, ...]:
     return y, between, *of_down, *of_up
 
 
-def _gradients(grad: Tensor, x: Tensor, kept: Kept, given: TrainedTwo, x_needed: bool) -> tuple[Tensor | None, ...]:
+def _gradients(
+    grad: Tensor, x: Tensor, kept: Kept, read: Sequence[Tensor | None], given: TrainedTwo, x_needed: bool
+) -> tuple[Tensor | None, ...]:
     """Where every gradient is wanted, but perhaps that of x."""
     up, down, activation, gate_first, precision = given
-    between, (t_up, mask_up), (t_down, mask_down) = kept
+    (between, (t_up, mask_up), (t_down, mask_down)), (read_up, read_down) = kept, read
     d_hidden, flow = flown_back(as_rows(grad), t_down, mask_down, down, precision, precision.output)
     functions, inputs = functions_of(activation, gate_first), inputs_of((between,), gate_first)
     *others, hidden = as_tuple(functions.run_backward_recompute(present(d_hidden), *inputs))
-    of_down = factor_gradients(flow, hidden, t_down, mask_down, down, precision)
+    of_down = factor_gradients(flow, hidden, (t_down, mask_down, read_down), down, precision)
     (row,) = grads_of_projected((present(d_hidden), *others), 1, gate_first)
     del hidden, flow, d_hidden, others
     d_x, flow = flown_back(row, t_up, mask_up, up, precision, x.dtype if x_needed else None)
-    of_up = factor_gradients(flow, as_rows(x), t_up, mask_up, up, precision)
+    of_up = factor_gradients(flow, as_rows(x), (t_up, mask_up, read_up), up, precision)
     return None if d_x is None else shaped_as(d_x, x), *of_up, *of_down
 
 

@@ -41,8 +41,8 @@ SMALL = 2**15
 
 UNPACKED = 2**13
 """Elements of an input up to which a mask is kept in the dtype in which x is read, and not in bits: at most 32 KB of
-float32, half of what ``F.dropout`` keeps of it, for four calls less. Packing and unpacking took a third of the time
-that dropout adds to a block of a small model.
+float32, for four calls less. Packing and unpacking took a third of the time that dropout adds to a block of a small
+model. What it has left of x is kept too, as ``F.dropout`` keeps both, for two calls less.
 """
 
 
