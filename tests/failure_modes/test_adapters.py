@@ -104,9 +104,10 @@ def test_f6_one_mask_for_each_projection(name, monkeypatch):
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
     from patchkit_kernels.lora import straight
+    from patchkit_kernels.ops import dropout_once
 
     drawn = []
-    drop, drop_together = straight.drop, straight.drop_together
+    drop, drop_together = dropout_once.drop, straight.drop_together
 
     def noted(x, p):
         dropped, mask = drop(x, p)
@@ -118,7 +119,7 @@ def test_f6_one_mask_for_each_projection(name, monkeypatch):
         drawn.extend(found[1].chunk(len(probabilities)))
         return found
 
-    monkeypatch.setattr(straight, "drop", noted)
+    monkeypatch.setattr(dropout_once, "drop", noted)
     monkeypatch.setattr(straight, "drop_together", noted_together)
     model(**inputs)
     assert len(drawn) == 7 * 2

@@ -19,7 +19,7 @@ from patchkit.adapters.registry import read_projection
 from patchkit.runtime.levels import Ready, examine, input_of
 from patchkit.runtime.methods import make_apply_linear, make_apply_qkv
 from patchkit_kernels.lora import forward as project
-from patchkit_kernels.lora import straight
+from patchkit_kernels.ops import dropout_once
 
 
 class Draws(TorchDispatchMode):
@@ -91,9 +91,8 @@ def drawn(monkeypatch):
         return lambda x, p: seen.append((x.dtype, tuple(x.shape))) or function(x, p)
 
     monkeypatch.setattr(project, "draw_mask", noted(project.draw_mask))
-    monkeypatch.setattr(
-        straight, "drop", noted(straight.drop)
-    )  # where everything is of the structure that people train
+    # Where everything is of the structure that people train.
+    monkeypatch.setattr(dropout_once, "drop", noted(dropout_once.drop))
     return seen
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from patchkit_kernels.lora.projection import Precision, Projection, QuantizedWeight
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.ops.casts import cast, cast_one
-from patchkit_kernels.ops.dropout_once import draws_together, drop_rows, drop_together, scale_left
+from patchkit_kernels.ops.dropout_once import draws_together, drop_each, drop_together, scale_left
 from patchkit_kernels.ops.registration import results_are_held
 
 
@@ -153,11 +153,8 @@ def reduced_dropped(
             return [_times_a(dropped, factors_a[0], scale)], [packed], again
         return [_times_a(*pair, scale) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed], again
     ts, masks = [], []
-    if lora is drawn:
-        x = cast_one(x, drawn)  # once for all
-    for factor, dropout in zip(factors_a, dropouts, strict=True):
-        dropped, mask = drop_rows(x, flat, dropout, lora, drawn)
-        ts.append(F.linear(dropped, factor))
+    for factor, (rows, mask) in zip(factors_a, drop_each(x, flat, dropouts, lora, drawn), strict=True):
+        ts.append(F.linear(rows, factor))
         masks.append(mask)
     return ts, masks, None
 

@@ -15,7 +15,7 @@ zeros and ones is exact in every dtype, so that nothing has to be cast to the on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -78,23 +78,30 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return masked(x, packed, 1.0 / (1.0 - p)), packed
 
 
-def drop_rows(x: Tensor, rows: Tensor, p: float, dtype: torch.dtype, drawn: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What :func:`drop` yields of an input, as rows in the dtype in which it is read, and its mask.
+def drop_each(
+    x: Tensor, rows: Tensor, probabilities: Sequence[float], dtype: torch.dtype, drawn: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What :func:`drop` yields of an input for each probability in turn, as rows, and its mask.
 
     Args:
         x: ``[..., n]``.
-        rows: the same as rows, perhaps in the dtype in which it is read.
-        p: as there.
-        dtype: in which it is read.
+        rows: the same as rows, perhaps in the dtype in which they are read.
+        probabilities: as there.
+        dtype: in which they are read.
         drawn: for which dropout is drawn: the draws depend on it.
     """
     small = x.numel() <= UNPACKED_ON_GPU
     if drawn is x.dtype or drawn is dtype or small or not runs_kernel(rows) or dtype not in TRITON_DTYPES:
-        dropped, mask = drop(cast_one(x, drawn), p)
-        return cast_one(dropped.reshape(rows.shape), dtype), mask
+        x = cast_one(x, drawn)  # once for all
+        for p in probabilities:
+            dropped, mask = drop(x, p)
+            yield cast_one(dropped.reshape(rows.shape), dtype), mask
+        return
     # The draws alone are of the other dtype: x is neither cast to it nor from it.
-    packed = _bits(draw_mask(torch.empty_like(x, dtype=drawn), p), rows)
-    return drop_again(rows, packed, p, dtype), packed
+    like = torch.empty_like(x, dtype=drawn)
+    for p in probabilities:
+        packed = _bits(draw_mask(like, p), rows)
+        yield drop_again(rows, packed, p, dtype), packed
 
 
 def drop_again(rows: Tensor, mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:

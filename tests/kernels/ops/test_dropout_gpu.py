@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchkit_kernels.ops import dropout_once
 from patchkit_kernels.ops.dropout import draw_mask, masked, masked_, pack_mask, unpack_mask
-from patchkit_kernels.ops.dropout_once import add_dropped_again_, drop_again, drop_rows
+from patchkit_kernels.ops.dropout_once import add_dropped_again_, drop_again, drop_each
 
 pytestmark = needs_device
 pytest.importorskip("triton", reason="the kernels are Triton's")
@@ -65,7 +65,7 @@ def test_drawn_once_and_applied_again(
     x = uniform(2, 40, 33, seed=0).to(DEVICE, dtype)
     rows = x.view(-1, 33)
     expected, after = seeded(lambda: F.dropout(x.float(), 0.1).view(-1, 33))
-    (dropped, mask), found_after = seeded(lambda: drop_rows(x, rows, 0.1, read, torch.float32))
+    (dropped, mask), found_after = seeded(lambda: next(drop_each(x, rows, [0.1], read, torch.float32)))
     assert mask.dtype is (torch.bool if most else torch.uint8)
     assert torch.equal(after, found_after)
     assert dropped.dtype is read
