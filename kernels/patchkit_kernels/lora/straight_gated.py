@@ -96,7 +96,9 @@ class TrainedGatedMLP(torch.autograd.Function):
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
         ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
-        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks, *read = bare(_computed, x, given)
+        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks, *read = bare(
+            _computed, x, given, (x_needed, True)
+        )
         ctx.read = [unless_hooked(one) for one in read]
         a_first, a_second, *factors_b, a_down, b_down = factors
         # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
@@ -131,11 +133,11 @@ Kept = tuple[tuple[Tensor, Tensor], Sequence[Tensor], Tensor | None, Sequence[Te
 """What the first two yield, t of each, the mask of down, and the masks of the first two, or one of both."""
 
 
-def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
+def _computed(x: Tensor, given: TrainedGated, keeps_w: tuple[bool, bool]) -> tuple[Any, ...]:
     """What follows, of x ``[..., hidden]``.
 
-    ``y`` ``[tokens, hidden]``, what the first two yield, every W as backward reads it, t and mask of down, t and masks
-    of the first two, and what the adapters of these and of down have read, perhaps.
+    ``y`` ``[tokens, hidden]``, what the first two yield, every W, t and mask of down, t and masks of the first two, and
+    what the adapters of these and of down have read, perhaps. ``keeps_w`` is of the first two and of down.
     """
     first, second, down, activation, gate_first, precision = given
     base, lora, _, _ = precision
@@ -151,11 +153,11 @@ def _computed(x: Tensor, given: TrainedGated) -> tuple[Any, ...]:
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
         t_first, t_second = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0]), 1)
     base_x = cast_one(flat, base)
-    y_first, w_first = expanded(base_x, t_first, first, precision)
-    y_second, w_second = expanded(base_x, t_second, second, precision)
+    y_first, w_first = expanded(base_x, t_first, first, precision, keeps_w[0])
+    y_second, w_second = expanded(base_x, t_second, second, precision, keeps_w[0])
     functions = GATED[activation]
     hidden = functions.run(y_first, y_second) if gate_first else functions.run(y_second, y_first)
-    y, t_down, mask, w_down, of_down = projected(hidden, down, precision)
+    y, t_down, mask, w_down, of_down = projected(hidden, down, precision, keeps_w[1])
     weights, ts = (w_first, w_second, w_down), (t_first, t_second)
     return y, (y_first, y_second), weights, t_down, mask, ts, masks, dropped, of_down
 
@@ -225,6 +227,6 @@ def apply_trained_gated(given: TrainedGated, x: Tensor) -> Tensor:
     """:class:`TrainedGatedMLP` of x ``[..., hidden]``."""
     first, second, down, *_ = given
     if not torch.is_grad_enabled():  # nothing is kept
-        return shaped(bare(_computed, x, given)[0], x)
+        return shaped(bare(_computed, x, given, (False, False))[0], x)
     y: Tensor = _apply(given, x, first.lora_a, second.lora_a, first.lora_b, second.lora_b, down.lora_a, down.lora_b)
     return y

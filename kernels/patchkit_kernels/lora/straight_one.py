@@ -146,7 +146,7 @@ class TrainedProjection(torch.autograd.Function):
         if x_needed:
             given = with_casts(given, precision, x)
         ctx.call = given, precision
-        y, t, mask, weight, dropped = bare(projected, x, given, precision)
+        y, t, mask, weight, dropped = bare(projected, x, given, precision, x_needed)
         ctx.dropped = unless_hooked(dropped)
         rest = (lora_a, weight) if x_needed else ()
         ctx.save_for_backward(x, t, mask, lora_b, *rest)
@@ -170,9 +170,9 @@ class TrainedProjection(torch.autograd.Function):
 
 
 def projected(
-    x: Tensor, given: TrainedOne, precision: Precision
+    x: Tensor, given: TrainedOne, precision: Precision, keeps_w: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, with dropout the mask, and W to keep.
+    """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, with dropout the mask, and W: :func:`expanded`.
 
     And what the adapter has read, perhaps: see :func:`~patchkit_kernels.lora.straight.reduced_dropped`.
     """
@@ -181,7 +181,7 @@ def projected(
         (t,), (mask,), dropped = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
     else:
         t = F.linear(cast_one(flat, precision.lora), factor)
-    y, weight = expanded(cast_one(flat, precision.base), t, given, precision)
+    y, weight = expanded(cast_one(flat, precision.base), t, given, precision, keeps_w)
     return y, t, mask, weight, dropped
 
 
@@ -190,18 +190,20 @@ def rows_of(x: Tensor, precision: Precision) -> Tensor:
     return cast_one(as_rows(x), precision.base) if precision.lora is precision.base else as_rows(x)
 
 
-def expanded(base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision) -> tuple[Tensor, Tensor]:
+def expanded(
+    base_x: Tensor, t: Tensor, given: TrainedOne, precision: Precision, keeps_w: bool
+) -> tuple[Tensor, Tensor]:
     """``y`` ``[tokens, out]`` from x ``[tokens, in]`` in the dtype of W's products, and t ``[tokens, rank]``.
 
-    And W as backward reads it: where the rows are few the copy that was made, see :mod:`.straight_saving`. It is made
-    just before its product: the casts of a whole block would push one another out of the processor's caches.
+    And W: if it is kept for backward and the rows are few, the copy that was made, see :mod:`.straight_saving`. It is
+    made just before its product: the casts of a whole block would push one another out of the processor's caches.
     """
     _, _, kept, bias, scaling, _, _, _ = given
     base, lora, output, _ = precision
     up, weight = b_of(given, lora).t(), kept
     if weight.dtype is not base:
         weight = cast_one(weight, base)
-        kept = weight if is_of_few_rows(base_x) else kept
+        kept = weight if keeps_w and is_of_few_rows(base_x) else kept
     if bias is not None:
         bias = cast_one(bias, base)
     if lora is not output:
@@ -298,6 +300,6 @@ _apply = applier(TrainedProjection)
 def apply_trained_one(given: TrainedOne, precision: Precision, x: Tensor) -> Tensor:
     """:class:`TrainedProjection` of x ``[..., in]``: ``[..., out]``."""
     if not torch.is_grad_enabled():  # nothing is kept
-        return shaped(bare(projected, x, given, precision)[0], x)
+        return shaped(bare(projected, x, given, precision, False)[0], x)
     y: Tensor = _apply((given, precision), x, given.lora_a, given.lora_b)
     return y

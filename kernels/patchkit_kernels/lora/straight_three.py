@@ -79,8 +79,8 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
             third = with_casts(third, precision, x, alone=False)
-        ctx.call = given = (first, second, third), precision
-        (y_first, y_second, y_third), weights, ts, masks, dropped = bare(_computed, x, *given)
+        ctx.call = (first, second, third), precision
+        (y_first, y_second, y_third), weights, ts, masks, dropped = bare(_computed, x, *ctx.call, x_needed)
         ctx.dropped = unless_hooked(dropped)
         # In the order of lists, which may make all this again for a checkpoint.
         rest = (*factors[:3], *weights) if x_needed else ()
@@ -110,8 +110,8 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
         return (None, *found)
 
 
-def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any, ...]:
-    """``y`` of each, ``[tokens, out]``, W of each as backward reads it, t and masks, and what adapters have read."""
+def _computed(x: Tensor, given: TrainedThree, precision: Precision, keeps_w: bool) -> tuple[Any, ...]:
+    """``y`` of each, ``[tokens, out]``, W of each, t and masks, and what adapters have read."""
     (first, second, third), (base, lora, _, _) = given, precision
     flat = rows_of(x, precision)
     ts: Sequence[Tensor]
@@ -127,9 +127,9 @@ def _computed(x: Tensor, given: TrainedThree, precision: Precision) -> tuple[Any
         t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
         ts = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0], factors[2].shape[0]), 1)
     base_x, (t_first, t_second, t_third) = cast_one(flat, base), ts
-    y_first, w_first = expanded(base_x, t_first, first, precision)
-    y_second, w_second = expanded(base_x, t_second, second, precision)
-    y_third, w_third = expanded(base_x, t_third, third, precision)
+    y_first, w_first = expanded(base_x, t_first, first, precision, keeps_w)
+    y_second, w_second = expanded(base_x, t_second, second, precision, keeps_w)
+    y_third, w_third = expanded(base_x, t_third, third, precision, keeps_w)
     return (y_first, y_second, y_third), (w_first, w_second, w_third), ts, masks, dropped
 
 
@@ -196,7 +196,7 @@ def apply_trained_three(given: TrainedThree, precision: Precision, x: Tensor) ->
     """:class:`TrainedProjectionsOfThree` of x ``[..., in]``: each ``[..., out_i]``."""
     first, second, third = given
     if not torch.is_grad_enabled():  # nothing is kept
-        return tuple([shaped(y, x) for y in bare(_computed, x, given, precision)[0]])
+        return tuple([shaped(y, x) for y in bare(_computed, x, given, precision, False)[0]])
     factors = first.lora_a, second.lora_a, third.lora_a, first.lora_b, second.lora_b, third.lora_b
     outputs: tuple[Tensor, ...] = _apply((given, precision), x, *factors)
     return outputs

@@ -80,7 +80,9 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         if x_needed:
             up = with_casts(up, precision, x)
         ctx.given = given = tuple.__new__(TrainedTwo, (up, down, *others))
-        y, between, t_down, mask_down, w_down, of_down, t_up, mask_up, w_up, of_up = bare(_computed, x, given)
+        y, between, t_down, mask_down, w_down, of_down, t_up, mask_up, w_up, of_up = bare(
+            _computed, x, given, (x_needed, True)
+        )
         ctx.read = unless_hooked(of_up), unless_hooked(of_down)
         rest = (a_up, w_up) if x_needed else ()
         # In the order of lists, which may make all this again for a checkpoint.
@@ -110,12 +112,15 @@ Kept = tuple[Tensor, tuple[Tensor, "Tensor | None"], tuple[Tensor, "Tensor | Non
 """What ``up`` yields, and t and with dropout the mask of each projection."""
 
 
-def _computed(x: Tensor, given: TrainedTwo) -> tuple[Any, ...]:
-    """``y`` ``[tokens, hidden]``, what ``up`` yields, and of down and of ``up`` what :func:`projected` says."""
+def _computed(x: Tensor, given: TrainedTwo, keeps_w: tuple[bool, bool]) -> tuple[Any, ...]:
+    """``y`` ``[tokens, hidden]``, what ``up`` yields, and of down and of ``up`` what :func:`projected` says.
+
+    ``keeps_w`` is of ``up`` and of down.
+    """
     up, down, activation, gate_first, precision = given
-    between, *of_up = projected(x, up, precision)
+    between, *of_up = projected(x, up, precision, keeps_w[0])
     hidden = functions_of(activation, gate_first).run(*inputs_of((between,), gate_first))
-    y, *of_down = projected(hidden, down, precision)
+    y, *of_down = projected(hidden, down, precision, keeps_w[1])
     return y, between, *of_down, *of_up
 
 
@@ -152,6 +157,6 @@ def apply_trained_two(given: TrainedTwo, x: Tensor) -> Tensor:
     """:class:`TrainedMLPOfTwo` of x ``[..., hidden]``."""
     up, down, *_ = given
     if not torch.is_grad_enabled():  # nothing is kept
-        return shaped(bare(_computed, x, given)[0], x)
+        return shaped(bare(_computed, x, given, (False, False))[0], x)
     y: Tensor = _apply(given, x, up.lora_a, up.lora_b, down.lora_a, down.lora_b)
     return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -185,3 +186,24 @@ def test_where_x_needs_no_gradient_none_is_made(part, dropout, x_grad):
     )
     inputs = 1 if part in ("ungated", "joint") else 2 if part == "gated" else len(weights)
     assert products == len(weights) - (0 if x_grad else inputs)
+
+
+@each_part
+def test_without_a_gradient_one_copy_of_w_lives_at_a_time(part, monkeypatch):
+    """In inference of few rows under autocast: a layer's weights would be there twice."""
+    case = Case(part, "float32 under autocast", shape=(1, 8))  # so that nothing else has the shape of W
+    alive, most = [], []
+    cast = straight_one.cast_one
+    shapes = {tuple(one.weight.shape) for one in case.projections}
+
+    def noted(tensor, dtype):
+        made = cast(tensor, dtype)
+        if made is not tensor and tuple(made.shape) in shapes and tuple(tensor.shape) in shapes:
+            alive.append(weakref.ref(made))
+            most.append(sum(one() is not None for one in alive))
+        return made
+
+    monkeypatch.setattr(straight_one, "cast_one", noted)
+    with torch.no_grad():
+        case.outputs()
+    assert most == [1] * len(case.projections)
