@@ -58,8 +58,13 @@ class Activation:
     def recompute_op(self) -> Any:
         return getattr(torch.ops.patchkit, f"{self.kernel.name}_backward_recompute").default
 
+    @property
+    def packed_op(self) -> Any:
+        return getattr(torch.ops.patchkit, f"{self.kernel.name}_backward_packed").default
+
     def op_of(self, direction: str) -> Any:
-        return {"forward": self.op, "backward": self.backward_op, "recompute": self.recompute_op}[direction]
+        ops = {"forward": "op", "backward": "backward_op", "recompute": "recompute_op", PACKED: "packed_op"}
+        return getattr(self, ops[direction])
 
 
 def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -86,6 +91,8 @@ ACTIVATIONS = {
 }
 """By the name of the op."""
 DIRECTIONS = ("forward", "backward", "recompute")
+PACKED = "packed"
+"""As "recompute" of gate and up, with their gradients side by side."""
 
 
 def tensors_for(activation: Activation, *shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -166,7 +173,7 @@ class Case:
         count = 1 + len(ACTIVATIONS[self.activation].kernel.inputs)
         for tensor in LAYOUTS[self.layout]()[1 if self.direction == "forward" else 0 : count]:
             tensors.append(as_dtype(tensor, DTYPES[self.dtype], device))
-        if self.direction == "recompute":
+        if self.direction in ("recompute", PACKED):
             tensors[0] = tensors[0].clone(memory_format=torch.contiguous_format)
         return tensors
 
@@ -180,6 +187,13 @@ CASES = [
     for direction in DIRECTIONS
     for dtype in DTYPES
     for layout in (LAYOUTS if activation in EVERY_LAYOUT else OF_VALUES)
+]
+CASES += [
+    Case(activation, PACKED, dtype, layout)
+    for activation in ACTIVATIONS
+    for dtype in DTYPES
+    for layout in (LAYOUTS if activation == "swiglu" else OF_VALUES)
+    if ACTIVATIONS[activation].gated and layout != "zero_dimensions"
 ]
 CASES += [
     Case(activation, direction, "bf16", "contiguous_1000", size)
@@ -208,11 +222,20 @@ def complaint(case: Case, run: Callable[[Any, list[Tensor]], Any], device: str =
     noise = 2e-7 if device == "cpu" else 4e-7  # GPUs approximate exp and division to 2 ulp
     activation = ACTIVATIONS[case.activation]
     tensors = case.inputs(device)
-    before, recompute = [tensor.clone() for tensor in tensors], case.direction == "recompute"
+    before, recompute = [tensor.clone() for tensor in tensors], case.direction in ("recompute", PACKED)
+    gate_first = len(case.layout) % 2 == 0
     expected, by_eager = truth(activation, tensors, recompute), eager(activation, tensors, recompute)
     with LAUNCH_SIZES.changed(elementwise=GRID["elementwise"][case.size]):
-        results = as_tuple(run(activation.op_of(case.direction), tensors))
-    if recompute:
+        more = [gate_first] if case.direction == PACKED else []
+        results = as_tuple(run(activation.op_of(case.direction), [*tensors, *more]))
+    if case.direction == PACKED:
+        # Hidden is written over the gradient that was given.
+        (packed,) = results
+        if not packed.is_contiguous() or packed.shape[-1] != 2 * tensors[0].shape[-1]:
+            return f"{list(packed.shape)}, strides {packed.stride()}"
+        halves = [half.contiguous() for half in packed.chunk(2, -1)]
+        results, tensors = (*halves[:: 1 if gate_first else -1], tensors[0]), [before[0], *tensors[1:]]
+    elif recompute:
         # The gradient of the first input is written over the gradient that was given.
         results, tensors, before = (tensors[0], *results), [before[0], *tensors[1:]], before
     for tensor, copy in zip(tensors, before, strict=True):

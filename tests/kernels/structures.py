@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -170,6 +171,24 @@ STRUCTURES: dict[str, Callable[..., Structure]] = {
 def factors_of(structure: Structure) -> set[str]:
     """Names of every A and B: what people train."""
     return {name for name in structure.tensors if name.rpartition(" ")[2][0] in "AB"}
+
+
+def assert_own_memory(grads: dict[str, torch.Tensor]) -> None:
+    """A gradient keeps alive its own memory, all of it, and nothing else.
+
+    Every A of one input may be rows of one tensor, as autograd leaves gradients of what ``torch.cat`` has read.
+    """
+    together: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, grad in grads.items():
+        together.setdefault(grad.untyped_storage().data_ptr(), []).append((name, grad))
+    for group in together.values():
+        names, found = zip(*sorted(group, key=lambda item: item[1].storage_offset()), strict=True)
+        assert len(found) == 1 or {name.rpartition(" ")[2] for name in names} == {"A0"}, names
+        assert len(found) == 1 or "down A0" not in names
+        ends = itertools.accumulate(grad.numel() for grad in found)
+        assert [grad.storage_offset() for grad in found] == [0, *ends][: len(found)]
+        assert len(found) == 1 or all(grad.is_contiguous() for grad in found)
+        assert found[0].untyped_storage().nbytes() == sum(grad.nbytes for grad in found)
 
 
 def training_sets(structure: Structure) -> Iterator[set[str]]:

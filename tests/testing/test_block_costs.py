@@ -31,11 +31,11 @@ def test_a_pair_computes_the_same_and_one_of_it_is_fused(part, dropout):
 
 
 OPS = {
-    "float32": (0.60, 0.90),
-    "bfloat16 base, float32 adapters": (0.70, 0.88),
-    "the same under autocast": (0.60, 0.98),
-    "bfloat16": (0.60, 0.90),
-    "float32 under autocast": (0.83, 1.03),
+    "float32": (0.56, 0.78),
+    "bfloat16 base, float32 adapters": (0.67, 0.79),
+    "the same under autocast": (0.56, 0.90),
+    "bfloat16": (0.56, 0.78),
+    "float32 under autocast": (0.76, 0.95),
 }
 """The greatest part of PEFT's operations that a layer's blocks may take, without dropout and with it."""
 
@@ -68,6 +68,7 @@ def test_costs_of_a_layer(precision, dropout, packed, monkeypatch):
 def test_no_copy_of_a_weight_is_kept_of_many_rows(part, monkeypatch):
     """It is made again in backward, to the same bits."""
     dtypes, found = BLOCK_PRECISIONS["float32 under autocast"], []
+    monkeypatch.setattr(straight_saving, "FEW_STACKED", 0)  # else these are kept of few rows too
     for most in (TOKENS, TOKENS - 1):
         monkeypatch.setattr(straight_saving, "FEW_ROWS", most)
         _, patched = block_pair(part, dtypes)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchkit_kernels.ops.activations import GATED, PLAIN, Activation
 from patchkit_kernels.ops.elementwise import ElementwiseOps, Results
+from patchkit_kernels.ops.gated_activation import GatedActivation
 
 
 class Limited:
@@ -79,6 +80,35 @@ def grads_of_projected(grads: Sequence[Tensor], count: int, gate_first: bool | N
     """From the gradients of what :func:`inputs_of` gave, those of the ``count`` tensors that the projections yield."""
     in_order = list(grads[::-1] if gate_first is False else grads)
     return in_order if count == len(in_order) else [torch.cat(in_order, -1)]
+
+
+def back_through(
+    functions: ElementwiseOps | Limited,
+    d_hidden: Tensor,
+    projected: Sequence[Tensor],
+    gate_first: bool | None,
+    *,
+    by_ops: bool = False,
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of what the projections of x yield, and the hidden state again, from one reading of the former.
+
+    Args:
+        functions: of :func:`functions_of`, perhaps :func:`limited`.
+        d_hidden: ``[tokens, intermediate]``, contiguous, a buffer that nothing else holds: it is written over.
+        projected: what the projections yield.
+        gate_first: as there.
+        by_ops: whether ops are called, as ``torch.compile`` needs it.
+    """
+    inputs = inputs_of(projected, gate_first)
+    if len(projected) == 1 and isinstance(functions, GatedActivation):
+        packed = functions.backward_packed if by_ops else functions.run_backward_packed
+        gate, up = inputs
+        return [packed(d_hidden, gate, up, bool(gate_first))], d_hidden
+    if by_ops or isinstance(functions, Limited):
+        *others, hidden = as_tuple(functions.backward_recompute(d_hidden, *inputs))
+    else:
+        *others, hidden = as_tuple(functions.run_backward_recompute(d_hidden, *inputs))
+    return grads_of_projected((d_hidden, *others), len(projected), gate_first), hidden
 
 
 def as_tuple(results: Results) -> tuple[Tensor, ...]:

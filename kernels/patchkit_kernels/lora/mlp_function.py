@@ -32,7 +32,7 @@ from patchkit_kernels.lora.backward import input_backward, parameter_backward
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.dora_factor import with_factors
 from patchkit_kernels.lora.forward import project, project_again
-from patchkit_kernels.lora.hidden_state import functions_of, grads_of_projected, inputs_of, limited
+from patchkit_kernels.lora.hidden_state import functions_of, inputs_of, limited
 from patchkit_kernels.lora.memory import Memory, rows_of_tile
 from patchkit_kernels.lora.mlp_parts import calls_of, drop_again, reads_hidden, split, through_activation
 from patchkit_kernels.lora.projection import Precision, Projection, dropout_scale
@@ -122,19 +122,20 @@ class LoraMLP(torch.autograd.Function):
         hidden, grads = between[0] if between and not flows_back else None, None
         if flow.x is not None:
             functions = limited(functions_of(ctx.activation, ctx.gate_first), ctx.limit)
-            inputs = inputs_of(between, ctx.gate_first)
             drop = partial(drop_again, mask=mask, probability=ctx.dropout)
             hidden, grads = through_activation(
-                functions, drop(flow.x), inputs, with_hidden=reads_hidden(down.needs[0], remakes=True)
+                functions,
+                drop(flow.x),
+                between,
+                ctx.gate_first,
+                with_hidden=reads_hidden(down.needs[0], remakes=True),
             )
             hidden = drop(hidden)
         found = parameter_backward(flow, hidden)
         if grads is None:
             return _to_arguments(None, flatten_grads([None] * len(made) + found, structure))
         del hidden, flow
-        flow = input_backward(
-            grads_of_projected(grads, len(made), ctx.gate_first), into, made, like.dtype if x_needed else None
-        )
+        flow = input_backward(grads, into, made, like.dtype if x_needed else None)
         found = parameter_backward(flow, None if x is None else as_rows(x)) + found
         d_x = None if flow.x is None else with_leading(flow.x, like)
         return _to_arguments(d_x, flatten_grads(found, structure))

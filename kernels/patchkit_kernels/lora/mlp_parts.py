@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.arguments import Structure, needs_of, unflatten
 from patchkit_kernels.lora.call import Call, Needs
-from patchkit_kernels.lora.hidden_state import Limited, as_tuple
+from patchkit_kernels.lora.hidden_state import Limited, as_tuple, back_through, grads_of_projected, inputs_of
 from patchkit_kernels.lora.projection import Precision, dropout_scale
 from patchkit_kernels.ops.dropout import masked_
 from patchkit_kernels.ops.elementwise import ElementwiseOps
@@ -37,16 +37,22 @@ def reads_hidden(down_needs: Needs, *, remakes: bool) -> bool:
 
 
 def through_activation(
-    functions: ElementwiseOps | Limited, d_hidden: Tensor, inputs: Sequence[Tensor], *, with_hidden: bool
-) -> tuple[Tensor | None, Sequence[Tensor]]:
-    """The hidden state again, if it is asked for, and the gradients of its inputs.
+    functions: ElementwiseOps | Limited,
+    d_hidden: Tensor,
+    projected: Sequence[Tensor],
+    gate_first: bool | None,
+    *,
+    with_hidden: bool,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The hidden state again, if it is asked for, and the gradients of what the projections of x yield.
 
     Both at once read the inputs once. d_hidden is a buffer of ours that nothing else holds: it is written over.
     """
     if not with_hidden:
-        return None, as_tuple(functions.backward(d_hidden, *inputs))
-    *others, hidden = as_tuple(functions.backward_recompute(d_hidden, *inputs))
-    return hidden, (d_hidden, *others)
+        of_inputs = as_tuple(functions.backward(d_hidden, *inputs_of(projected, gate_first)))
+        return None, grads_of_projected(of_inputs, len(projected), gate_first)
+    grads, hidden = back_through(functions, d_hidden, projected, gate_first, by_ops=True)
+    return hidden, grads
 
 
 def drop_again(buffer: Tensor | None, *, mask: Tensor | None, probability: float) -> Any:

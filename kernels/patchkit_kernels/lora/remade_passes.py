@@ -11,7 +11,7 @@ from torch import Tensor
 from patchkit_kernels.lora.backward import input_backward
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Grads, Kept
 from patchkit_kernels.lora.forward import draw_masks, project_rows, to_keep
-from patchkit_kernels.lora.hidden_state import functions_of, grads_of_projected, inputs_of, limited
+from patchkit_kernels.lora.hidden_state import functions_of, inputs_of, limited
 from patchkit_kernels.lora.low_rank import reduce
 from patchkit_kernels.lora.memory import tiles_of
 from patchkit_kernels.lora.mlp_parts import drop_again, reads_hidden, through_activation
@@ -148,7 +148,7 @@ class Passes:
             del projected
             of_down.add(flow, hidden)
             del hidden, flow
-            flow = input_backward(grads_of_projected(grads, len(made), self._form.gate_first), into_dense, made, dtype)
+            flow = input_backward(grads, into_dense, made, dtype)
             del grads
             d_x.add(part, flow.x)
             of_into.add(flow, flat[part])
@@ -193,8 +193,9 @@ class Passes:
     ) -> tuple[Tensor | None, Sequence[Tensor]]:
         """What down read, if its gradients need it, and the gradients of what the projections of x yield."""
         wanted = reads_hidden(self._down.needs[0], remakes=False)
-        inputs = inputs_of(projected, self._form.gate_first)
-        hidden, grads = through_activation(self._functions, self._drop(d_hidden, part), inputs, with_hidden=wanted)
+        hidden, grads = through_activation(
+            self._functions, self._drop(d_hidden, part), projected, self._form.gate_first, with_hidden=wanted
+        )
         return None if hidden is None else self._drop(hidden, part), grads
 
 

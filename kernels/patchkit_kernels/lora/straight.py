@@ -50,6 +50,7 @@ class Trained(NamedTuple):
         biases: b, ``[out]``, or None.
         dropouts: the probability with which each adapter drops an element of its input; all are zero, or none is.
         dense: whether every W is a tensor.
+        stack: the A's as :func:`stacked` gives them, where they are not to be stacked again.
     """
 
     factors_a: Sequence[Tensor]
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
     biases: Sequence[Tensor | None]
     dropouts: Sequence[float]
     dense: bool
+    stack: Tensor | None = None
 
 
 def trained(projections: Sequence[Projection]) -> Trained | None:
@@ -90,20 +92,23 @@ def trained(projections: Sequence[Projection]) -> Trained | None:
     *columns, dropouts = zip(*rows, strict=True)
     if 0.0 in dropouts and any(dropouts):
         return None
-    return tuple.__new__(Trained, (*columns, dropouts, dense))
+    return tuple.__new__(Trained, (*columns, dropouts, dense, None))
 
 
-def stacked(factors_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The A's on top of each other, ``[sum of ranks, in]``."""
+def stacked(given: Trained, dtype: torch.dtype) -> Tensor:
+    """The A's on top of each other, ``[sum of ranks, in]``, in the dtype of their products."""
+    if given.stack is not None:
+        return given.stack
+    factors_a = given.factors_a
     return cast_one(factors_a[0] if len(factors_a) == 1 else torch.cat(list(factors_a)), dtype)
 
 
-def reduced(flat: Tensor, factors_a: Sequence[Tensor]) -> Sequence[Tensor]:
+def reduced(flat: Tensor, given: Trained) -> Sequence[Tensor]:
     """t of each adapter, ``[tokens, rank]``: views of one product of x ``[tokens, in]`` in x's dtype."""
-    t = F.linear(flat, stacked(factors_a, flat.dtype))
-    if len(factors_a) == 1:
+    t = F.linear(flat, stacked(given, flat.dtype))
+    if len(given.factors_a) == 1:
         return (t,)
-    return torch.split_with_sizes(t, [factor.shape[0] for factor in factors_a], 1)
+    return torch.split_with_sizes(t, [factor.shape[0] for factor in given.factors_a], 1)
 
 
 def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tensor], Sequence[Tensor], Sequence[Tensor]]:
@@ -125,7 +130,7 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
     if given.dropouts[0]:
         ts, masks, _ = reduced_dropped(x, flat, given.factors_a, given.dropouts, precision)
     else:
-        ts = reduced(cast_one(flat, precision.lora), given.factors_a)
+        ts = reduced(cast_one(flat, precision.lora), given)
     return outputs_of(flat, ts, given, precision), ts, masks
 
 
@@ -174,7 +179,7 @@ def _unread(dtype: torch.dtype) -> Tensor:
 
 def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Precision) -> list[Tensor]:
     """``y`` of each projection from x ``[tokens, in]`` and t of each: in forward, and again where y is not kept."""
-    _, factors_b, scalings, weights, biases, _, _ = given
+    _, factors_b, scalings, weights, biases, _, _, _ = given
     base, lora, output, _ = precision
     base_x = cast_one(flat, base)
     outputs = []

@@ -72,7 +72,7 @@ def input_gradient(
     if not masks:
         d_t = _side_by_side(lora_rows, up, ts, given.scalings)
         if dtype is not None:
-            total = cast_one(torch.mm(d_t, stacked(given.factors_a, lora)), dtype)
+            total = cast_one(torch.mm(d_t, stacked(given, lora)), dtype)
             _add_base_(total, cast(rows, base), dense(given.weights, base))
         return total, tuple.__new__(TrainedFlow, (lora_rows, up, (d_t,), (), None))
     size, count, dropouts = (rows[0].shape[0], given.factors_a[0].shape[1]), len(ts), given.dropouts
@@ -120,13 +120,11 @@ def _side_by_side(
 
 
 def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor | None, dropout: float) -> None:
-    """Add ``d(dt A)`` ``[tokens, in]`` to dx; the product ``dt A`` is written over."""
+    """Add ``d(dt A)`` ``[tokens, in]`` to dx, rounded once."""
     if factors is None:
         add_dropped_again_(total, product, mask, dropout)
-    elif product.dtype is total.dtype:
-        total.addcmul_(product, factors)
     else:
-        total.add_(product.mul_(factors))
+        total.addcmul_(product, factors)
 
 
 def times_factors(product: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
@@ -178,7 +176,7 @@ def factor_gradients(
     kept: tuple[Sequence[Tensor], Sequence[Tensor]],
     precision: Precision,
 ) -> list[Tensor]:
-    """Every dA, and then every dB. Each owns its memory.
+    """Every dA, and then every dB: see :func:`each_of`.
 
     Args:
         flow: of :func:`input_gradient`.
@@ -196,7 +194,7 @@ def factor_gradients(
         d_as = cast(d_as, stored)
     else:
         whole = cast_one(torch.mm(d_ts[0].t(), cast_one(flat, lora)), stored)
-        d_as = (whole,) if len(ts) == 1 else _copies(whole, [t.shape[1] for t in ts])
+        d_as = each_of(whole, [t.shape[1] for t in ts])
     d_bs = [
         torch.addmm(factor, dy.t(), t, beta=0, alpha=scaling)  # beta=0: B is not read
         for dy, factor, t, scaling in zip(rows, factors_b, ts, given.scalings, strict=True)
@@ -223,10 +221,12 @@ def _dropped_again(
     yield from (whole,) if whole.dim() == 2 else whole.unbind()
 
 
-def _copies(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
-    """The parts of a matrix, row after row, each in memory of its own."""
-    found: Any = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value]
-    return found  # type: ignore[no-any-return]
+def each_of(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
+    """dA of each adapter, of the dA of all on top of each other: they share its memory, and no element of it.
+
+    So autograd leaves gradients of what ``torch.cat`` has read.
+    """
+    return (whole,) if len(ranks) == 1 else torch.split_with_sizes(whole, ranks)
 
 
 def dense(weights: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:

@@ -8,7 +8,7 @@ are, and the factor is scaled in their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from patchkit_kernels.lora.forward import as_drawn
 from patchkit_kernels.lora.projection import Precision, dropout_scale, present
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.lora.straight import Trained, stacked
-from patchkit_kernels.lora.straight_backward import dense
+from patchkit_kernels.lora.straight_backward import dense, each_of
 from patchkit_kernels.ops.add_masked import add_masked_
 from patchkit_kernels.ops.casts import cast
 from patchkit_kernels.ops.dropout import draw_mask, masked, pack_mask
@@ -58,7 +58,7 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
             ts.append(times_transposed(masked(flat, mask, 1.0), factor, dropout_scale(p)))
             masks.append(mask)
         return _outputs(flat, [left_pieces(t) for t in ts], given, precision), ts, masks
-    t = times_transposed(flat, stacked(factors_a, torch.float32))
+    t = times_transposed(flat, stacked(given, torch.float32))
     ranks = [factor.shape[0] for factor in factors_a]
     lefts = torch.split_with_sizes(left_pieces(t), [3 * rank for rank in ranks], 1)
     return _outputs(flat, lefts, given, precision), torch.split_with_sizes(t, ranks, 1), ()
@@ -71,7 +71,7 @@ def outputs_of(flat: Tensor, ts: Sequence[Tensor], given: Trained, precision: Pr
 
 def _outputs(flat: Tensor, lefts: Sequence[Tensor], given: Trained, precision: Precision) -> list[Tensor]:
     """``y`` of each projection from x ``[tokens, in]`` and the pieces of t of each."""
-    _, factors_b, scalings, weights, biases, _, _ = given
+    _, factors_b, scalings, weights, biases, _, _, _ = given
     base, _, output, _ = precision
     base_x = flat if flat.dtype is base else flat.to(base)
     low_rank_first, in_place, outputs = chosen().low_rank_first and base is output, not results_are_held(), []
@@ -108,7 +108,7 @@ def input_gradient(
     flow = PiecesFlow(rows, d_ts)
     if dtype is None:
         return None, flow
-    total = None if masks else low_rank_product(d_ts[0], stacked(given.factors_a, torch.float32))
+    total = None if masks else low_rank_product(d_ts[0], stacked(given, torch.float32))
     base_rows, weights = cast(list(rows), precision.base), dense(given.weights, precision.base)
     total = base_gradient(base_rows, weights, dtype, total)
     for d_t, factor, mask, p in zip(d_ts, cast(given.factors_a, torch.float32), masks, given.dropouts, strict=False):
@@ -128,14 +128,6 @@ def base_gradient(
         else:
             total.add_(torch.mm(dy, weight))  # under autocast each product is rounded, and their sum is not
     return present(total)
-
-
-def copies(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
-    """The parts of a matrix, row after row, each in memory of its own."""
-    if len(ranks) == 1:
-        return (whole,)
-    found: Any = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value]
-    return found  # type: ignore[no-any-return]
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
@@ -161,6 +153,6 @@ def factor_gradients(
             for d_t, mask, p in zip(d_ts, masks, given.dropouts, strict=True)
         ]
     else:
-        d_as = copies(over_tokens(d_ts[0], flat), [t.shape[1] for t in ts])
+        d_as = each_of(over_tokens(d_ts[0], flat), [t.shape[1] for t in ts])
     d_bs = [over_tokens_of_rows(*one) for one in zip(rows, ts, given.scalings, strict=True)]
     return [*cast(list(d_as), stored), *cast(d_bs, stored)]

@@ -18,24 +18,24 @@ from patchkit_kernels.lora.differentiable import wants_ordinary_operations, with
 from patchkit_kernels.lora.projection import Precision, Projection, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight import reduced_dropped
+from patchkit_kernels.lora.straight_backward import each_of
 from patchkit_kernels.lora.straight_dropped import dropped_gradients
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
 from patchkit_kernels.lora.straight_one import (
     TrainedOne,
     a_of,
-    b_of,
     expanded,
     factor_gradients,
     flown_back,
     in_lists,
     projected,
     rows_of,
+    through_b,
     trained_one,
-    unless_hooked,
     unwatched,
     with_casts,
 )
-from patchkit_kernels.lora.straight_saving import apart
+from patchkit_kernels.lora.straight_saving import apart, cast_to_keep, stack_to_keep, unless_hooked
 from patchkit_kernels.ops.activations import GATED, Activation
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
@@ -96,10 +96,11 @@ class TrainedGatedMLP(torch.autograd.Function):
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
         ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
-        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks, *read = bare(
+        y, both, (w_first, w_second, w_down), t_down, mask, ts, masks, stack, *read = bare(
             _computed, x, given, (x_needed, True)
         )
         ctx.read = [unless_hooked(one) for one in read]
+        ctx.stack = stack_to_keep(stack, x) if x_needed else None
         a_first, a_second, *factors_b, a_down, b_down = factors
         # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
         # make all this again for a checkpoint.
@@ -125,7 +126,7 @@ class TrainedGatedMLP(torch.autograd.Function):
         kept = (y_first, y_second), (t_first, t_second, t_down), mask, masks
         if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
-        found: list[Tensor | None] = bare(_gradients, grad, x, kept, ctx.read, given, x_needed)
+        found: list[Tensor | None] = bare(_gradients, grad, x, kept, (*ctx.read, ctx.stack), given, x_needed)
         return (None, *found)
 
 
@@ -136,21 +137,25 @@ Kept = tuple[tuple[Tensor, Tensor], Sequence[Tensor], Tensor | None, Sequence[Te
 def _computed(x: Tensor, given: TrainedGated, keeps_w: tuple[bool, bool]) -> tuple[Any, ...]:
     """What follows, of x ``[..., hidden]``.
 
-    ``y`` ``[tokens, hidden]``, what the first two yield, every W, t and mask of down, t and masks of the first two, and
-    what the adapters of these and of down have read, perhaps. ``keeps_w`` is of the first two and of down.
+    ``y`` ``[tokens, hidden]``, what the first two yield, every W, t and mask of down, t and masks of the first two,
+    their A's as one, and what the adapters of these and of down have read, perhaps. ``keeps_w`` is of the first two and
+    of down.
     """
     first, second, down, activation, gate_first, precision = given
     base, lora, _, _ = precision
     flat = rows_of(x, precision)
     masks: Sequence[Tensor] = ()
-    dropped: Tensor | None = None
+    read: Tensor | None = None
+    stack: Tensor | None = None
     if first.dropout:
         factors = a_of(first, lora), a_of(second, lora)
         dropouts = first.dropout, second.dropout
-        (t_first, t_second), masks, dropped = reduced_dropped(x, flat, factors, dropouts, precision)
+        (t_first, t_second), masks, read = reduced_dropped(x, flat, factors, dropouts, precision)
     else:
         factors = first.lora_a, second.lora_a
-        t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
+        stack = cast_one(torch.cat(factors), lora)
+        lora_x = cast_one(flat, lora)
+        t, read = F.linear(lora_x, stack), cast_to_keep(lora_x, x)
         t_first, t_second = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0]), 1)
     base_x = cast_one(flat, base)
     y_first, w_first = expanded(base_x, t_first, first, precision, keeps_w[0])
@@ -159,7 +164,7 @@ def _computed(x: Tensor, given: TrainedGated, keeps_w: tuple[bool, bool]) -> tup
     hidden = functions.run(y_first, y_second) if gate_first else functions.run(y_second, y_first)
     y, t_down, mask, w_down, of_down = projected(hidden, down, precision, keeps_w[1])
     weights, ts = (w_first, w_second, w_down), (t_first, t_second)
-    return y, (y_first, y_second), weights, t_down, mask, ts, masks, dropped, of_down
+    return y, (y_first, y_second), weights, t_down, mask, ts, masks, stack, read, of_down
 
 
 def _gradients(
@@ -168,46 +173,37 @@ def _gradients(
     """Where every gradient is wanted, but perhaps that of x."""
     first, second, down, activation, gate_first, precision = given
     (y_first, y_second), (t_first, t_second, t_down), mask, masks = kept
-    dropped, of_down = read
+    read_x, read_hidden, stack = read
     through, flow = flown_back(as_rows(grad), t_down, mask, down, precision, precision.output)
     d_hidden = present(through)
     functions = GATED[activation]
     gate, up = (y_first, y_second) if gate_first else (y_second, y_first)
     d_up, hidden = functions.run_backward_recompute(d_hidden, gate, up)
-    d_down = factor_gradients(flow, hidden, (t_down, mask, of_down), down, precision)
+    d_down = factor_gradients(flow, hidden, (t_down, mask, read_hidden), down, precision)
     rows = (d_hidden, d_up) if gate_first else (d_up, d_hidden)
     del through, d_hidden, flow, hidden, d_up
     if first.dropout:
-        made = (t_first, t_second), masks, dropped
+        made = (t_first, t_second), masks, read_x
         return [*dropped_gradients(rows, x, made, (first, second), precision, x_needed), *d_down]
     flat, dtype = as_rows(x), x.dtype if x_needed else None
     base, lora, _, _ = precision
-    row_first, row_second = cast_one(rows[0], lora), cast_one(rows[1], lora)
-    b_first, b_second = b_of(first, lora), b_of(second, lora)
     ranks = t_first.shape[1], t_second.shape[1]
-    d_t = row_first.new_empty(row_first.shape[0], ranks[0] + ranks[1])
+    d_t = t_first.new_empty(t_first.shape[0], ranks[0] + ranks[1])
     d_first, d_second = d_t.split_with_sizes(ranks, 1)
-    torch.addmm(t_first, row_first, b_first, beta=0, alpha=first.scaling, out=d_first)  # beta=0: t is not read
-    torch.addmm(t_second, row_second, b_second, beta=0, alpha=second.scaling, out=d_second)
+    d_bs = through_b(rows[0], t_first, first, lora, d_first), through_b(rows[1], t_second, second, lora, d_second)
     total = None
     if dtype is not None:
-        total = cast_one(torch.mm(d_t, cast_one(torch.cat((first.lora_a, second.lora_a)), lora)), dtype)
+        if stack is None:
+            stack = cast_one(torch.cat((first.lora_a, second.lora_a)), lora)
+        total = cast_one(torch.mm(d_t, stack), dtype)
         for row, one in zip(rows, (first, second), strict=True):
             if base is dtype:
                 total.addmm_(cast_one(row, base), cast_one(one.weight, base))
             else:
                 total.add_(torch.mm(cast_one(row, base), cast_one(one.weight, base)))
         total = shaped_as(total, x)
-    stored = first.lora_b.dtype
-    whole = cast_one(torch.mm(d_t.t(), cast_one(flat, lora)), stored)
-    d_bs = (
-        torch.addmm(b_first, row_first.t(), t_first, beta=0, alpha=first.scaling),  # beta=0: B is not read
-        torch.addmm(b_second, row_second.t(), t_second, beta=0, alpha=second.scaling),
-    )
-    d_as: Sequence[Tensor] = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value,assignment]
-    if stored is not lora:
-        d_bs = cast_one(d_bs[0], stored), cast_one(d_bs[1], stored)
-    return [total, *d_as, *d_bs, *d_down]
+    whole = cast_one(torch.mm(d_t.t(), cast_one(flat, lora) if read_x is None else read_x), first.lora_a.dtype)
+    return [total, *each_of(whole, ranks), *d_bs, *d_down]
 
 
 def _in_lists(grad: Tensor, x: Tensor, kept: Kept, given: TrainedGated, needed: Sequence[bool]) -> list[Tensor | None]:

@@ -89,10 +89,9 @@ def gradients(
         list(_ordered(into.scalings, gate_first)),
         activation,
     )
-    rows, gate_then_up = (
-        [d_gate, found.d_up],
-        Trained._make([*(_ordered(field, gate_first) for field in into[:-1]), into.dense]),
-    )
+    rows, gate_then_up = [d_gate, found.d_up], into
+    if not gate_first:
+        gate_then_up = Trained._make([*(field[::-1] for field in into[:-2]), into.dense, None])
     d_x = None
     if x_needed:
         d_x = through_a(found.d_reduced, rows, gate_then_up, precision, x.dtype)
@@ -111,8 +110,8 @@ def _ordered(pair: Any, gate_first: bool | None) -> Any:
 def _reduced(flat: Tensor, into: Trained, precision: Precision) -> Sequence[Tensor]:
     """t of each projection of x, ``[tokens, rank]``."""
     if not bf16x3(flat, precision):
-        return reduced(cast_one(flat, precision.lora), into.factors_a)
-    t = times_transposed(flat, stacked(into.factors_a, torch.float32))
+        return reduced(cast_one(flat, precision.lora), into)
+    t = times_transposed(flat, stacked(into, torch.float32))
     return torch.split_with_sizes(t, [factor.shape[0] for factor in into.factors_a], 1)
 
 

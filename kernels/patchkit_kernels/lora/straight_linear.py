@@ -21,7 +21,15 @@ from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
 from patchkit_kernels.lora.straight import Trained
 from patchkit_kernels.lora.straight_arithmetic import factor_gradients, input_gradient, project
-from patchkit_kernels.lora.straight_saving import call_of, factor_grads, projections_of, restored, to_keep, with_casts
+from patchkit_kernels.lora.straight_saving import (
+    call_of,
+    factor_grads,
+    projections_of,
+    restored,
+    to_keep,
+    with_casts,
+    with_stack,
+)
 
 
 class TrainedProjections(torch.autograd.Function):
@@ -30,7 +38,10 @@ class TrainedProjections(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Trained, Precision], x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """Each ``[..., out_i]``; keeps x, and t of each. ``factors`` are every A, and then every B."""
-        given, precision = ctx.call = call
+        given, precision = call
+        if ctx.needs_input_grad[1]:
+            given = with_stack(given, precision.lora, x)
+        ctx.call = given, precision
         if ctx.needs_input_grad[1]:
             given = with_casts(given, precision, x)
         flat, ts, masks = bare(project, x, given, precision) if given.dense else project(x, given, precision)

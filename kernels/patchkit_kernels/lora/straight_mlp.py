@@ -15,7 +15,7 @@ from patchkit_kernels.lora.backward import input_backward, parameter_backward
 from patchkit_kernels.lora.bare_operations import applier, at_once, bare
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.forward import project_again
-from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
+from patchkit_kernels.lora.hidden_state import back_through, functions_of, inputs_of
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.quantized_again import as_in_forward, autocast_of
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
@@ -31,6 +31,7 @@ from patchkit_kernels.lora.straight_saving import (
     restored,
     to_keep,
     with_casts,
+    with_stack,
 )
 from patchkit_kernels.ops.activations import Activation
 
@@ -64,9 +65,12 @@ class TrainedMLP(torch.autograd.Function):
 
         ``factors`` are every A of the projections of x, every B of them, and A and B of down.
         """
-        into, down, _, _, precision, remade = ctx.parts = parts
-        ctx.autocast = autocast_of(x, into.weights) if remade else None
-        if not remade:  # else less is to be kept than usual
+        into, down, _, _, precision, remade = parts
+        if ctx.needs_input_grad[1] and not remade:  # else less is to be kept than usual
+            into = with_stack(into, precision.lora, x)
+            parts = tuple.__new__(TrainedParts, (into, *parts[1:]))
+        ctx.parts, ctx.autocast = parts, autocast_of(x, into.weights) if remade else None
+        if not remade:
             if ctx.needs_input_grad[1]:
                 into = with_casts(into, precision, x)
             down = with_casts(down, precision, x)
@@ -143,11 +147,9 @@ def _gradients(
     into, down, activation, gate_first, precision, _ = parts
     kept_into, kept_down = kept
     d_hidden, flow = input_gradient([grad], down, kept_down, precision, precision.output)
-    functions, inputs = functions_of(activation, gate_first), inputs_of(projected, gate_first)
-    *others, hidden = as_tuple(functions.run_backward_recompute(present(d_hidden), *inputs))
+    grads, hidden = back_through(functions_of(activation, gate_first), present(d_hidden), projected, gate_first)
     of_down = factor_gradients(flow, hidden, down, kept_down, precision)
-    grads = grads_of_projected((present(d_hidden), *others), len(projected), gate_first)
-    del hidden, flow, d_hidden, others
+    del hidden, flow, d_hidden
     d_x, flow = input_gradient(grads, into, kept_into, precision, x.dtype if x_needed else None)
     found = factor_gradients(flow, as_rows(x), into, kept_into, precision)
     return [None if d_x is None else shaped_as(d_x, x), *found, *of_down]
@@ -179,10 +181,9 @@ def _general(
         factors = (*into.factors_a, *into.factors_b, *down.factors_a, *down.factors_b)
         return differentiable_backward(again, (x, *factors), needed, [grad])
     flow = input_backward([as_rows(grad)], call_down, made_down, precision.output)
-    inputs = inputs_of(projected, gate_first)
-    *others, hidden = as_tuple(functions.run_backward_recompute(present(flow.x), *inputs))
+    rows, hidden = back_through(functions, present(flow.x), projected, gate_first)
     found = parameter_backward(flow, hidden)
-    rows = grads_of_projected((present(flow.x), *others), count, gate_first)
+    del hidden
     flow = input_backward(rows, call, made, x.dtype if x_needed else None)
     d_x = None if flow.x is None else with_leading(flow.x, x)
     return [d_x, *factor_grads(parameter_backward(flow, as_rows(x))), *factor_grads(found)]

@@ -7,7 +7,7 @@ function's time where the tensors are small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +23,10 @@ from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight import Trained, low_rank, reads_in_epilogue, reduced_dropped
 from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, to_drop
 from patchkit_kernels.lora.straight_linear import general_gradients, gradients
-from patchkit_kernels.lora.straight_saving import is_of_few_rows
+from patchkit_kernels.lora.straight_saving import cast_to_keep, is_of_few_rows, keeps_more, unless_hooked
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout_once import factors_of, scale_left
 from patchkit_kernels.ops.registration import dispatch_modes
-
-_top_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None)
-"""The hooks that are told of saved tensors; None if there are none."""
 
 
 class TrainedOne(NamedTuple):
@@ -106,7 +103,7 @@ def with_casts(given: TrainedOne, precision: Precision, x: Tensor, *, alone: boo
     """
     lora_a, lora_b, weight, bias, scaling, dropout, _, _ = given
     lora = precision.lora
-    if lora_b.dtype is lora or not is_of_few_rows(x) or _top_hooks(False) is not None:
+    if lora_b.dtype is lora or not keeps_more(x):
         return given
     cast_a, cast_b = cast_one(lora_a, lora) if alone or dropout else None, cast_one(lora_b, lora)
     return tuple.__new__(TrainedOne, (lora_a, lora_b, weight, bias, scaling, dropout, cast_a, cast_b))
@@ -126,14 +123,6 @@ KeptOfOne = tuple[Tensor, "Tensor | None", "Tensor | None"]
 """t, with dropout the mask, and perhaps what the adapter has read."""
 
 
-def unless_hooked(dropped: Tensor | None) -> Tensor | None:
-    """What adapters have read, to be kept on a context, at most 32 KB of float32 for each.
-
-    It is no saved tensor, so it is not kept where hooks say what becomes of these: a checkpoint keeps nothing.
-    """
-    return dropped if dropped is None or _top_hooks(False) is None else None
-
-
 class TrainedProjection(torch.autograd.Function):
     """A projection, for which :func:`trained_one` has found what is given."""
 
@@ -146,8 +135,8 @@ class TrainedProjection(torch.autograd.Function):
         if x_needed:
             given = with_casts(given, precision, x)
         ctx.call = given, precision
-        y, t, mask, weight, dropped = bare(projected, x, given, precision, x_needed)
-        ctx.dropped = unless_hooked(dropped)
+        y, t, mask, weight, read = bare(projected, x, given, precision, x_needed)
+        ctx.read = unless_hooked(read)
         rest = (lora_a, weight) if x_needed else ()
         ctx.save_for_backward(x, t, mask, lora_b, *rest)
         return shaped(y, x)
@@ -164,7 +153,7 @@ class TrainedProjection(torch.autograd.Function):
         _, x_needed, *needed = ctx.needs_input_grad
         if grad is None or False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, (t, mask), given, precision, (x_needed, *needed)))
-        kept = t, mask, ctx.dropped
+        kept = t, mask, ctx.read
         found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, given, precision, x_needed)
         return (None, *found)
 
@@ -174,15 +163,17 @@ def projected(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     """``y`` ``[tokens, out]`` of x ``[..., in]``, t ``[tokens, rank]``, with dropout the mask, and W: :func:`expanded`.
 
-    And what the adapter has read, perhaps: see :func:`~patchkit_kernels.lora.straight.reduced_dropped`.
+    And what the adapter has read, perhaps: see :func:`~patchkit_kernels.lora.straight.reduced_dropped` and
+    :func:`~patchkit_kernels.lora.straight_saving.cast_to_keep`.
     """
-    flat, factor, mask, dropped = rows_of(x, precision), a_of(given, precision.lora), None, None
+    flat, factor, mask = rows_of(x, precision), a_of(given, precision.lora), None
     if given.dropout:
-        (t,), (mask,), dropped = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
+        (t,), (mask,), read = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
     else:
-        t = F.linear(cast_one(flat, precision.lora), factor)
+        lora_x = cast_one(flat, precision.lora)
+        t, read = F.linear(lora_x, factor), cast_to_keep(lora_x, x)
     y, weight = expanded(cast_one(flat, precision.base), t, given, precision, keeps_w)
-    return y, t, mask, weight, dropped
+    return y, t, mask, weight, read
 
 
 def rows_of(x: Tensor, precision: Precision) -> Tensor:
@@ -249,15 +240,26 @@ def flown_back(
     return total, tuple.__new__(Flow, (lora_rows, up, d_t, factors))
 
 
+def through_b(row: Tensor, t: Tensor, given: TrainedOne, lora: torch.dtype, d_t: Tensor) -> Tensor:
+    """dB, of dy ``[tokens, out]``; dt ``[tokens, rank]`` is written into ``d_t``. Without dropout.
+
+    Both at once, so that a copy of dy in the dtype of these products lives no longer than for them.
+    """
+    lora_row, factor_b, scaling = cast_one(row, lora), b_of(given, lora), given.scaling
+    torch.addmm(t, lora_row, factor_b, beta=0, alpha=scaling, out=d_t)  # beta=0: t is not read
+    d_b = torch.addmm(factor_b, lora_row.t(), t, beta=0, alpha=scaling)  # beta=0: B is not read
+    return cast_one(d_b, given.lora_b.dtype)
+
+
 def factor_gradients(
     flow: Flow, flat: Tensor, kept: KeptOfOne, given: TrainedOne, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """dA and dB, of x ``[tokens, in]``."""
     rows, factor_b, d_t, factors = flow
-    t, mask, dropped = kept
+    t, mask, read = kept
     lora, stored = precision.lora, given.lora_b.dtype
-    if dropped is not None:
-        flat = dropped
+    if read is not None:
+        flat = read
     elif mask is not None:
         flat = dropped_rows(to_drop(flat, mask, factors, precision), mask, factors, given.dropout, lora)
     d_a = torch.mm(d_t.t(), cast_one(flat, lora))

@@ -17,8 +17,8 @@ from patchkit_kernels.lora.choices import chosen, for_a_device
 from patchkit_kernels.lora.products import beside
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.straight import Trained, stacked
-from patchkit_kernels.lora.straight_backward import dense
-from patchkit_kernels.lora.straight_bf16x3 import base_gradient, copies
+from patchkit_kernels.lora.straight_backward import dense, each_of
+from patchkit_kernels.lora.straight_bf16x3 import base_gradient
 from patchkit_kernels.ops.casts import cast
 from patchkit_kernels.ops.low_rank_backward import low_rank_backward
 
@@ -52,7 +52,7 @@ def input_gradient(
 
 def through_a(d_t: Tensor, rows: Sequence[Tensor], given: Trained, precision: Precision, dtype: torch.dtype) -> Tensor:
     """``dx = dt A + sum dy W``, ``[tokens, in]`` in this dtype, from dt of all projections side by side and each dy."""
-    down = stacked(given.factors_a, precision.lora)
+    down = stacked(given, precision.lora)
     total = low_rank_product(d_t, down) if bf16x3(rows[0], precision) else torch.mm(d_t, down).to(dtype)
     return base_gradient(cast(list(rows), precision.base), dense(given.weights, precision.base), dtype, total)
 
@@ -63,4 +63,4 @@ def factor_gradients(flow: OnePassFlow, flat: Tensor, given: Trained, precision:
     whole = over_tokens(d_t, flat) if bf16x3(flat, precision) else torch.mm(d_t.t(), flat.to(d_t.dtype))
     whole = whole.to(stored)
     ranks = [factor.shape[0] for factor in given.factors_a]
-    return [*copies(whole, ranks), *cast(d_bs, stored)]
+    return [*each_of(whole, ranks), *cast(d_bs, stored)]

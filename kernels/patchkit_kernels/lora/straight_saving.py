@@ -11,17 +11,19 @@ microseconds of a layer's 5900 (1.3 GB at 4.1 TB/s). A base in bfloat16 costs ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patchkit_kernels.lora.bare_operations import bare
 from patchkit_kernels.lora.call import AdapterNeeds, Call, Grads, Kept, Needs
 from patchkit_kernels.lora.projection import Adapter, Precision, Projection
-from patchkit_kernels.lora.straight import Trained
+from patchkit_kernels.lora.straight import Trained, stacked
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout import pack_mask
+from patchkit_kernels.ops.dropout_once import UNPACKED
 from patchkit_kernels.ops.registration import dispatch_modes
 
 FEW_ROWS = 1024
@@ -30,10 +32,51 @@ the layer above by some 0.43 microseconds each. Up to 740 of them that is less t
 slower than PEFT's. Predicted, not measured on a device.
 """
 
+FEW_STACKED = 2**16
+"""Elements of the A's of one input up to which they are kept stacked, for few rows: at most 256 KB of float32."""
+
+_top_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None)
+"""The hooks that are told of saved tensors; None if there are none."""
+
 
 def is_of_few_rows(x: Tensor) -> bool:
     """Whether copies of W are kept for this input ``[..., in]``."""
     return x.numel() <= FEW_ROWS * x.shape[-1]
+
+
+def keeps_more(x: Tensor) -> bool:
+    """Whether a context keeps small tensors for this input ``[..., in]`` that are no saved tensors.
+
+    It has few rows, and there are no hooks that say what becomes of saved tensors: a checkpoint keeps nothing.
+    """
+    return is_of_few_rows(x) and _top_hooks(False) is None
+
+
+def unless_hooked(small: Tensor | None) -> Tensor | None:
+    """A small tensor, to be kept on a context; None where there are such hooks."""
+    return small if small is None or _top_hooks(False) is None else None
+
+
+def cast_to_keep(read: Tensor, x: Tensor) -> Tensor | None:
+    """What adapters have read of x, if it is kept: a cast of as few elements as what dropout has left of them."""
+    return read if read.dtype is not x.dtype and read.numel() <= UNPACKED else None
+
+
+def stack_to_keep(stack: Tensor | None, x: Tensor) -> Tensor | None:
+    """The A's of one input on top of each other, if they are kept for it: few elements, for few rows."""
+    return stack if stack is not None and stack.numel() <= FEW_STACKED and keeps_more(x) else None
+
+
+def with_stack(given: Trained, dtype: torch.dtype, x: Tensor) -> Trained:
+    """The same with the A's stacked in this dtype of their products, to be kept, if it is so for this input.
+
+    They are few elements (:data:`FEW_STACKED`), and no adapter reads an input of its own.
+    """
+    if len(given.scalings) == 1 or given.dropouts[0] or not keeps_more(x):
+        return given
+    if sum([factor.numel() for factor in given.factors_a]) > FEW_STACKED:
+        return given
+    return given._replace(stack=bare(stacked, given, dtype))
 
 
 def with_casts(given: Trained, precision: Precision, x: Tensor) -> Trained:
@@ -70,7 +113,7 @@ def restored(saved: Sequence[Any], given: Trained) -> tuple[tuple[Sequence[Tenso
     There is one mask of all if :func:`~patchkit_kernels.ops.dropout_once.drop_together` has drawn them, and nothing has
     to see operations on each.
     """
-    factors_a, _, scalings, weights, biases, dropouts, are_dense = given
+    factors_a, _, scalings, weights, biases, dropouts, are_dense, stack = given
     count = len(scalings)
     ts, start = saved[:count], count
     masks: Sequence[Tensor] = ()
@@ -84,7 +127,8 @@ def restored(saved: Sequence[Any], given: Trained) -> tuple[tuple[Sequence[Tenso
     if rest:
         factors_a = rest[:count]
         weights = rest[count:] if are_dense else _with_stored(rest[count:], weights)
-    return (ts, masks), tuple.__new__(Trained, (factors_a, factors_b, scalings, weights, biases, dropouts, are_dense))
+    fields = factors_a, factors_b, scalings, weights, biases, dropouts, are_dense, stack
+    return (ts, masks), tuple.__new__(Trained, fields)
 
 
 def _with_stored(kept: Sequence[Tensor | None], weights: Sequence[Any]) -> list[Any]:

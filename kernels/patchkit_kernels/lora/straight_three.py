@@ -18,21 +18,21 @@ from patchkit_kernels.lora.differentiable import all_given, wants_ordinary_opera
 from patchkit_kernels.lora.projection import Precision, Projection
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight import reduced_dropped
+from patchkit_kernels.lora.straight_backward import each_of
 from patchkit_kernels.lora.straight_dropped import dropped_gradients
 from patchkit_kernels.lora.straight_linear import general_gradients, gradients
 from patchkit_kernels.lora.straight_one import (
     TrainedOne,
     a_of,
-    b_of,
     expanded,
     in_lists,
     rows_of,
+    through_b,
     trained_one,
-    unless_hooked,
     unwatched,
     with_casts,
 )
-from patchkit_kernels.lora.straight_saving import apart
+from patchkit_kernels.lora.straight_saving import apart, cast_to_keep, stack_to_keep, unless_hooked
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
 
@@ -80,8 +80,8 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
             second = with_casts(second, precision, x, alone=False)
             third = with_casts(third, precision, x, alone=False)
         ctx.call = (first, second, third), precision
-        (y_first, y_second, y_third), weights, ts, masks, dropped = bare(_computed, x, *ctx.call, x_needed)
-        ctx.dropped = unless_hooked(dropped)
+        (y_first, y_second, y_third), weights, ts, masks, read, stack = bare(_computed, x, *ctx.call, x_needed)
+        ctx.read, ctx.stack = unless_hooked(read), stack_to_keep(stack, x) if x_needed else None
         # In the order of lists, which may make all this again for a checkpoint.
         rest = (*factors[:3], *weights) if x_needed else ()
         ctx.save_for_backward(x, *ts, *masks, *factors[3:], *rest)
@@ -103,74 +103,74 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
             tuple.__new__(TrainedOne, (a_second, b_second, w_second, *second)),
             tuple.__new__(TrainedOne, (a_third, b_third, w_third, *third)),
         )
-        kept = (t_first, t_second, t_third), masks, ctx.dropped
+        kept = (t_first, t_second, t_third), masks, ctx.read
         if False in needed or dispatch_modes() or wants_ordinary_operations(grads) or not all_given(grads):
             return (None, *_in_lists(grads, x, kept[:2], given, precision, (x_needed, *needed)))
-        found: list[Tensor | None] = bare(_gradients, grads, x, kept, given, precision, x_needed)
+        found: list[Tensor | None] = bare(_gradients, grads, x, kept, given, precision, ctx.stack, x_needed)
         return (None, *found)
 
 
 def _computed(x: Tensor, given: TrainedThree, precision: Precision, keeps_w: bool) -> tuple[Any, ...]:
-    """``y`` of each, ``[tokens, out]``, W of each, t and masks, and what adapters have read."""
+    """``y`` of each, ``[tokens, out]``, W of each, t and masks, what adapters have read, and the A's as one."""
     (first, second, third), (base, lora, _, _) = given, precision
     flat = rows_of(x, precision)
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
-    dropped: Tensor | None = None
+    read: Tensor | None = None
+    stack: Tensor | None = None
     if first.dropout:
         factors = a_of(first, lora), a_of(second, lora), a_of(third, lora)
-        ts, masks, dropped = reduced_dropped(
-            x, flat, factors, (first.dropout, second.dropout, third.dropout), precision
-        )
+        ts, masks, read = reduced_dropped(x, flat, factors, (first.dropout, second.dropout, third.dropout), precision)
     else:
         factors = first.lora_a, second.lora_a, third.lora_a
-        t = F.linear(cast_one(flat, lora), cast_one(torch.cat(factors), lora))
+        stack = cast_one(torch.cat(factors), lora)
+        lora_x = cast_one(flat, lora)
+        t, read = F.linear(lora_x, stack), cast_to_keep(lora_x, x)
         ts = t.split_with_sizes((factors[0].shape[0], factors[1].shape[0], factors[2].shape[0]), 1)
     base_x, (t_first, t_second, t_third) = cast_one(flat, base), ts
     y_first, w_first = expanded(base_x, t_first, first, precision, keeps_w)
     y_second, w_second = expanded(base_x, t_second, second, precision, keeps_w)
     y_third, w_third = expanded(base_x, t_third, third, precision, keeps_w)
-    return (y_first, y_second, y_third), (w_first, w_second, w_third), ts, masks, dropped
+    return (y_first, y_second, y_third), (w_first, w_second, w_third), ts, masks, read, stack
 
 
 def _gradients(
-    grads: Sequence[Tensor], x: Tensor, kept: Kept, given: TrainedThree, precision: Precision, x_needed: bool
+    grads: Sequence[Tensor],
+    x: Tensor,
+    kept: Kept,
+    given: TrainedThree,
+    precision: Precision,
+    stack: Tensor | None,
+    x_needed: bool,
 ) -> list[Tensor | None]:
-    """Where every gradient is given and wanted, but perhaps that of x."""
+    """Where every gradient is given and wanted, but perhaps that of x; ``stack`` is what forward has kept of it."""
     if given[0].dropout:
         return dropped_gradients(grads, x, kept, given, precision, x_needed)
     (base, lora, _, _), flat, dtype = precision, as_rows(x), x.dtype if x_needed else None
     first, second, third = given
-    (t_first, t_second, t_third), _, _ = kept
+    (t_first, t_second, t_third), _, read = kept
     rows = as_rows(grads[0]), as_rows(grads[1]), as_rows(grads[2])
-    row_first, row_second, row_third = cast_one(rows[0], lora), cast_one(rows[1], lora), cast_one(rows[2], lora)
-    b_first, b_second, b_third = b_of(first, lora), b_of(second, lora), b_of(third, lora)
     ranks = t_first.shape[1], t_second.shape[1], t_third.shape[1]
-    d_t = row_first.new_empty(row_first.shape[0], ranks[0] + ranks[1] + ranks[2])
+    d_t = t_first.new_empty(t_first.shape[0], ranks[0] + ranks[1] + ranks[2])
     d_first, d_second, d_third = d_t.split_with_sizes(ranks, 1)
-    torch.addmm(t_first, row_first, b_first, beta=0, alpha=first.scaling, out=d_first)  # beta=0: t is not read
-    torch.addmm(t_second, row_second, b_second, beta=0, alpha=second.scaling, out=d_second)
-    torch.addmm(t_third, row_third, b_third, beta=0, alpha=third.scaling, out=d_third)
+    d_bs = (
+        through_b(rows[0], t_first, first, lora, d_first),
+        through_b(rows[1], t_second, second, lora, d_second),
+        through_b(rows[2], t_third, third, lora, d_third),
+    )
     total = None
     if dtype is not None:
-        total = cast_one(torch.mm(d_t, cast_one(torch.cat((first.lora_a, second.lora_a, third.lora_a)), lora)), dtype)
+        if stack is None:
+            stack = cast_one(torch.cat((first.lora_a, second.lora_a, third.lora_a)), lora)
+        total = cast_one(torch.mm(d_t, stack), dtype)
         for row, one in zip(rows, given, strict=True):
             if base is dtype:
                 total.addmm_(cast_one(row, base), cast_one(one.weight, base))
             else:
                 total.add_(torch.mm(cast_one(row, base), cast_one(one.weight, base)))
         total = shaped_as(total, x)
-    stored = first.lora_b.dtype
-    whole = cast_one(torch.mm(d_t.t(), cast_one(flat, lora)), stored)
-    d_bs = (
-        torch.addmm(b_first, row_first.t(), t_first, beta=0, alpha=first.scaling),  # beta=0: B is not read
-        torch.addmm(b_second, row_second.t(), t_second, beta=0, alpha=second.scaling),
-        torch.addmm(b_third, row_third.t(), t_third, beta=0, alpha=third.scaling),
-    )
-    d_as: Sequence[Tensor] = torch.split_with_sizes_copy(whole, ranks)  # type: ignore[func-returns-value,assignment]
-    if stored is not lora:
-        d_bs = cast_one(d_bs[0], stored), cast_one(d_bs[1], stored), cast_one(d_bs[2], stored)
-    return [total, *d_as, *d_bs]
+    whole = cast_one(torch.mm(d_t.t(), cast_one(flat, lora) if read is None else read), first.lora_a.dtype)
+    return [total, *each_of(whole, ranks), *d_bs]
 
 
 def _in_lists(

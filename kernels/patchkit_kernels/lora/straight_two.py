@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
-from patchkit_kernels.lora.hidden_state import as_tuple, functions_of, grads_of_projected, inputs_of
+from patchkit_kernels.lora.hidden_state import back_through, functions_of, inputs_of
 from patchkit_kernels.lora.projection import Precision, Projection, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
@@ -25,10 +25,10 @@ from patchkit_kernels.lora.straight_one import (
     in_lists,
     projected,
     trained_one,
-    unless_hooked,
     unwatched,
     with_casts,
 )
+from patchkit_kernels.lora.straight_saving import unless_hooked
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.registration import dispatch_modes
 
@@ -131,11 +131,9 @@ def _gradients(
     up, down, activation, gate_first, precision = given
     (between, (t_up, mask_up), (t_down, mask_down)), (read_up, read_down) = kept, read
     d_hidden, flow = flown_back(as_rows(grad), t_down, mask_down, down, precision, precision.output)
-    functions, inputs = functions_of(activation, gate_first), inputs_of((between,), gate_first)
-    *others, hidden = as_tuple(functions.run_backward_recompute(present(d_hidden), *inputs))
+    (row,), hidden = back_through(functions_of(activation, gate_first), present(d_hidden), (between,), gate_first)
     of_down = factor_gradients(flow, hidden, (t_down, mask_down, read_down), down, precision)
-    (row,) = grads_of_projected((present(d_hidden), *others), 1, gate_first)
-    del hidden, flow, d_hidden, others
+    del hidden, flow, d_hidden
     d_x, flow = flown_back(row, t_up, mask_up, up, precision, x.dtype if x_needed else None)
     of_up = factor_gradients(flow, as_rows(x), (t_up, mask_up, read_up), up, precision)
     return None if d_x is None else shaped_as(d_x, x), *of_up, *of_down

@@ -45,8 +45,7 @@ class ElementwiseOps(ABC):
             row stride of each input, and the constants VALUE and BLOCK.
         backward_kernel: that of grad, the inputs, their gradients, the same numbers with the row stride of grad first,
             and the constants VALUE_AND_GRADIENT and BLOCK.
-        backward_recompute_kernel: as this, but with the forward value in the place of the first gradient, last, and
-            without the row stride of grad.
+        backward_recompute_kernel: as :meth:`launch_backward_recompute` launches it.
     """
 
     inputs: ClassVar[tuple[str, ...]]
@@ -98,7 +97,7 @@ class ElementwiseOps(ABC):
         if grad.numel() == 0:
             return results
         tensors, rows, columns, strides = as_rows(grad, *inputs)
-        self._launch_backward(self.backward_kernel, rows, columns, [*tensors, *results], strides)
+        self.launch_backward_kernel(self.backward_kernel, rows, columns, [*tensors, *results], strides)
         return results
 
     def launch_backward_recompute(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -107,7 +106,7 @@ class ElementwiseOps(ABC):
         if grad.numel() == 0:
             return results
         tensors, rows, columns, (_, *strides) = as_rows(grad, *inputs)
-        self._launch_backward(self.backward_recompute_kernel, rows, columns, [*tensors, *results], strides)
+        self.launch_backward_kernel(self.backward_recompute_kernel, rows, columns, [*tensors, *results], strides)
         return results
 
     def run(self, *inputs: Tensor) -> Tensor:
@@ -128,9 +127,10 @@ class ElementwiseOps(ABC):
         recompute = self.launch_backward_recompute if kind else self.backward_recompute_reference
         return recompute(grad, *inputs)
 
-    def _launch_backward(
+    def launch_backward_kernel(
         self, kernel: Any, rows: int, columns: int, tensors: Sequence[Tensor], strides: Sequence[int]
     ) -> None:
+        """Run one of the two on tensors that are not empty, as rows; see :func:`~patchkit_kernels.ops.rows.as_rows`."""
         block, warps = LAUNCH_SIZES.value.elementwise
         blocks_per_row = -(-columns // block)
         with device_guard(tensors[0]):
@@ -176,17 +176,17 @@ Implementations: TypeAlias = "tuple[Callable[..., Results], Callable[..., Result
 
 def _forward_of(ops: ElementwiseOps) -> Implementations:
     def reference(*inputs: Tensor) -> Tensor:
-        _check_same(ops.name, ops.inputs, inputs)
+        check_same(ops.name, ops.inputs, inputs)
         return ops.reference(*inputs).contiguous()
 
     def fake(*inputs: Tensor) -> Tensor:
-        _check_same(ops.name, ops.inputs, inputs)
+        check_same(ops.name, ops.inputs, inputs)
         return torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
 
     def kernel(*inputs: Tensor) -> Tensor:
         if inputs[0].dtype not in TRITON_DTYPES:
             return reference(*inputs)
-        _check_same(ops.name, ops.inputs, inputs)
+        check_same(ops.name, ops.inputs, inputs)
         return ops.launch(*inputs)
 
     return reference, fake, kernel
@@ -196,17 +196,17 @@ def _backward_of(ops: ElementwiseOps) -> Implementations:
     names = ("grad", *ops.inputs)
 
     def reference(*tensors: Tensor) -> Results:
-        _check_same(ops.backward_name, names, tensors)
+        check_same(ops.backward_name, names, tensors)
         return _as_results(ops.backward_reference(*tensors))
 
     def fake(*tensors: Tensor) -> Results:
-        _check_same(ops.backward_name, names, tensors)
+        check_same(ops.backward_name, names, tensors)
         return _as_results(_empty_like(tensors[1:]))
 
     def kernel(*tensors: Tensor) -> Results:
         if tensors[0].dtype not in TRITON_DTYPES:
             return reference(*tensors)
-        _check_same(ops.backward_name, names, tensors)
+        check_same(ops.backward_name, names, tensors)
         return _as_results(ops.launch_backward(*tensors))
 
     return reference, fake, kernel
@@ -216,25 +216,25 @@ def _backward_recompute_of(ops: ElementwiseOps) -> Implementations:
     name, names = ops.backward_recompute_name, ("grad", *ops.inputs)
 
     def reference(*tensors: Tensor) -> Results:
-        _check_same(name, names, tensors)
-        _check_own(name, tensors[0])
+        check_same(name, names, tensors)
+        check_own(name, tensors[0])
         return _as_results(ops.backward_recompute_reference(*tensors))
 
     def fake(*tensors: Tensor) -> Results:
-        _check_same(name, names, tensors)
+        check_same(name, names, tensors)
         return _as_results(_empty_like(tensors[1:]))
 
     def kernel(*tensors: Tensor) -> Results:
         if tensors[0].dtype not in TRITON_DTYPES:
             return reference(*tensors)
-        _check_same(name, names, tensors)
-        _check_own(name, tensors[0])
+        check_same(name, names, tensors)
+        check_own(name, tensors[0])
         return _as_results(ops.launch_backward_recompute(*tensors))
 
     return reference, fake, kernel
 
 
-def _check_same(op: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+def check_same(op: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """Raise ValueError unless all tensors agree in shape, dtype and device, since nothing here broadcasts or casts."""
     first, *others = tensors
     for other in others:
@@ -246,7 +246,7 @@ def _check_same(op: str, names: Sequence[str], tensors: Sequence[Tensor]) -> Non
             raise ValueError(f"patchkit::{op} takes tensors of one shape, dtype and device, but got {found}")
 
 
-def _check_own(op: str, grad: Tensor) -> None:
+def check_own(op: str, grad: Tensor) -> None:
     """Raise ValueError unless ``grad`` can be written over row by row."""
     if not grad.is_contiguous():
         raise ValueError(f"patchkit::{op} writes over grad, which must be contiguous, but has strides {grad.stride()}")

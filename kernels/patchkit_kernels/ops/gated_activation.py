@@ -5,15 +5,23 @@ The formulas are those of GLU variants (Shazeer 2020, https://arxiv.org/abs/2002
     h         = act(gate) * up
     grad_gate = grad * up * act'(gate)
     grad_up   = grad * act(gate)
+
+Where one projection yields gate and up side by side, its backward reads their gradients side by side. These are written
+in that form (``backward_packed``): bringing them together afterwards would take two tensors more, and a pass over both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor
 
 from patchkit_kernels.ops.activation_function import ActivationFunction
-from patchkit_kernels.ops.elementwise import ElementwiseOps
-from patchkit_kernels.ops.triton_support import jit, tl
+from patchkit_kernels.ops.elementwise import ElementwiseOps, check_own, check_same
+from patchkit_kernels.ops.registration import register_op, runs_kernel
+from patchkit_kernels.ops.rows import as_rows
+from patchkit_kernels.ops.triton_support import TRITON_DTYPES, jit, tl
 
 
 @jit
@@ -72,16 +80,18 @@ def gated_backward_recompute_kernel(
     grad_ptr: tl.tensor,
     gate_ptr: tl.tensor,
     up_ptr: tl.tensor,
+    grad_gate_ptr: tl.tensor,
     grad_up_ptr: tl.tensor,
     hidden_ptr: tl.tensor,
     columns: tl.tensor,
     blocks_per_row: tl.tensor,
     gate_stride: tl.tensor,
     up_stride: tl.tensor,
+    result_stride: tl.tensor,
     VALUE_AND_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """As :func:`gated_backward_kernel`, and hidden too; grad_gate is written over grad, whose rows are adjacent."""
+    """As :func:`gated_backward_kernel`, and hidden too. Rows of grad are adjacent; one result is written over it."""
     program = tl.program_id(0)
     row = (program // blocks_per_row).to(tl.int64)
     column = (program % blocks_per_row).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -92,13 +102,17 @@ def gated_backward_recompute_kernel(
     up = tl.load(up_ptr + (row * up_stride + column), mask=mask, other=0.0).to(tl.float32)
     value, grad_gate = VALUE_AND_GRADIENT(gate, grad * up)
     # Each program reads and writes the same elements of grad, each once, so the order of programs does not matter.
-    tl.store(grad_ptr + own, grad_gate, mask=mask)
-    tl.store(grad_up_ptr + own, grad * value, mask=mask)
+    tl.store(grad_gate_ptr + (row * result_stride + column), grad_gate, mask=mask)
+    tl.store(grad_up_ptr + (row * result_stride + column), grad * value, mask=mask)
     tl.store(hidden_ptr + own, value * up, mask=mask)
 
 
 class GatedActivation(ElementwiseOps):
-    """``(gate, up)`` to ``act(gate) * up``; ``backward_recompute`` returns ``(grad_up, hidden)``."""
+    """``(gate, up)`` to ``act(gate) * up``; ``backward_recompute`` returns ``(grad_up, hidden)``.
+
+    And ``patchkit::<name>_backward_packed(Tensor(a!) grad, Tensor gate, Tensor up, bool gate_first) -> Tensor``, which
+    returns the gradients side by side, ``[..., 2n]``, that of gate first or last, and writes hidden over grad.
+    """
 
     inputs = ("gate", "up")
     forward_kernel = gated_forward_kernel
@@ -107,6 +121,8 @@ class GatedActivation(ElementwiseOps):
 
     def __init__(self, activation: ActivationFunction) -> None:
         super().__init__(activation, activation.gated_name)
+        self.backward_packed_name = f"{self.name}_backward_packed"
+        self.backward_packed = _register_packed(self)
 
     def reference(self, *inputs: Tensor) -> Tensor:
         """``act(gate) * up`` in torch, differentiable."""
@@ -128,3 +144,74 @@ class GatedActivation(ElementwiseOps):
         grad_up = value.mul_(grad)
         self.activation.gradient_(grad.mul_(up), gate)
         return grad_up, hidden
+
+    def backward_packed_reference(self, grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
+        """Both gradients side by side in torch; ``grad`` becomes ``act(gate) * up``."""
+        packed, grad_gate, grad_up = _side_by_side(grad, gate_first)
+        value = self.activation.function(gate)
+        torch.mul(value, grad, out=grad_up)
+        self.activation.gradient_(torch.mul(grad, up, out=grad_gate), gate)
+        torch.mul(value, up, out=grad)
+        return packed
+
+    def launch_backward_recompute(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the third kernel. ``grad`` is contiguous and becomes grad_gate; returns grad_up and hidden."""
+        grad_up, hidden = torch.empty_like(grad), torch.empty_like(grad)
+        self._launch_recompute(grad, inputs, (grad, grad_up, hidden))
+        return grad_up, hidden
+
+    def launch_backward_packed(self, grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
+        """The same kernel, with both gradients side by side; ``grad`` is contiguous and becomes hidden."""
+        packed, grad_gate, grad_up = _side_by_side(grad, gate_first)
+        self._launch_recompute(grad, (gate, up), (grad_gate, grad_up, grad))
+        return packed
+
+    def run_backward_packed(self, grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
+        """What the op ``backward_packed`` returns, as :meth:`run` what ``forward`` does."""
+        kind = runs_kernel(grad)
+        if kind is None:
+            return self.backward_packed(grad, gate, up, gate_first)
+        packed = self.launch_backward_packed if kind else self.backward_packed_reference
+        return packed(grad, gate, up, gate_first)
+
+    def _launch_recompute(self, grad: Tensor, inputs: Sequence[Tensor], results: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Of the gradients and hidden, one is written over ``grad``; those of the former have one row stride."""
+        if not grad.numel():
+            return
+        grad_gate, grad_up, hidden = results
+        tensors, rows, columns, strides = as_rows(grad, *inputs, grad_gate)
+        tensors[3:] = grad_gate, grad_up, hidden
+        self.launch_backward_kernel(self.backward_recompute_kernel, rows, columns, tensors, strides[1:])
+
+
+def _side_by_side(grad: Tensor, gate_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for two gradients like this ``[..., n]``: ``[..., 2n]``, its half for that of gate, and that for up's."""
+    packed = torch.empty(*grad.shape[:-1], 2 * grad.shape[-1], dtype=grad.dtype, device=grad.device)
+    first, second = packed.chunk(2, -1)
+    return (packed, first, second) if gate_first else (packed, second, first)
+
+
+def _register_packed(ops: GatedActivation) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
+    name, names = ops.backward_packed_name, ("grad", *ops.inputs)
+
+    def check(*tensors: Tensor) -> None:
+        check_same(name, names, tensors)
+        check_own(name, tensors[0])
+
+    def reference(grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
+        check(grad, gate, up)
+        return ops.backward_packed_reference(grad, gate, up, gate_first)
+
+    def fake(grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
+        check(grad, gate, up)
+        return grad.new_empty((*grad.shape[:-1], 2 * grad.shape[-1]))
+
+    def kernel(grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
+        if grad.dtype not in TRITON_DTYPES:
+            return reference(grad, gate, up, gate_first)
+        check(grad, gate, up)
+        return ops.launch_backward_packed(grad, gate, up, gate_first)
+
+    schema = f"{name}(Tensor(a!) grad, Tensor gate, Tensor up, bool gate_first) -> Tensor"
+    registered: Callable[[Tensor, Tensor, Tensor, bool], Tensor] = register_op(schema, reference, fake, kernel)
+    return registered

@@ -28,7 +28,7 @@ from test_mlp import Counted
 from test_training_sets import gradients, second_order
 
 from patchkit.testing import Result, RoundingErrors, count_flops, saved_bytes
-from patchkit_kernels.lora import mlp_function, remade_passes, straight_mlp
+from patchkit_kernels.lora import hidden_state, mlp_function, remade_passes, straight_mlp
 from patchkit_kernels.lora.call import Call
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.memory import RECOMPUTE, TILED, Memory, rows_of_tile, tiles_of
@@ -111,7 +111,7 @@ def test_the_generator_is_left_as_upstream_leaves_it(name):
 def passing(monkeypatch):
     """What gate and up were, at each time that something is made of them."""
     seen = []
-    for module in (mlp_function, straight_mlp, remade_passes):
+    for module in (mlp_function, straight_mlp, remade_passes, hidden_state):
         function = module.inputs_of
 
         def spy(projected, gate_first, function=function):

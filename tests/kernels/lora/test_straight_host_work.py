@@ -11,7 +11,7 @@ from structures import DROPPED, LORA, cotangents, factors_of, mlp, projections, 
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchkit_kernels.lora import straight, straight_one
+from patchkit_kernels.lora import straight, straight_one, straight_saving
 from patchkit_kernels.lora.linear import lora_projections
 from patchkit_kernels.lora.projection import Adapter, Precision
 from patchkit_kernels.lora.shapes import as_rows
@@ -72,15 +72,18 @@ def test_in_one_dtype_nothing_is_converted_and_sums_are_written_over(name, extra
     assert not CONVERSIONS & backward.keys()
 
 
+@pytest.mark.parametrize(("stacked", "again"), [(2**16, 0), (0, 1)])
 @pytest.mark.parametrize(("count", "joined"), [(1, 0), (2, 1), (3, 1)])
-def test_the_as_of_one_projection_are_no_copy(count, joined):
+def test_the_as_of_one_projection_are_no_copy(count, joined, stacked, again, monkeypatch):
+    """Those of several are stacked once, or again in backward if they are many elements; their gradients no copies."""
+    monkeypatch.setattr(straight_saving, "FEW_STACKED", stacked)
     structure = projections(*[(LORA,)] * count)
     train(structure, factors_of(structure) | {"x"})
     forward, outputs = asked(structure.fused)
     assert forward["cat"] == joined
     backward, _ = backward_of(outputs)
-    assert backward["cat"] == joined
-    assert backward["split_with_sizes_copy"] == joined
+    assert backward["cat"] == joined * again
+    assert backward["split_with_sizes_copy"] == 0
 
 
 DTYPES = {

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from structures import DROPPED, LORA, assert_equal, factors_of, first_order, mlp, projections, train, ungated_mlp
+from structures import (
+    DROPPED,
+    LORA,
+    assert_equal,
+    assert_own_memory,
+    factors_of,
+    first_order,
+    mlp,
+    projections,
+    train,
+    ungated_mlp,
+)
 from test_adapter_functions import TOTAL
 from test_bf16x3 import BLOCKS, errors_of
 
@@ -72,14 +83,12 @@ def test_nowhere_else(name, passes):
 
 @pytest.mark.parametrize("base", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_own_their_memory(base, passes):
-    """Every one, all of it: an optimizer may keep one without the others."""
+    """All of it, but for the A's of one input."""
     structure = projections((LORA,), (LORA,), dtype=base)
     train(structure, factors_of(structure))
     with choosing(emulated=True, one_pass_rank=2):
         found = first_order(structure, structure.fused)
     assert passes == [2, 2]
-    grads = [grad for name, grad in found.items() if name in factors_of(structure)]
-    assert len(grads) == 4
-    for grad in grads:
-        assert grad.dtype == base
-        assert grad.untyped_storage().nbytes() == grad.nbytes
+    grads = {name: grad for name, grad in found.items() if name in factors_of(structure)}
+    assert [grad.dtype for grad in grads.values()] == [base] * 4
+    assert_own_memory(grads)

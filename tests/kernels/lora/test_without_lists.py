@@ -207,3 +207,38 @@ def test_without_a_gradient_one_copy_of_w_lives_at_a_time(part, monkeypatch):
     with torch.no_grad():
         case.outputs()
     assert most == [1] * len(case.projections)
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("part", ["three", "gated"])
+def test_stacked_factors_are_kept_if_they_are_few(part, few, monkeypatch):
+    """And where hooks see what is saved, or x needs no gradient, not at all. The gradients are the same."""
+    case = Case(part, "one dtype")
+    sizes = [one.adapters[0].lora_a.numel() for one in case.projections[: 3 if part == "three" else 2]]
+    expected = case.results()
+    monkeypatch.setattr(straight_saving, "FEW_STACKED", sum(sizes) if few else sum(sizes) - 1)
+    stack = case.outputs()[0].grad_fn.stack
+    assert (stack is not None) == few
+    assert not few or stack.numel() == sum(sizes)
+    assert_same_bits(expected, case.results())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        assert case.outputs()[0].grad_fn.stack is None
+    case.x.requires_grad_(False)
+    assert case.outputs()[0].grad_fn.stack is None
+
+
+@pytest.mark.parametrize("few", [True, False])
+@each_part
+def test_a_cast_of_few_elements_is_kept(part, few, monkeypatch):
+    """Of x and of the hidden state, where adapters read another dtype; the gradients are the same."""
+    case = Case(part, "float32 adapters")
+    expected = case.results()
+    if not few:
+        monkeypatch.setattr(straight_saving, "UNPACKED", 1)
+    read = case.outputs()[0].grad_fn.read
+    read = read if isinstance(read, (list, tuple)) else [read]
+    assert {one is not None and one.dtype for one in read} == {torch.float32 if few else False}
+    assert_same_bits(expected, case.results())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        read = case.outputs()[0].grad_fn.read
+    assert read is None or not any(one is not None for one in read)
