@@ -114,8 +114,8 @@ def reduced(flat: Tensor, given: Trained) -> Sequence[Tensor]:
 def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tensor], Sequence[Tensor], Sequence[Tensor]]:
     """``y`` of each projection, ``[tokens, out]`` in ``precision.output``, and t of each, ``[tokens, rank]``.
 
-    And the mask of each, packed, if dropout is drawn: in their order, as PEFT does, for x cast to the adapter's dtype.
-    They may be one after the other in one tensor.
+    And the mask of each if dropout is drawn: in their order, as PEFT does, for x cast to the adapter's dtype. They may
+    be one after the other in one tensor. Their forms are those of :mod:`~patchkit_kernels.ops.dropout_once`.
 
     Args:
         x: ``[..., in]``.

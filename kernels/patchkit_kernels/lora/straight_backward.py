@@ -95,7 +95,7 @@ def input_gradient(
         wide: Tensor | None = None
         for i, (d_t, factor, factors) in enumerate(zip(d_ts, cast(given.factors_a, lora), dropped, strict=True)):
             product = torch.mm(d_t, factor)
-            if len(masks) == count or factors is None or lora is dtype:
+            if len(masks) == count or factors is None or not is_wider(lora, dtype):
                 # One mask for all where there are factors, which is not looked at then.
                 add_dropped_(total, product, masks[min(i, len(masks) - 1)], factors, dropouts[i])
             else:
@@ -127,10 +127,16 @@ def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor |
         total.addcmul_(product, factors)
 
 
+def is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether a dtype holds every number of another one, which is not the same."""
+    return dtype is not other and torch.promote_types(dtype, other) is dtype
+
+
 def times_factors(product: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
     """``d(dt A)`` added to a sum of such, in their own dtype: for masks that were drawn together, of few elements.
 
-    One sum is added to dx of another dtype, and not each of them. The first product is written over.
+    Where it is wider than that of dx (:func:`is_wider`), to which one sum is added then, and not each of them. In a
+    narrower one the sum would be rounded, or overflow, where dx is not. The first product is written over.
     """
     return product.mul_(factors) if total is None else total.addcmul_(product, factors)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.shapes import as_rows, shaped_as
-from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, times_factors, to_drop
+from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, is_wider, times_factors, to_drop
 from patchkit_kernels.lora.straight_one import TrainedOne, a_of, b_of
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scale_left
@@ -62,7 +62,7 @@ def dropped_gradients(
         d_t = torch.addmm(t, row, up, beta=0, alpha=alpha)  # beta=0: t is not read
         if total is not None:
             product = torch.mm(d_t, a_of(one, lora))
-            if each is masks or lora is dtype:
+            if each is masks or not is_wider(lora, dtype):
                 add_dropped_(total, product, mask, factors, dropout)
             else:
                 wide = times_factors(product, factors, wide)

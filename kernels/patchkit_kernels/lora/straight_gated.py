@@ -35,7 +35,14 @@ from patchkit_kernels.lora.straight_one import (
     unwatched,
     with_casts,
 )
-from patchkit_kernels.lora.straight_saving import apart, cast_to_keep, stack_to_keep, unless_hooked
+from patchkit_kernels.lora.straight_saving import (
+    apart,
+    cast_to_keep,
+    mask_to_keep,
+    masks_to_keep,
+    stack_to_keep,
+    unless_hooked,
+)
 from patchkit_kernels.ops.activations import GATED, Activation
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
@@ -89,22 +96,22 @@ class TrainedGatedMLP(torch.autograd.Function):
 
         ``factors`` are A of the first two, B of them, and A and B of down.
         """
-        first, second, down, *others = given
+        first, second, down, *others = ctx.given = given
         precision, x_needed = given.precision, ctx.needs_input_grad[1]
         down = with_casts(down, precision, x)
         if x_needed:
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
-        ctx.given = given = tuple.__new__(TrainedGated, (first, second, down, *others))
+        given = tuple.__new__(TrainedGated, (first, second, down, *others))
         y, both, (w_first, w_second, w_down), t_down, mask, ts, masks, stack, *read = bare(
             _computed, x, given, (x_needed, True)
         )
-        ctx.read = [unless_hooked(one) for one in read]
-        ctx.stack = stack_to_keep(stack, x) if x_needed else None
+        ctx.beside = given, (*map(unless_hooked, read), stack_to_keep(stack, x) if x_needed else None)
         a_first, a_second, *factors_b, a_down, b_down = factors
         # A and W of the first two are not read where x needs no gradient; all else is. In the order of lists, which may
         # make all this again for a checkpoint.
         rest = (a_first, a_second, w_first, w_second) if x_needed else ()
+        mask, masks = mask_to_keep(mask), masks_to_keep(masks, 2)
         ctx.save_for_backward(x, *both, t_down, mask, b_down, a_down, w_down, *ts, *masks, *factors_b, *rest)
         return shaped(y, x)
 
@@ -112,7 +119,8 @@ class TrainedGatedMLP(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """The gradients of x and of every factor."""
-        given: TrainedGated = ctx.given
+        given: TrainedGated
+        (given, read), ctx.beside = ctx.beside or (ctx.given, (None, None, None)), None  # freed with the saved tensors
         _, x_needed, *needed = ctx.needs_input_grad
         x, y_first, y_second, t_down, mask, b_down, a_down, w_down, t_first, t_second, *rest = ctx.saved_tensors
         (a_first, _, w_first, *rest_first), (a_second, _, w_second, *rest_second), down, *others = given
@@ -126,7 +134,7 @@ class TrainedGatedMLP(torch.autograd.Function):
         kept = (y_first, y_second), (t_first, t_second, t_down), mask, masks
         if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
-        found: list[Tensor | None] = bare(_gradients, grad, x, kept, (*ctx.read, ctx.stack), given, x_needed)
+        found: list[Tensor | None] = bare(_gradients, grad, x, kept, read, given, x_needed)
         return (None, *found)
 
 

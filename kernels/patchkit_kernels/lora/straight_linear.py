@@ -38,12 +38,11 @@ class TrainedProjections(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Trained, Precision], x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """Each ``[..., out_i]``; keeps x, and t of each. ``factors`` are every A, and then every B."""
-        given, precision = call
+        given, precision = ctx.call = call
+        ctx.stack = None
         if ctx.needs_input_grad[1]:
-            given = with_stack(given, precision.lora, x)
-        ctx.call = given, precision
-        if ctx.needs_input_grad[1]:
-            given = with_casts(given, precision, x)
+            given = with_casts(with_stack(given, precision.lora, x), precision, x)
+            ctx.stack = given.stack
         flat, ts, masks = bare(project, x, given, precision) if given.dense else project(x, given, precision)
         ctx.save_for_backward(x, *to_keep(given, ts, masks, x_needed=ctx.needs_input_grad[1]))
         ctx.set_materialize_grads(False)
@@ -55,7 +54,8 @@ class TrainedProjections(torch.autograd.Function):
         """The gradients of x and of every factor."""
         x, *saved = ctx.saved_tensors
         given, precision = ctx.call
-        kept, given = restored(saved, given)
+        stack, ctx.stack = ctx.stack, None  # freed with the saved tensors
+        kept, given = restored(saved, given, stack)
         _, x_needed, *needed = ctx.needs_input_grad
         if wants_ordinary_operations(grads) or False in needed or not all_given(grads):
             return (None, *general_gradients(grads, x, kept, given, (x_needed, *needed), precision))

@@ -65,16 +65,14 @@ class TrainedMLP(torch.autograd.Function):
 
         ``factors`` are every A of the projections of x, every B of them, and A and B of down.
         """
-        into, down, _, _, precision, remade = parts
-        if ctx.needs_input_grad[1] and not remade:  # else less is to be kept than usual
-            into = with_stack(into, precision.lora, x)
-            parts = tuple.__new__(TrainedParts, (into, *parts[1:]))
-        ctx.parts, ctx.autocast = parts, autocast_of(x, into.weights) if remade else None
-        if not remade:
+        into, down, _, _, precision, remade = ctx.parts = parts
+        ctx.autocast = autocast_of(x, into.weights) if remade else None
+        if not remade:  # else less is to be kept than usual
             if ctx.needs_input_grad[1]:
-                into = with_casts(into, precision, x)
+                into = with_casts(with_stack(into, precision.lora, x), precision, x)
             down = with_casts(down, precision, x)
             parts = tuple.__new__(TrainedParts, (into, down, *parts[2:]))
+        ctx.stack = into.stack
         dense = into.dense and down.dense
         projected, made, made_down, y = (bare if dense else at_once)(_computed, x, parts)
         kept = to_keep(into, *made, x_needed=remade or ctx.needs_input_grad[1])
@@ -92,7 +90,8 @@ class TrainedMLP(torch.autograd.Function):
         last = first + count_kept(down)
         x, projected = saved[0], saved[1:first]
         kept_down, down = restored(saved[first:last], down)
-        kept, into = restored(saved[last:], into)
+        stack, ctx.stack = ctx.stack, None  # freed with the saved tensors
+        kept, into = restored(saved[last:], into, stack)
         if remade:
             weights = [one if isinstance(one, Tensor) else as_in_forward(one, ctx.autocast) for one in into.weights]
             into = into._replace(biases=list(projected), weights=weights)

@@ -23,7 +23,7 @@ from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight import Trained, low_rank, reads_in_epilogue, reduced_dropped
 from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, to_drop
 from patchkit_kernels.lora.straight_linear import general_gradients, gradients
-from patchkit_kernels.lora.straight_saving import cast_to_keep, is_of_few_rows, keeps_more, unless_hooked
+from patchkit_kernels.lora.straight_saving import cast_to_keep, is_of_few_rows, keeps_more, mask_to_keep, unless_hooked
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout_once import factors_of, scale_left
 from patchkit_kernels.ops.registration import dispatch_modes
@@ -130,15 +130,14 @@ class TrainedProjection(torch.autograd.Function):
     def forward(ctx: Any, call: tuple[TrainedOne, Precision], x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Tensor:
         """``[..., out]``; keeps x, t and B, with dropout the mask, and where x needs a gradient A and W."""
         ctx.set_materialize_grads(False)
-        given, precision = call
+        given, precision = ctx.call = call
         x_needed = ctx.needs_input_grad[1]
         if x_needed:
             given = with_casts(given, precision, x)
-        ctx.call = given, precision
         y, t, mask, weight, read = bare(projected, x, given, precision, x_needed)
-        ctx.read = unless_hooked(read)
+        ctx.beside = given, unless_hooked(read)
         rest = (lora_a, weight) if x_needed else ()
-        ctx.save_for_backward(x, t, mask, lora_b, *rest)
+        ctx.save_for_backward(x, t, mask_to_keep(mask), lora_b, *rest)
         return shaped(y, x)
 
     @staticmethod
@@ -146,14 +145,16 @@ class TrainedProjection(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x, A and B."""
         x, t, mask, lora_b, *rest = ctx.saved_tensors
-        (lora_a, _, weight, *others), precision = ctx.call
+        given, precision = ctx.call
+        (given, read), ctx.beside = ctx.beside or (given, None), None  # freed with the saved tensors
+        lora_a, _, weight, *others = given
         if rest:
             lora_a, weight = rest
         given = tuple.__new__(TrainedOne, (lora_a, lora_b, weight, *others))
         _, x_needed, *needed = ctx.needs_input_grad
         if grad is None or False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, (t, mask), given, precision, (x_needed, *needed)))
-        kept = t, mask, ctx.read
+        kept = t, mask, read
         found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, given, precision, x_needed)
         return (None, *found)
 

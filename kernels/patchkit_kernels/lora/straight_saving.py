@@ -52,6 +52,19 @@ def keeps_more(x: Tensor) -> bool:
     return is_of_few_rows(x) and _top_hooks(False) is None
 
 
+def masks_to_keep(masks: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """Masks as they are saved: where such hooks are, in bits, and each adapter's own.
+
+    A checkpoint compares them with those that are made again, perhaps in a dispatch mode, where they are kept so.
+    """
+    return masks if not masks or _top_hooks(False) is None else apart(masks, count)
+
+
+def mask_to_keep(mask: Tensor | None) -> Tensor | None:
+    """The same of one adapter."""
+    return None if mask is None else masks_to_keep((mask,), 1)[0]
+
+
 def unless_hooked(small: Tensor | None) -> Tensor | None:
     """A small tensor, to be kept on a context; None where there are such hooks."""
     return small if small is None or _top_hooks(False) is None else None
@@ -94,6 +107,7 @@ def with_casts(given: Trained, precision: Precision, x: Tensor) -> Trained:
 
 def to_keep(given: Trained, ts: Sequence[Tensor], masks: Sequence[Tensor], *, x_needed: bool) -> list[Tensor | None]:
     """What to save, for :func:`restored`."""
+    masks = masks_to_keep(masks, len(ts))
     if not x_needed:
         return [*ts, *masks, *given.factors_b]
     if given.dense:
@@ -107,13 +121,15 @@ def count_kept(given: Trained) -> int:
     return 5 if given.dropouts[0] else 4
 
 
-def restored(saved: Sequence[Any], given: Trained) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Trained]:
-    """t and the mask of each, and the projections, from what :func:`to_keep` saved.
+def restored(
+    saved: Sequence[Any], given: Trained, stack: Tensor | None = None
+) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Trained]:
+    """t and the mask of each, and the projections, from what :func:`to_keep` saved; and the A's as one, if kept.
 
     There is one mask of all if :func:`~patchkit_kernels.ops.dropout_once.drop_together` has drawn them, and nothing has
     to see operations on each.
     """
-    factors_a, _, scalings, weights, biases, dropouts, are_dense, stack = given
+    factors_a, _, scalings, weights, biases, dropouts, are_dense, _ = given
     count = len(scalings)
     ts, start = saved[:count], count
     masks: Sequence[Tensor] = ()

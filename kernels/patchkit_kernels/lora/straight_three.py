@@ -32,7 +32,7 @@ from patchkit_kernels.lora.straight_one import (
     unwatched,
     with_casts,
 )
-from patchkit_kernels.lora.straight_saving import apart, cast_to_keep, stack_to_keep, unless_hooked
+from patchkit_kernels.lora.straight_saving import apart, cast_to_keep, masks_to_keep, stack_to_keep, unless_hooked
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
 
@@ -73,18 +73,18 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
         ``factors`` are every A, and then every B.
         """
         ctx.set_materialize_grads(False)
-        (first, second, third), precision = call
+        (first, second, third), precision = ctx.call = call
         x_needed = ctx.needs_input_grad[1]
         if x_needed:
             first = with_casts(first, precision, x, alone=False)
             second = with_casts(second, precision, x, alone=False)
             third = with_casts(third, precision, x, alone=False)
-        ctx.call = (first, second, third), precision
-        (y_first, y_second, y_third), weights, ts, masks, read, stack = bare(_computed, x, *ctx.call, x_needed)
-        ctx.read, ctx.stack = unless_hooked(read), stack_to_keep(stack, x) if x_needed else None
+        given = first, second, third
+        (y_first, y_second, y_third), weights, ts, masks, read, stack = bare(_computed, x, given, precision, x_needed)
+        ctx.beside = given, unless_hooked(read), stack_to_keep(stack, x) if x_needed else None
         # In the order of lists, which may make all this again for a checkpoint.
         rest = (*factors[:3], *weights) if x_needed else ()
-        ctx.save_for_backward(x, *ts, *masks, *factors[3:], *rest)
+        ctx.save_for_backward(x, *ts, *masks_to_keep(masks, 3), *factors[3:], *rest)
         return shaped(y_first, x), shaped(y_second, x), shaped(y_third, x)
 
     @staticmethod
@@ -93,6 +93,7 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
         """The gradients of x and of every factor."""
         _, x_needed, *needed = ctx.needs_input_grad
         given, precision = ctx.call
+        (given, read, stack), ctx.beside = ctx.beside or (given, None, None), None  # freed with the saved tensors
         (a_first, _, w_first, *first), (a_second, _, w_second, *second), (a_third, _, w_third, *third) = given
         x, t_first, t_second, t_third, *rest = ctx.saved_tensors
         if x_needed:
@@ -103,10 +104,10 @@ class TrainedProjectionsOfThree(torch.autograd.Function):
             tuple.__new__(TrainedOne, (a_second, b_second, w_second, *second)),
             tuple.__new__(TrainedOne, (a_third, b_third, w_third, *third)),
         )
-        kept = (t_first, t_second, t_third), masks, ctx.read
+        kept = (t_first, t_second, t_third), masks, read
         if False in needed or dispatch_modes() or wants_ordinary_operations(grads) or not all_given(grads):
             return (None, *_in_lists(grads, x, kept[:2], given, precision, (x_needed, *needed)))
-        found: list[Tensor | None] = bare(_gradients, grads, x, kept, given, precision, ctx.stack, x_needed)
+        found: list[Tensor | None] = bare(_gradients, grads, x, kept, given, precision, stack, x_needed)
         return (None, *found)
 
 

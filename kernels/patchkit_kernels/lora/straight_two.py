@@ -28,7 +28,7 @@ from patchkit_kernels.lora.straight_one import (
     unwatched,
     with_casts,
 )
-from patchkit_kernels.lora.straight_saving import unless_hooked
+from patchkit_kernels.lora.straight_saving import mask_to_keep, unless_hooked
 from patchkit_kernels.ops.activations import Activation
 from patchkit_kernels.ops.registration import dispatch_modes
 
@@ -74,18 +74,19 @@ class TrainedMLPOfTwo(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given: TrainedTwo, x: Tensor, a_up: Tensor, b_up: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """``[..., hidden]``; keeps x, what ``up`` yields, t and B of each, A and W of down, and perhaps of ``up``."""
-        up, down, *others = given
+        up, down, *others = ctx.given = given
         precision, x_needed = given.precision, ctx.needs_input_grad[1]
         down = with_casts(down, precision, x)
         if x_needed:
             up = with_casts(up, precision, x)
-        ctx.given = given = tuple.__new__(TrainedTwo, (up, down, *others))
+        given = tuple.__new__(TrainedTwo, (up, down, *others))
         y, between, t_down, mask_down, w_down, of_down, t_up, mask_up, w_up, of_up = bare(
             _computed, x, given, (x_needed, True)
         )
-        ctx.read = unless_hooked(of_up), unless_hooked(of_down)
+        ctx.beside = given, (unless_hooked(of_up), unless_hooked(of_down))
         rest = (a_up, w_up) if x_needed else ()
         # In the order of lists, which may make all this again for a checkpoint.
+        mask_up, mask_down = mask_to_keep(mask_up), mask_to_keep(mask_down)
         ctx.save_for_backward(x, between, t_down, mask_down, b, a, w_down, t_up, mask_up, b_up, *rest)
         return shaped(y, x)
 
@@ -95,7 +96,8 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         """The gradients of x and of every factor."""
         _, x_needed, *needed = ctx.needs_input_grad
         x, between, t_down, mask_down, b_down, a_down, w_down, t_up, mask_up, b_up, *rest = ctx.saved_tensors
-        (a_up, _, w_up, *rest_up), (_, _, _, *rest_down), *others = ctx.given
+        (given, read), ctx.beside = ctx.beside or (ctx.given, (None, None)), None  # freed with the saved tensors
+        (a_up, _, w_up, *rest_up), (_, _, _, *rest_down), *others = given
         if x_needed:
             a_up, w_up = rest
         up = tuple.__new__(TrainedOne, (a_up, b_up, w_up, *rest_up))
@@ -104,7 +106,7 @@ class TrainedMLPOfTwo(torch.autograd.Function):
         kept = between, (t_up, mask_up), (t_down, mask_down)
         if False in needed or dispatch_modes() or wants_ordinary_operations((grad,)):
             return (None, *_in_lists(grad, x, kept, given, (x_needed, *needed)))
-        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, ctx.read, given, x_needed)
+        found: tuple[Tensor | None, ...] = bare(_gradients, grad, x, kept, read, given, x_needed)
         return (None, *found)
 
 

@@ -42,9 +42,8 @@ SMALL = 2**15
 UNPACKED = 2**13
 """Elements of an input up to which a mask is kept in the dtype in which x is read, and not in bits: at most 32 KB of
 float32, for four calls less. Packing and unpacking took a third of the time that dropout adds to a block of a small
-model. What it has left of x is kept too, as ``F.dropout`` keeps both, for two calls less.
+model. What it has left of x is kept too, as much again, as ``F.dropout`` keeps both, for two calls less.
 """
-
 
 UNPACKED_ON_GPU = 2**16
 """The same for a GPU, where the mask is kept as torch draws it, a byte for each element: at most 64 KB. Backward then
@@ -66,7 +65,7 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """
     if x.device.type in FUSED_DROPOUT_DEVICES and x.numel():
         dropped, mask = torch.native_dropout(x, p, True)
-        if x.numel() <= UNPACKED_ON_GPU and not dispatch_modes():
+        if x.numel() <= UNPACKED_ON_GPU:
             return dropped, mask.reshape(-1, x.shape[-1])
         return dropped, _bits(mask, x)
     if x.is_cpu and x.numel() and not dispatch_modes():
@@ -105,30 +104,37 @@ def drop_each(
 
 
 def drop_again(rows: Tensor, mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-    """The elements of ``[rows, n]`` that a mask keeps, scaled, in this dtype: not for a mask of a floating dtype."""
+    """The elements of ``[rows, n]`` that a mask keeps, scaled, in this dtype: not for a mask of a floating dtype.
+
+    They are rounded once, to this dtype.
+    """
     scale = 1.0 / (1.0 - p)
     if mask.dtype is torch.bool:
-        dropped: Tensor = _dropout_backward(cast_one(rows, dtype), mask, scale)
-        return dropped
+        return cast_one(_dropout_backward(_widened(rows, dtype), mask, scale), dtype)
     if not runs_kernel(rows) or dtype not in TRITON_DTYPES:
-        return cast_one(masked(rows, mask, scale), dtype)
+        return cast_one(masked(_widened(rows, dtype), mask, scale), dtype)
     result = torch.empty(rows.shape, dtype=dtype, device=rows.device)
     launch_masked(rows, mask, scale, result)
     return result
 
 
 def reads_any_dtype(rows: Tensor, mask: Tensor) -> bool:
-    """Whether :func:`drop_again` takes these rows as they are, and rounds once."""
+    """Whether :func:`drop_again` need not be given rows in the dtype in which dropout was drawn."""
     return mask.dtype is torch.bool or bool(runs_kernel(rows))
 
 
 def add_dropped_again_(total: Tensor, rows: Tensor, mask: Tensor, p: float) -> None:
-    """Add :func:`drop_again` of ``[rows, n]`` to a buffer of that shape."""
+    """Add what a mask keeps of ``[rows, n]``, scaled, to a buffer of that shape, in whose dtype it is scaled."""
     scale = 1.0 / (1.0 - p)
     if mask.dtype is torch.bool:
-        total.add_(_dropout_backward(rows, mask, scale))
+        total.add_(_dropout_backward(_widened(rows, total.dtype), mask, scale))
     else:
         add_masked_(total, rows, mask, scale)
+
+
+def _widened(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in a dtype that holds both its numbers and those of another dtype, so that nothing is rounded twice."""
+    return rows if rows.dtype is dtype else cast_one(rows, torch.promote_types(rows.dtype, dtype))
 
 
 def _bits(mask: Tensor, x: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 _TRITON_DEVICES = frozenset(key.lower() for key in TRITON_DISPATCH_KEYS)
 
-_HOLD_NOTHING = ("torch._subclasses.fake_tensor", "patchkit.estimation.")
+_FAKE = "torch._subclasses.fake_tensor"
+_HOLD_NOTHING = (_FAKE, "patchkit.estimation.")
 
 
 def results_are_held() -> bool:
@@ -43,6 +44,8 @@ def runs_kernel(tensor: Tensor) -> bool | None:
         return None
     if tensor.is_cpu:
         return False
+    if type(tensor).__module__.startswith(_FAKE):  # outside of its mode it is none that a kernel could be launched for
+        return None
     return TRITON_AVAILABLE and tensor.device.type in _TRITON_DEVICES and tensor.dtype in TRITON_DTYPES
 
 

@@ -10,12 +10,13 @@ import torch
 from straight_ways import in_lists
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from without_lists import PRECISIONS, SIZES, Case, assert_same_bits, kept_by, total
+from without_lists import PRECISIONS, SIZES, Case, assert_same_bits, checkpointed_in_a_mode, kept_by, total
 
 from patchkit_kernels.lora import straight_backward, straight_dropped, straight_one
 from patchkit_kernels.ops import dropout, dropout_once
 from patchkit_kernels.ops.dropout import pack_mask, unpack_mask
 from patchkit_kernels.ops.registration import dispatch_modes
+from patchkit_kernels.ops.triton_support import TRITON_DTYPES
 
 FORMS = {"bits": 0, "bytes": 2**16}
 EXACT, ROUNDED = 1e-12, 2e-2
@@ -44,6 +45,10 @@ def launch_masked(x: Tensor, packed: Tensor, scale: float, result: Tensor) -> No
     result.copy_(wide * unpack_mask(packed, x.shape) * scale)
 
 
+def runs_kernel(tensor: Tensor) -> bool | None:
+    return None if dispatch_modes() else tensor.dtype in TRITON_DTYPES
+
+
 def as_on_a_gpu(patch: Any, form: str, launched: list[str] | None = None) -> None:
     """The kernels are not run; what they compute is."""
     seen = [] if launched is None else launched
@@ -52,7 +57,7 @@ def as_on_a_gpu(patch: Any, form: str, launched: list[str] | None = None) -> Non
     patch.setattr(torch, "native_dropout", native_dropout)
     patch.setattr(dropout_once, "UNPACKED_ON_GPU", FORMS[form])
     patch.setattr(dropout_once, "SMALL", 0)
-    patch.setattr(dropout_once, "runs_kernel", lambda tensor: None if dispatch_modes() else True)
+    patch.setattr(dropout_once, "runs_kernel", runs_kernel)
     patch.setattr(dropout_once, "launch_pack_mask", lambda mask: seen.append("pack") or pack_mask(mask))
     patch.setattr(dropout_once, "launch_masked", lambda *args: seen.append("masked") or launch_masked(*args))
     for module in (straight_backward, straight_dropped, straight_one):
@@ -142,3 +147,42 @@ def test_x_is_not_cast_to_the_dtype_in_which_dropout_is_drawn(monkeypatch):
         monkeypatch.setattr(module, "cast_one", lambda tensor, dtype: cast.append(dtype) or tensor.to(dtype))
     case.outputs()[0].sum().backward()
     assert torch.float32 not in cast
+
+
+@each_form
+@each_part
+def test_a_checkpoint_that_is_made_again_in_a_mode(part, form, monkeypatch):
+    """It compares what is saved with what was."""
+    as_on_a_gpu(monkeypatch, form)
+    checkpointed_in_a_mode(Case(part, dropout=0.4), EXACT)
+
+
+@each_form
+@pytest.mark.parametrize("base", [torch.bfloat16, torch.float32], ids=str)
+def test_what_float64_adapters_read_is_not_rounded(base, form, monkeypatch):
+    """Their kernels are torch's own; x is in a narrower dtype."""
+    as_on_a_gpu(monkeypatch, form)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 8, generator=generator, dtype=torch.float64).to(base)
+    mask = torch.rand(6, 8, generator=generator) > 0.3
+    kept = mask if form == "bytes" else pack_mask(mask)
+    again = dropout_once.drop_again(x, kept, 0.3, torch.float64)
+    torch.testing.assert_close(again, x.double() * mask / 0.7, rtol=1e-15, atol=0.0)
+    total = torch.zeros(6, 8, dtype=torch.float64)
+    dropout_once.add_dropped_again_(total, x.double(), kept, 0.3)
+    torch.testing.assert_close(total, x.double() * mask / 0.7, rtol=1e-15, atol=0.0)
+
+
+@each_form
+def test_what_is_read_again_is_rounded_once(form, monkeypatch):
+    """Scaled in the wider of two dtypes, as PEFT does: x in float32 and read in bfloat16, and a sum of float32."""
+    as_on_a_gpu(monkeypatch, form)
+    generator = torch.Generator().manual_seed(4)
+    x, mask = torch.randn(64, 8, generator=generator), torch.rand(64, 8, generator=generator) > 0.3
+    kept = mask if form == "bytes" else pack_mask(mask)
+    exact = x * mask * (1.0 / (1.0 - 0.3))
+    assert torch.equal(dropout_once.drop_again(x, kept, 0.3, torch.bfloat16), exact.bfloat16())
+    total, rows = torch.zeros(64, 8), x.bfloat16()
+    if form == "bytes":  # of bits, the op's reference, which is not what runs on a GPU, rounds the product
+        dropout_once.add_dropped_again_(total, rows, kept, 0.3)
+        assert torch.equal(total, rows.float() * mask * (1.0 / (1.0 - 0.3)))

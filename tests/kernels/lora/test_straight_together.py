@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from projection_cases import make, tensors
-from straight_ways import general
+from straight_ways import general, in_lists
 from structures import LORA
 from test_straight_host_work import asked, backward_of
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,14 +95,20 @@ def test_the_same_in_any_way(part, precision, probabilities, x_grad, way, monkey
 
 
 def test_one_tensor_is_kept_for_the_masks_of_one_input(packed):
+    """But where hooks are: a checkpoint may be made again where they are drawn one after the other."""
+
+    def sizes(tensors):
+        return [t.numel() for t in tensors if t.dtype == torch.uint8 or (t.dim() == 3 and len(t) == 3)]
+
     def kept(probabilities):
-        found = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
-            Case("qkv", probabilities=probabilities).outputs()
-        return [t.numel() for t in found if t.dtype == torch.uint8 or (t.dim() == 3 and len(t) == 3)]
+        return sizes(Case("qkv", probabilities=probabilities).outputs()[0].grad_fn.saved_tensors)
 
     assert kept("one") == ([3 * 6] if packed else [3 * 6 * 8])
     assert kept("several") == [6, 6, 6]
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
+        Case("qkv").outputs()
+    assert sizes(seen) == [6, 6, 6]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -176,3 +182,33 @@ def test_the_masks_apart_of_what_was_multiplied_with(count):
     factors = torch.tensor([[0.0, 2.0] * 4, [2.0, 0.0] * 4]).repeat(count, 1, 1)
     for kept in (factors, *([factors[0]] if count == 1 else [])):
         assert [mask.tolist() for mask in straight_saving.apart([kept], count)] == [[0b10101010, 0b01010101]] * count
+
+
+SUMS = {
+    "bfloat16": (torch.bfloat16, (256.0, 1.0, 1.0)),  # whose sum bfloat16 rounds to 256
+    "float16": (torch.float16, (40000.0, 30000.0, 20000.0)),  # whose sum float16 does not hold
+}
+
+
+@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize("name", SUMS)
+def test_dx_is_summed_in_its_own_dtype(name, lists, monkeypatch):
+    """Under autocast over float32 each product is rounded, as PEFT rounds it, and their sum is not."""
+    if lists:
+        in_lists(monkeypatch)
+    inner, terms = SUMS[name]
+    extras = (LORA._replace(dropout=1e-9),)  # drawn, and nothing dropped
+    projections = [make(8, 6, 2, dtype=torch.float32, seed=i, extras=extras) for i in range(3)]
+    for i, (projection, term) in enumerate(zip(projections, terms, strict=True)):
+        adapter = projection.adapters[0]
+        with torch.no_grad():
+            projection.weight.zero_()
+            adapter.lora_a.fill_(0.0)[0] = term
+            adapter.lora_b.fill_(0.0)[0, 0] = 1.0
+        projections[i] = projection._replace(adapters=(adapter._replace(scaling=1.0),))
+    x = torch.randn(4, 8, requires_grad=True)
+    outputs = lora_projections(x, projections, Precision(inner, inner, inner, torch.float32))
+    grads = [torch.zeros_like(y).index_fill_(1, torch.tensor(0), 1.0) for y in outputs]
+    (d_x,) = torch.autograd.grad(outputs, [x], grads)
+    assert d_x.dtype is torch.float32
+    assert torch.equal(d_x, torch.full((4, 8), sum(terms)))

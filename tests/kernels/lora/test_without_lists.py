@@ -20,6 +20,7 @@ from without_lists import (
     assert_same_bits,
     checkpointed_in_a_mode,
     compared_with_lists,
+    cotangents_of,
     kept_by,
     taken_over_by_lists,
 )
@@ -91,8 +92,9 @@ def test_lists_take_over_in_backward(part, way, dropout, monkeypatch):
 
 
 @each_part
-def test_a_checkpoint_may_be_made_again_in_lists(part):
-    checkpointed_in_a_mode(Case(part))
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_checkpoint_may_be_made_again_in_lists(part, dropout):
+    checkpointed_in_a_mode(Case(part, dropout=dropout), 1e-12 if dropout else 0.0)
 
 
 @each_part
@@ -188,9 +190,10 @@ def test_where_x_needs_no_gradient_none_is_made(part, dropout, x_grad):
     assert products == len(weights) - (0 if x_grad else inputs)
 
 
+@pytest.mark.parametrize("graph", [False, True])
 @each_part
-def test_without_a_gradient_one_copy_of_w_lives_at_a_time(part, monkeypatch):
-    """In inference of few rows under autocast: a layer's weights would be there twice."""
+def test_without_a_gradient_one_copy_of_w_lives_at_a_time(part, graph, monkeypatch):
+    """In inference of few rows under autocast a layer's weights would be there twice. And where x needs no gradient."""
     case = Case(part, "float32 under autocast", shape=(1, 8))  # so that nothing else has the shape of W
     alive, most = [], []
     cast = straight_one.cast_one
@@ -204,9 +207,21 @@ def test_without_a_gradient_one_copy_of_w_lives_at_a_time(part, monkeypatch):
         return made
 
     monkeypatch.setattr(straight_one, "cast_one", noted)
-    with torch.no_grad():
-        case.outputs()
+    case.x.requires_grad_(False)
+    with torch.set_grad_enabled(graph):
+        outputs = case.outputs()
+    assert outputs[0].requires_grad is graph
     assert most == [1] * len(case.projections)
+
+
+def beside(outputs):
+    """All that a context keeps beside saved tensors, but for the projections."""
+    _, *rest = outputs[0].grad_fn.beside
+    return [one for item in rest for one in (item if isinstance(item, tuple) else (item,))]
+
+
+def stack_beside(case):
+    return beside(case.outputs())[-1]
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -217,14 +232,14 @@ def test_stacked_factors_are_kept_if_they_are_few(part, few, monkeypatch):
     sizes = [one.adapters[0].lora_a.numel() for one in case.projections[: 3 if part == "three" else 2]]
     expected = case.results()
     monkeypatch.setattr(straight_saving, "FEW_STACKED", sum(sizes) if few else sum(sizes) - 1)
-    stack = case.outputs()[0].grad_fn.stack
+    stack = stack_beside(case)
     assert (stack is not None) == few
     assert not few or stack.numel() == sum(sizes)
     assert_same_bits(expected, case.results())
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        assert case.outputs()[0].grad_fn.stack is None
+        assert stack_beside(case) is None
     case.x.requires_grad_(False)
-    assert case.outputs()[0].grad_fn.stack is None
+    assert stack_beside(case) is None
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -235,10 +250,32 @@ def test_a_cast_of_few_elements_is_kept(part, few, monkeypatch):
     expected = case.results()
     if not few:
         monkeypatch.setattr(straight_saving, "UNPACKED", 1)
-    read = case.outputs()[0].grad_fn.read
-    read = read if isinstance(read, (list, tuple)) else [read]
+    read = beside(case.outputs())
+    read = read[:-1] if part in ("three", "gated") else read
     assert {one is not None and one.dtype for one in read} == {torch.float32 if few else False}
     assert_same_bits(expected, case.results())
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        read = case.outputs()[0].grad_fn.read
-    assert read is None or not any(one is not None for one in read)
+        assert all(one is None for one in beside(case.outputs()))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@each_part
+def test_nothing_outlives_backward_but_the_outputs(part, dropout):
+    """Nor what is kept beside saved tensors; a second backward makes it again, to the same bits."""
+    case = Case(part, "float32 under autocast", dropout)
+    outputs = case.outputs()
+    given = outputs[0].grad_fn.beside[0]
+    kept = [weakref.ref(one) for one in (*beside(outputs), *copies_with(given)) if one is not None]
+    assert kept
+    del given
+    grads = cotangents_of(outputs)
+    first = torch.autograd.grad(outputs, case.variables, grads, retain_graph=True)
+    assert all(one() is None for one in kept)
+    assert_same_bits(torch.autograd.grad(outputs, case.variables, grads), first)
+
+
+def copies_with(given):
+    """The copies of A and B that a context keeps with one projection, several, or an MLP."""
+    if isinstance(given, straight_one.TrainedOne):
+        return [given.cast_a, given.cast_b]
+    return [cast for one in given if isinstance(one, straight_one.TrainedOne) for cast in copies_with(one)]
