@@ -35,7 +35,7 @@ OPS = {
     "bfloat16 base, float32 adapters": (0.67, 0.79),
     "the same under autocast": (0.56, 0.90),
     "bfloat16": (0.56, 0.78),
-    "float32 under autocast": (0.76, 0.95),
+    "float32 under autocast": (0.79, 0.95),
 }
 """The greatest part of PEFT's operations that a layer's blocks may take, without dropout and with it."""
 
@@ -58,9 +58,8 @@ def test_costs_of_a_layer(precision, dropout, packed, monkeypatch):
         if inner.itemsize < dtypes.base.itemsize:  # a copy of every W, where the rows are few
             read += inner.itemsize * 64 * (3 * 112 if part == "mlp" else 64 + (count - 1) * 32)
         dropped = TOKENS * (inputs * count + (112 - 64) * (part == "mlp")) if dropout else 0
-        # In bits; of inputs as small as these, what they were multiplied with.
-        masks = dropped // 8 if packed else dropped * lora.itemsize
-        assert patched.bytes_kept == read + masks <= plain.bytes_kept
+        # In bits, also of inputs as small as these: bytes are counted by hooks, where no mask is kept in another form.
+        assert patched.bytes_kept == read + dropped // 8 <= plain.bytes_kept
     assert ops[1] <= OPS[precision][bool(dropout)] * ops[0]
 
 

@@ -42,6 +42,7 @@ from patchkit_kernels.lora.projection import (
     sum_dtype,
 )
 from patchkit_kernels.lora.terms import dora_dropout_gradient, dora_gradient, lora_gradient
+from patchkit_kernels.lora.wide_sums import is_wider, through_factors_a
 from patchkit_kernels.ops.add_masked import add_masked_
 
 
@@ -151,6 +152,8 @@ def _d_input(
     in_pieces, total = bf16x3(live[0].output, precision), None
     if stacked is not None and in_pieces:
         total = low_rank_product(stacked, stack_a(plain, precision))
+    elif stacked is not None and is_wider(dtype, precision.lora):
+        total = through_factors_a(stacked, stack_a(plain, precision), dtype)
     elif stacked is not None:
         pairs.append((stacked, stack_a(plain, precision)))
     total = sum_of_products(pairs, dtype, total)

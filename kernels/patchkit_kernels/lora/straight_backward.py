@@ -18,6 +18,7 @@ from torch import Tensor
 from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.shapes import as_rows
 from patchkit_kernels.lora.straight import Trained, stacked
+from patchkit_kernels.lora.wide_sums import is_wider, through_factors_a
 from patchkit_kernels.ops.casts import cast, cast_one
 from patchkit_kernels.ops.dropout_once import (
     add_dropped_again_,
@@ -72,7 +73,7 @@ def input_gradient(
     if not masks:
         d_t = _side_by_side(lora_rows, up, ts, given.scalings)
         if dtype is not None:
-            total = cast_one(torch.mm(d_t, stacked(given, lora)), dtype)
+            total = through_factors_a(d_t, stacked(given, lora), dtype)
             _add_base_(total, cast(rows, base), dense(given.weights, base))
         return total, tuple.__new__(TrainedFlow, (lora_rows, up, (d_t,), (), None))
     size, count, dropouts = (rows[0].shape[0], given.factors_a[0].shape[1]), len(ts), given.dropouts
@@ -125,11 +126,6 @@ def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor |
         add_dropped_again_(total, product, mask, dropout)
     else:
         total.addcmul_(product, factors)
-
-
-def is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
-    """Whether a dtype holds every number of another one, which is not the same."""
-    return dtype is not other and torch.promote_types(dtype, other) is dtype
 
 
 def times_factors(product: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.shapes import as_rows, shaped_as
-from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, is_wider, times_factors, to_drop
+from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, times_factors, to_drop
 from patchkit_kernels.lora.straight_one import TrainedOne, a_of, b_of
+from patchkit_kernels.lora.wide_sums import is_wider
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scale_left
 

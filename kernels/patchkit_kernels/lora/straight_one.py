@@ -24,6 +24,7 @@ from patchkit_kernels.lora.straight import Trained, low_rank, reads_in_epilogue,
 from patchkit_kernels.lora.straight_backward import add_dropped_, dropped_rows, to_drop
 from patchkit_kernels.lora.straight_linear import general_gradients, gradients
 from patchkit_kernels.lora.straight_saving import cast_to_keep, is_of_few_rows, keeps_more, mask_to_keep, unless_hooked
+from patchkit_kernels.lora.wide_sums import through_factors_a
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout_once import factors_of, scale_left
 from patchkit_kernels.ops.registration import dispatch_modes
@@ -227,17 +228,16 @@ def flown_back(
             scaling = scaling * scale_left(dropout, lora, drawn)
     d_t = torch.addmm(t, lora_rows, up, beta=0, alpha=scaling)  # beta=0: t is not read
     if dtype is not None:
-        product = torch.mm(d_t, a_of(given, lora))
-        base_rows, weight = cast_one(rows, base), cast_one(weight, base)
+        factor, base_rows, weight = a_of(given, lora), cast_one(rows, base), cast_one(weight, base)
         if mask is None:
-            total = cast_one(product, dtype)
+            total = through_factors_a(d_t, factor, dtype)
             if base is dtype:
                 total.addmm_(base_rows, weight)
             else:
                 total.add_(torch.mm(base_rows, weight))
         else:
             total = cast_one(torch.mm(base_rows, weight), dtype)
-            add_dropped_(total, product, mask, factors, dropout)
+            add_dropped_(total, torch.mm(d_t, factor), mask, factors, dropout)
     return total, tuple.__new__(Flow, (lora_rows, up, d_t, factors))
 
 

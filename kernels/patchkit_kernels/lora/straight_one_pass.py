@@ -19,6 +19,7 @@ from patchkit_kernels.lora.projection import Precision
 from patchkit_kernels.lora.straight import Trained, stacked
 from patchkit_kernels.lora.straight_backward import dense, each_of
 from patchkit_kernels.lora.straight_bf16x3 import base_gradient
+from patchkit_kernels.lora.wide_sums import through_factors_a
 from patchkit_kernels.ops.casts import cast
 from patchkit_kernels.ops.low_rank_backward import low_rank_backward
 
@@ -53,7 +54,7 @@ def input_gradient(
 def through_a(d_t: Tensor, rows: Sequence[Tensor], given: Trained, precision: Precision, dtype: torch.dtype) -> Tensor:
     """``dx = dt A + sum dy W``, ``[tokens, in]`` in this dtype, from dt of all projections side by side and each dy."""
     down = stacked(given, precision.lora)
-    total = low_rank_product(d_t, down) if bf16x3(rows[0], precision) else torch.mm(d_t, down).to(dtype)
+    total = low_rank_product(d_t, down) if bf16x3(rows[0], precision) else through_factors_a(d_t, down, dtype)
     return base_gradient(cast(list(rows), precision.base), dense(given.weights, precision.base), dtype, total)
 
 

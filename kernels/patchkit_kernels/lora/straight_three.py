@@ -33,6 +33,7 @@ from patchkit_kernels.lora.straight_one import (
     with_casts,
 )
 from patchkit_kernels.lora.straight_saving import apart, cast_to_keep, masks_to_keep, stack_to_keep, unless_hooked
+from patchkit_kernels.lora.wide_sums import through_factors_a
 from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.registration import dispatch_modes
 
@@ -163,7 +164,7 @@ def _gradients(
     if dtype is not None:
         if stack is None:
             stack = cast_one(torch.cat((first.lora_a, second.lora_a, third.lora_a)), lora)
-        total = cast_one(torch.mm(d_t, stack), dtype)
+        total = through_factors_a(d_t, stack, dtype)
         for row, one in zip(rows, given, strict=True):
             if base is dtype:
                 total.addmm_(cast_one(row, base), cast_one(one.weight, base))

@@ -190,14 +190,15 @@ SUMS = {
 }
 
 
-@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # drawn, and nothing dropped
+@pytest.mark.parametrize("way", [None, in_lists, general])
 @pytest.mark.parametrize("name", SUMS)
-def test_dx_is_summed_in_its_own_dtype(name, lists, monkeypatch):
+def test_dx_is_summed_in_its_own_dtype(name, way, dropout, monkeypatch):
     """Under autocast over float32 each product is rounded, as PEFT rounds it, and their sum is not."""
-    if lists:
-        in_lists(monkeypatch)
+    if way is not None:
+        way(monkeypatch)
     inner, terms = SUMS[name]
-    extras = (LORA._replace(dropout=1e-9),)  # drawn, and nothing dropped
+    extras = (LORA._replace(dropout=dropout),)
     projections = [make(8, 6, 2, dtype=torch.float32, seed=i, extras=extras) for i in range(3)]
     for i, (projection, term) in enumerate(zip(projections, terms, strict=True)):
         adapter = projection.adapters[0]
