@@ -32,8 +32,11 @@ the layer above by some 0.43 microseconds each. Up to 740 of them that is less t
 slower than PEFT's. Predicted, not measured on a device.
 """
 
-FEW_STACKED = 2**16
-"""Elements of the A's of one input up to which they are kept stacked, for few rows: at most 256 KB of float32."""
+FEW_STACKED = 2**13
+"""Elements of the A's of one input up to which they are kept stacked, for few rows: at most 32 KB of float32.
+
+With eight times as many, gemma-3-1b would keep 0.7 % more of 512 tokens. Where A is as large, stacking it is a small part.
+"""
 
 _top_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None)
 """The hooks that are told of saved tensors; None if there are none."""
