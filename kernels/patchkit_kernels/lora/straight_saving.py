@@ -35,7 +35,8 @@ slower than PEFT's. Predicted, not measured on a device.
 FEW_STACKED = 2**13
 """Elements of the A's of one input up to which they are kept stacked, for few rows: at most 32 KB of float32.
 
-With eight times as many, gemma-3-1b would keep 0.7 % more of 512 tokens. Where A is as large, stacking it is a small part.
+With eight times as many, gemma-3-1b would keep 0.7 % more of 512 tokens. Where A is that large, stacking it again is a
+small part of a step.
 """
 
 _top_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None)
