@@ -55,5 +55,6 @@ def test_the_peak_of_an_mlps_backward(model, precision):
             peak = greatest_memory(lambda y=y: torch.autograd.backward(y, torch.ones_like(y)))
         peaks.append(peak / (TOKENS * INTERMEDIATE * (dtypes.autocast or dtypes.base).itemsize))
     upstream, ours = peaks
-    assert AT_MOST[precision][model] <= ours < AT_MOST[precision][model] + 0.3
+    # What is left over is smaller tensors, and what libraries take for each thread; one tensor more would be one.
+    assert AT_MOST[precision][model] <= ours < AT_MOST[precision][model] + 0.5
     assert ours < upstream + 0.1
