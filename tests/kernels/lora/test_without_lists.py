@@ -279,3 +279,14 @@ def copies_with(given):
     if isinstance(given, straight_one.TrainedOne):
         return [given.cast_a, given.cast_b]
     return [cast for one in given if isinstance(one, straight_one.TrainedOne) for cast in copies_with(one)]
+
+
+@pytest.mark.parametrize("part", ["three", "gated"])
+def test_the_stack_of_lists_is_freed_by_backward(part, monkeypatch):
+    case = Case(part)
+    in_lists(monkeypatch)
+    outputs = case.outputs()
+    kept = weakref.ref(outputs[0].grad_fn.stack)
+    assert kept() is not None
+    torch.autograd.grad(outputs, case.variables, cotangents_of(outputs), retain_graph=True)
+    assert kept() is None

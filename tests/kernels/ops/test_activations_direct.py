@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchkit_kernels.ops import elementwise, registration
@@ -57,3 +58,10 @@ def test_what_runs(way: bool | None, forward: str, recompute: str, monkeypatch: 
     ops = SimpleNamespace(**{name: lambda *args, name=name: (name, args) for name in names})
     assert ElementwiseOps.run(ops, 1, 2) == (forward, (1, 2))  # type: ignore[arg-type]
     assert ElementwiseOps.run_backward_recompute(ops, 1, 2, 3) == (recompute, (1, 2, 3))  # type: ignore[arg-type]
+
+
+def test_a_fake_tensor_outside_of_its_mode_is_left_to_the_dispatcher() -> None:
+    """No kernel could be launched for it."""
+    with FakeTensorMode():
+        fake = torch.empty(3, device="cuda")
+    assert registration.runs_kernel(fake) is None
