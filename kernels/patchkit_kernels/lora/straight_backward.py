@@ -96,7 +96,7 @@ def input_gradient(
         wide: Tensor | None = None
         for i, (d_t, factor, factors) in enumerate(zip(d_ts, cast(given.factors_a, lora), dropped, strict=True)):
             product = torch.mm(d_t, factor)
-            if len(masks) == count or factors is None or not is_wider(lora, dtype):
+            if factors is None or not is_wider(lora, dtype):
                 # One mask for all where there are factors, which is not looked at then.
                 add_dropped_(total, product, masks[min(i, len(masks) - 1)], factors, dropouts[i])
             else:
@@ -121,15 +121,19 @@ def _side_by_side(
 
 
 def add_dropped_(total: Tensor, product: Tensor, mask: Tensor, factors: Tensor | None, dropout: float) -> None:
-    """Add ``d(dt A)`` ``[tokens, in]`` to dx, rounded once."""
+    """Add ``d(dt A)`` ``[tokens, in]`` to dx; the product ``dt A`` is written over."""
     if factors is None:
         add_dropped_again_(total, product, mask, dropout)
-    else:
+    elif product.dtype is total.dtype:
         total.addcmul_(product, factors)
+    else:
+        # addcmul_ of several dtypes makes copies of both operands. This product is exact where it is of a narrower
+        # dtype than dx: the factors are zeros and ones then.
+        total.add_(product.mul_(factors))
 
 
 def times_factors(product: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
-    """``d(dt A)`` added to a sum of such, in their own dtype: for masks that were drawn together, of few elements.
+    """``d(dt A)`` added to a sum of such, in their own dtype: whatever the form of the masks.
 
     Where it is wider than that of dx (:func:`is_wider`), to which one sum is added then, and not each of them. In a
     narrower one the sum would be rounded, or overflow, where dx is not. The first product is written over.
@@ -228,7 +232,11 @@ def each_of(whole: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
 
     So autograd leaves gradients of what ``torch.cat`` has read.
     """
-    return (whole,) if len(ranks) == 1 else torch.split_with_sizes(whole, ranks)
+    if len(ranks) == 1:
+        return (whole,)
+    parts = torch.split_with_sizes(whole, ranks)
+    # Autograd watches views where it is not passed by, and forbids to detach them in place.
+    return [part.detach() for part in parts] if parts[0]._is_view() else parts
 
 
 def dense(weights: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:

@@ -63,7 +63,7 @@ def dropped_gradients(
         d_t = torch.addmm(t, row, up, beta=0, alpha=alpha)  # beta=0: t is not read
         if total is not None:
             product = torch.mm(d_t, a_of(one, lora))
-            if each is masks or not is_wider(lora, dtype):
+            if factors is None or not is_wider(lora, dtype):
                 add_dropped_(total, product, mask, factors, dropout)
             else:
                 wide = times_factors(product, factors, wide)

@@ -147,7 +147,8 @@ class GatedActivation(ElementwiseOps):
 
     def backward_packed_reference(self, grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
         """Both gradients side by side in torch; ``grad`` becomes ``act(gate) * up``."""
-        packed, grad_gate, grad_up = _side_by_side(grad, gate_first)
+        packed = grad.new_empty(_packed_shape(grad))
+        grad_gate, grad_up = _halves(packed, gate_first)
         value = self.activation.function(gate)
         torch.mul(value, grad, out=grad_up)
         self.activation.gradient_(torch.mul(grad, up, out=grad_gate), gate)
@@ -162,7 +163,8 @@ class GatedActivation(ElementwiseOps):
 
     def launch_backward_packed(self, grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
         """The same kernel, with both gradients side by side; ``grad`` is contiguous and becomes hidden."""
-        packed, grad_gate, grad_up = _side_by_side(grad, gate_first)
+        packed = torch.empty(*_packed_shape(grad), dtype=grad.dtype, device=grad.device)
+        grad_gate, grad_up = _halves(packed, gate_first)
         self._launch_recompute(grad, (gate, up), (grad_gate, grad_up, grad))
         return packed
 
@@ -184,11 +186,15 @@ class GatedActivation(ElementwiseOps):
         self.launch_backward_kernel(self.backward_recompute_kernel, rows, columns, tensors, strides[1:])
 
 
-def _side_by_side(grad: Tensor, gate_first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for two gradients like this ``[..., n]``: ``[..., 2n]``, its half for that of gate, and that for up's."""
-    packed = torch.empty(*grad.shape[:-1], 2 * grad.shape[-1], dtype=grad.dtype, device=grad.device)
+def _packed_shape(grad: Tensor) -> tuple[int, ...]:
+    """Of two gradients like this ``[..., n]`` side by side: ``[..., 2n]``."""
+    return *grad.shape[:-1], 2 * grad.shape[-1]
+
+
+def _halves(packed: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
+    """The gradient of gate and that of up, views of ``[..., 2n]``."""
     first, second = packed.chunk(2, -1)
-    return (packed, first, second) if gate_first else (packed, second, first)
+    return (first, second) if gate_first else (second, first)
 
 
 def _register_packed(ops: GatedActivation) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
@@ -200,11 +206,12 @@ def _register_packed(ops: GatedActivation) -> Callable[[Tensor, Tensor, Tensor, 
 
     def reference(grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
         check(grad, gate, up)
-        return ops.backward_packed_reference(grad, gate, up, gate_first)
+        with torch.no_grad():  # the op has no derivative, and torch no graph of what is written into given tensors
+            return ops.backward_packed_reference(grad, gate, up, gate_first)
 
     def fake(grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
         check(grad, gate, up)
-        return grad.new_empty((*grad.shape[:-1], 2 * grad.shape[-1]))
+        return grad.new_empty(_packed_shape(grad))
 
     def kernel(grad: Tensor, gate: Tensor, up: Tensor, gate_first: bool) -> Tensor:
         if grad.dtype not in TRITON_DTYPES:

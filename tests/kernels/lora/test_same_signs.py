@@ -12,6 +12,7 @@ from straight_ways import general, in_lists
 from structures import LORA
 
 from patchkit.testing import Result, RoundingErrors
+from patchkit_kernels.lora.choices import choosing
 from patchkit_kernels.lora.gated_mlp import lora_gated_mlp
 from patchkit_kernels.lora.linear import lora_projections
 from patchkit_kernels.lora.mlp import lora_mlp
@@ -53,13 +54,8 @@ def positive(projection):
     return projection
 
 
-@pytest.mark.parametrize("way", [None, in_lists, general])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("part", PARTS)
-def test_errors_of_one_sign(part, precision, way, monkeypatch):
-    """At most 1.1 times PEFT's."""
-    if way is not None:
-        way(monkeypatch)
+def failures(part, precision):
+    """Where the error is more than 1.1 times PEFT's."""
     base, lora, autocast = PRECISIONS[precision]
     inner = autocast or base
     given = Precision(inner, autocast or lora, inner, lora)
@@ -81,4 +77,20 @@ def test_errors_of_one_sign(part, precision, way, monkeypatch):
         ours = torch.autograd.grad(fused(x, made, given), [x, *tensors(made)], grads)
         for index, result in enumerate(zip(truth, theirs, ours, strict=True)):
             errors.add_draw(str(index) if index else "dx", [Result(*result)], summed=4 * WIDTH)
-    assert not errors.failures(totals=["dx"])
+    return errors.failures(totals=["dx"])
+
+
+@pytest.mark.parametrize("way", [None, in_lists, general])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", PARTS)
+def test_errors_of_one_sign(part, precision, way, monkeypatch):
+    if way is not None:
+        way(monkeypatch)
+    assert not failures(part, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", PARTS)
+def test_with_dt_and_db_in_one_pass(part, precision):
+    with choosing(emulated=True, one_pass_rank=RANK):
+        assert not failures(part, precision)

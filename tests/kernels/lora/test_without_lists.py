@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from straight_ways import in_lists
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 from without_lists import (
@@ -17,6 +18,7 @@ from without_lists import (
     SIZES,
     WAYS_OF_LISTS,
     Case,
+    Seen,
     assert_same_bits,
     checkpointed_in_a_mode,
     compared_with_lists,
@@ -290,3 +292,48 @@ def test_the_stack_of_lists_is_freed_by_backward(part, monkeypatch):
     assert kept() is not None
     torch.autograd.grad(outputs, case.variables, cotangents_of(outputs), retain_graph=True)
     assert kept() is None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@each_part
+def test_a_checkpoint_with_dropout_gives_the_bits_that_are_given_without(part, precision):
+    """Its masks are kept in another form."""
+    found = []
+    for remade in (False, True):
+        case = Case(part, precision, 0.4)
+        outputs = checkpoint(case.outputs, use_reentrant=False) if remade else case.outputs()
+        found.append(torch.autograd.grad(outputs, case.variables, cotangents_of(outputs)))
+    assert_same_bits(*found)
+
+
+@each_part
+def test_fake_tensors_outside_of_their_mode(part):
+    """Of a CPU, forward and backward."""
+    case, mode = Case(part), FakeTensorMode()
+
+    def fake(tensor):
+        return None if tensor is None else mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+    case.projections = [
+        one._replace(
+            weight=fake(one.weight),
+            adapters=tuple(a._replace(lora_a=fake(a.lora_a), lora_b=fake(a.lora_b)) for a in one.adapters),
+        )
+        for one in case.projections
+    ]
+    case.x = fake(case.x)
+    outputs = case.outputs()
+    grads = torch.autograd.grad(outputs, case.variables, [torch.ones_like(y) for y in outputs])
+    assert [grad.shape for grad in grads] == [one.shape for one in case.variables]
+    assert all(isinstance(grad, FakeTensor) for grad in grads)
+
+
+@pytest.mark.parametrize("part", ["three", "gated"])
+def test_gradients_that_a_mode_has_seen_are_no_views(part):
+    case = Case(part)
+    outputs = case.outputs()
+    with Seen():
+        grads = torch.autograd.grad(outputs, case.variables, cotangents_of(outputs))
+    assert not any(grad._is_view() for grad in grads)
+    for grad in grads:
+        grad.detach_().mul_(2.0)

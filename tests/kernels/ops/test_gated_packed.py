@@ -82,3 +82,13 @@ def test_what_does_not_fit() -> None:
         op(grad, gate[:, :1], up, True)
     with pytest.raises(ValueError, match=r"patchkit::swiglu_backward_packed takes .* but got grad: "):
         op(grad, gate, up.float(), True)
+
+
+@each_order
+def test_inputs_may_need_a_gradient(gate_first: bool) -> None:
+    """As those of the op that gives them apart: neither has a derivative."""
+    activation = GATED["swiglu"]
+    grad, gate, up = tensors_for(activation, 3, 5)
+    expected = activation.packed_op(grad.clone(), gate, up, gate_first)
+    found = activation.packed_op(grad.clone(), gate.detach().requires_grad_(), up, gate_first)
+    assert torch.equal(found, expected)
