@@ -187,9 +187,11 @@ def _host(steps: int, json_file: Path | None) -> None:
 
     from patchkit.cli.host_table import print_host_times, print_step_times
     from patchkit.testing.block_costs import BLOCK_PRECISIONS, TIMED_PARTS, host_times
+    from patchkit.testing.freed_memory import keep_freed_memory
     from patchkit.testing.step_times import SIZES, step_times
 
     torch.set_num_threads(1)
+    kept = keep_freed_memory()
     rows = 2 * len(BLOCK_PRECISIONS)
     found, whole = [], []
     with progress_of("timing") as advance:
@@ -203,7 +205,7 @@ def _host(steps: int, json_file: Path | None) -> None:
     print_step_times(whole)
     if json_file:
         times = {"host": [one._asdict() for one in found], "steps": [step._asdict() for step in whole]}
-        settings = {**_versions(), "device": processor_name(), "threads": 1}
+        settings = {**_versions(), "device": processor_name(), "threads": 1, "freed_memory_kept": kept}
         json_file.write_text(json.dumps({"settings": settings, **times}, indent=1) + "\n")
 
 

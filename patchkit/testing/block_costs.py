@@ -155,14 +155,17 @@ def block_pair(
 
 
 def with_patched(plain: nn.Module, precision: BlockPrecision) -> tuple[nn.Module, nn.Module]:
-    """A model with adapters in these dtypes, in training mode, and a patched copy of it."""
+    """A model with adapters in these dtypes, in training mode, and a patched copy of it.
+
+    What is frozen is the same memory in both: where a weight lies decides how fast it is read, by some hundredths.
+    """
     import patchkit  # the public face loads the flow that this package is used to test
 
     plain = plain.to(precision.base).train()
     for name, parameter in plain.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(precision.lora)
-    patched = copy.deepcopy(plain)
+    patched = copy.deepcopy(plain, {id(weight): weight for weight in plain.parameters() if not weight.requires_grad})
     patchkit.apply(patched)
     return plain, patched
 

@@ -13,7 +13,7 @@ from patchkit.arch import registry
 from patchkit.arch.spec import Architecture, GatedMLP
 from patchkit.cli import check
 from patchkit.cli.main import app
-from patchkit.testing import block_costs, comparison, step_times
+from patchkit.testing import block_costs, comparison, freed_memory, step_times
 
 pytest_plugins = ["example_plugin"]
 
@@ -98,6 +98,8 @@ def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):
     monkeypatch.setattr(block_costs, "BLOCK_PRECISIONS", kept)
     monkeypatch.setattr(step_times, "BLOCK_PRECISIONS", kept)
     monkeypatch.setattr(step_times, "SIZES", ((64, 4),))
+    # For a process that ends with the benchmark, and not for this one.
+    monkeypatch.setattr(freed_memory, "keep_freed_memory", lambda: True)
     path = tmp_path / "host.json"
     result = CliRunner().invoke(app, ["bench", "--host", "--steps", "2", "--json", str(path)])
     assert result.exit_code == 0, result.output
@@ -112,3 +114,4 @@ def test_the_hosts_time_of_every_block(monkeypatch, tmp_path):
     assert [one[:4] for one in steps] == [(64, 4, name, dropout) for name in kept for dropout in (0.0, 0.1)]
     assert all(one.plain > 0 and one.patched > 0 for one in steps)
     assert "64 wide, 4 tokens" in result.stdout
+    assert json.loads(path.read_text())["settings"]["freed_memory_kept"] is True

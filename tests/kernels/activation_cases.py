@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,11 +159,14 @@ class Case:
     layout: str
     size: int = 0
     """Of the grid of launches."""
+    wide: bool = False
+    """Whether hidden, which is computed again, is wanted in float32."""
 
     @property
     def id(self) -> str:
         size = f"-size {self.size}" if self.size else ""
-        return f"{self.activation}-{self.direction}-{self.dtype}-{self.layout}{size}"
+        wide = "-wide" if self.wide else ""
+        return f"{self.activation}-{self.direction}-{self.dtype}-{self.layout}{size}{wide}"
 
     def inputs(self, device: str = "cpu") -> list[Tensor]:
         """The inputs, after the gradient in a backward direction, with the layout's strides.
@@ -201,6 +205,12 @@ CASES += [
     for direction in DIRECTIONS
     for size in range(1, len(GRID["elementwise"]))
 ]
+CASES += [
+    Case(activation, "recompute", dtype, layout, wide=True)
+    for activation in ACTIVATIONS
+    for dtype in ("bf16", "fp16")
+    for layout in OF_VALUES
+]
 
 
 def eager(activation: Activation, tensors: list[Tensor], with_hidden: bool = False) -> tuple[Tensor, ...]:
@@ -227,7 +237,14 @@ def complaint(case: Case, run: Callable[[Any, list[Tensor]], Any], device: str =
     expected, by_eager = truth(activation, tensors, recompute), eager(activation, tensors, recompute)
     with LAUNCH_SIZES.changed(elementwise=GRID["elementwise"][case.size]):
         more = [gate_first] if case.direction == PACKED else []
-        results = as_tuple(run(activation.op_of(case.direction), [*tensors, *more]))
+        op = activation.op_of(case.direction)
+        results = as_tuple(run(partial(op, dtype=torch.float32) if case.wide else op, [*tensors, *more]))
+    if case.wide:
+        *others, hidden = results
+        rounded = hidden.to(tensors[0].dtype)
+        if hidden.dtype != torch.float32 or not torch.equal(rounded.float().nan_to_num(7.0), hidden.nan_to_num(7.0)):
+            return f"hidden of {hidden.dtype} was not rounded as in forward"
+        results = (*others, rounded)
     if case.direction == PACKED:
         # Hidden is written over the gradient that was given.
         (packed,) = results
@@ -294,6 +311,8 @@ def _magnitude(tensor: Tensor) -> Tensor:
 
 def _run_interpreted(op: Any, tensors: list[Tensor]) -> Any:
     with results_in_margins():
+        if isinstance(op, partial):
+            return run_device_kernel(op.func, tensors, **op.keywords)
         return run_device_kernel(op, tensors)
 
 

@@ -23,9 +23,9 @@ MARGIN = 2048
 """Elements before and behind a result that a kernel must leave alone."""
 
 
-def run_device_kernel(op: Any, arguments: Iterable[Any]) -> Any:
+def run_device_kernel(op: Any, arguments: Iterable[Any], **keywords: Any) -> Any:
     """What the dispatcher calls for a CUDA tensor, called whatever the tensors' device."""
-    return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments)
+    return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments, **keywords)
 
 
 def complaints_of(program: str) -> dict[str, str | None]:
@@ -66,8 +66,8 @@ def results_in_margins() -> Iterator[None]:
         buffers.append(torch.full((size + 2 * MARGIN,), 123, dtype=dtype))
         return buffers[-1][MARGIN : MARGIN + size]
 
-    def empty_like(tensor: Tensor, **_: Any) -> Tensor:
-        return in_margins(tensor.numel(), tensor.dtype).view(tensor.shape)
+    def empty_like(tensor: Tensor, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        return in_margins(tensor.numel(), dtype or tensor.dtype).view(tensor.shape)
 
     def empty(*shape: int, dtype: torch.dtype, **_: Any) -> Tensor:
         return in_margins(torch.Size(shape).numel(), dtype).view(shape)

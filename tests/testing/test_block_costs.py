@@ -32,7 +32,7 @@ def test_a_pair_computes_the_same_and_one_of_it_is_fused(part, dropout):
 
 OPS = {
     "float32": (0.56, 0.78),
-    "bfloat16 base, float32 adapters": (0.67, 0.79),
+    "bfloat16 base, float32 adapters": (0.60, 0.75),
     "the same under autocast": (0.56, 0.90),
     "bfloat16": (0.56, 0.78),
     "float32 under autocast": (0.79, 0.95),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from patchkit.testing import fused_calls, step_times
 from patchkit.testing.block_costs import BLOCK_PRECISIONS
@@ -18,6 +19,19 @@ def test_both_train_alike_and_one_is_fused(precision):
     assert len(calls) == 3 * 3 * LAYERS  # q/k/v, o and MLP
     assert expected[2] != expected[0]
     assert found == pytest.approx(expected, rel=1e-5 if precision == "float32" else 2e-2)
+
+
+def test_both_read_the_same_frozen_weights():
+    """Where a weight lies decides how fast it is read; what is trained is each one's own."""
+    plain, patched = (step.__closure__ for step in step_pair(64, 4, BLOCK_PRECISIONS["float32"]))
+    models = [
+        next(cell.cell_contents for cell in cells or () if isinstance(cell.cell_contents, nn.Module))
+        for cells in (plain, patched)
+    ]
+    pairs = list(zip(*(model.parameters() for model in models), strict=True))
+    assert {theirs.requires_grad for theirs, _ in pairs} == {True, False}
+    for theirs, ours in pairs:
+        assert (ours is theirs) is not theirs.requires_grad
 
 
 def test_a_time_of_each_and_the_spread_of_their_ratio(monkeypatch):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchkit_kernels.lora.projection import Precision
+from patchkit_kernels.lora.wide_sums import is_wider
 from patchkit_kernels.ops.activations import GATED, PLAIN, Activation
 from patchkit_kernels.ops.elementwise import ElementwiseOps, Results
 from patchkit_kernels.ops.gated_activation import GatedActivation
@@ -89,6 +91,7 @@ def back_through(
     gate_first: bool | None,
     *,
     by_ops: bool = False,
+    hidden_dtype: torch.dtype | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """The gradients of what the projections of x yield, and the hidden state again, from one reading of the former.
 
@@ -98,6 +101,7 @@ def back_through(
         projected: what the projections yield.
         gate_first: as there.
         by_ops: whether ops are called, as ``torch.compile`` needs it.
+        hidden_dtype: a wider dtype in which the hidden state is read, and may be given. Not together with ``by_ops``.
     """
     inputs = inputs_of(projected, gate_first)
     if len(projected) == 1 and isinstance(functions, GatedActivation):
@@ -107,8 +111,19 @@ def back_through(
     if by_ops or isinstance(functions, Limited):
         *others, hidden = as_tuple(functions.backward_recompute(d_hidden, *inputs))
     else:
-        *others, hidden = as_tuple(functions.run_backward_recompute(d_hidden, *inputs))
+        *others, hidden = as_tuple(functions.run_backward_recompute(d_hidden, *inputs, dtype=hidden_dtype))
     return grads_of_projected((d_hidden, *others), len(projected), gate_first), hidden
+
+
+def hidden_dtype(precision: Precision, *, dropped: bool) -> torch.dtype | None:
+    """The dtype in which down's adapters read the hidden state, if it may as well be made again in that; else None.
+
+    Args:
+        precision: of the MLP.
+        dropped: whether dropout is drawn for these adapters, which is applied to the hidden state as it was.
+    """
+    _, lora, output, _ = precision
+    return lora if lora is not output and not dropped and is_wider(lora, output) else None
 
 
 def as_tuple(results: Results) -> tuple[Tensor, ...]:

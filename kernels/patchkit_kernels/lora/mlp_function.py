@@ -185,8 +185,10 @@ def apply_lora_mlp(
         limit: of gate and up, see there; None for none.
         memory: see :mod:`patchkit_kernels.lora.memory`; None to keep what the projections of x yield.
     """
-    tokens = math.prod(x.shape[:-1])
-    rows = tokens if memory is None else rows_of_tile(memory, tokens, x.shape[-1])
+    tokens = rows = 0
+    if memory is not None:
+        tokens = math.prod(x.shape[:-1])
+        rows = rows_of_tile(memory, tokens, x.shape[-1])
     if not dropout and limit is None and rows >= tokens:
         if memory is None:
             gated = trained_gated(x, inputs, down, activation, precision, gate_first)

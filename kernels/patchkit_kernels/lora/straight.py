@@ -136,11 +136,11 @@ def project(x: Tensor, given: Trained, precision: Precision) -> tuple[list[Tenso
 
 def reduced_dropped(
     x: Tensor, flat: Tensor, factors_a: Sequence[Tensor], dropouts: Sequence[float], precision: Precision
-) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+) -> tuple[list[Tensor], list[Tensor], Sequence[Tensor] | None]:
     """t of each adapter, whose dropout is drawn for x, and the mask of each, or one of all.
 
-    And what they have read as one tensor ``[adapters, tokens, in]``, of one adapter ``[tokens, in]``, where the mask is
-    kept unpacked; else None. As backward reads it: but for :func:`~patchkit_kernels.ops.dropout_once.scale_left`.
+    And what each has read, ``[tokens, in]``, where the mask is kept unpacked; else None. As backward reads it: but for
+    :func:`~patchkit_kernels.ops.dropout_once.scale_left`.
 
     Args:
         x: ``[..., in]``.
@@ -153,10 +153,9 @@ def reduced_dropped(
     factors_a = cast(factors_a, lora)
     if draws_together(x, dropouts):
         dropped, packed = drop_together(cast_one(flat, lora), dropouts, drawn)
-        scale, again = scale_left(dropouts[0], lora, drawn), dropped if packed.is_floating_point() else None
-        if len(factors_a) == 1:
-            return [_times_a(dropped, factors_a[0], scale)], [packed], again
-        return [_times_a(*pair, scale) for pair in zip(dropped.unbind(), factors_a, strict=True)], [packed], again
+        each = (dropped,) if len(factors_a) == 1 else dropped.unbind()
+        scale, again = scale_left(dropouts[0], lora, drawn), each if packed.is_floating_point() else None
+        return [_times_a(*pair, scale) for pair in zip(each, factors_a, strict=True)], [packed], again
     ts, masks = [], []
     for factor, (rows, mask) in zip(factors_a, drop_each(x, flat, dropouts, lora, drawn), strict=True):
         ts.append(F.linear(rows, factor))

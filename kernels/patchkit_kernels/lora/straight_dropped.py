@@ -25,7 +25,7 @@ from patchkit_kernels.ops.dropout_once import factors_of, factors_together, scal
 def dropped_gradients(
     grads: Sequence[Tensor],
     x: Tensor,
-    kept: tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None],
+    kept: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None],
     given: Sequence[TrainedOne],
     precision: Precision,
     x_needed: bool,
@@ -47,10 +47,11 @@ def dropped_gradients(
     each: Sequence[Any] = masks
     read: Sequence[Any] = masks
     wide: Tensor | None = None
+    wider = is_wider(lora, dtype)
     if len(masks) < len(given):
         together = factors_together(masks[0], given[0].dropout, len(given), tokens, columns, lora, drawn)
         each = together.unbind()
-        read = (together * cast_one(flat, lora) if dropped is None else dropped).unbind()
+        read = (together * cast_one(flat, lora)).unbind() if dropped is None else dropped
     stored, d_as, d_bs = given[0].lora_b.dtype, [], []
     for grad, one, t, factors, rows_read in zip(rows, given, ts, each, read, strict=True):
         row, up, dropout, scaling = cast_one(grad, lora), b_of(one, lora), one.dropout, one.scaling
@@ -63,7 +64,7 @@ def dropped_gradients(
         d_t = torch.addmm(t, row, up, beta=0, alpha=alpha)  # beta=0: t is not read
         if total is not None:
             product = torch.mm(d_t, a_of(one, lora))
-            if factors is None or not is_wider(lora, dtype):
+            if factors is None or not wider:
                 add_dropped_(total, product, mask, factors, dropout)
             else:
                 wide = times_factors(product, factors, wide)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
+from patchkit_kernels.lora.hidden_state import hidden_dtype
 from patchkit_kernels.lora.projection import Precision, Projection, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight import reduced_dropped
@@ -154,7 +155,7 @@ def _computed(x: Tensor, given: TrainedGated, keeps_w: tuple[bool, bool]) -> tup
     base, lora, _, _ = precision
     flat = rows_of(x, precision)
     masks: Sequence[Tensor] = ()
-    read: Tensor | None = None
+    read: Any = None
     stack: Tensor | None = None
     if first.dropout:
         factors = a_of(first, lora), a_of(second, lora)
@@ -177,7 +178,7 @@ def _computed(x: Tensor, given: TrainedGated, keeps_w: tuple[bool, bool]) -> tup
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, kept: Kept, read: Sequence[Tensor | None], given: TrainedGated, x_needed: bool
+    grad: Tensor, x: Tensor, kept: Kept, read: Sequence[Any], given: TrainedGated, x_needed: bool
 ) -> list[Tensor | None]:
     """Where every gradient is wanted, but perhaps that of x."""
     first, second, down, activation, gate_first, precision = given
@@ -187,7 +188,8 @@ def _gradients(
     d_hidden = present(through)
     functions = GATED[activation]
     gate, up = (y_first, y_second) if gate_first else (y_second, y_first)
-    d_up, hidden = functions.run_backward_recompute(d_hidden, gate, up)
+    dtype = None if read_hidden is not None else hidden_dtype(precision, dropped=mask is not None)
+    d_up, hidden = functions.run_backward_recompute(d_hidden, gate, up, dtype=dtype)
     d_down = factor_gradients(flow, hidden, (t_down, mask, read_hidden), down, precision)
     rows = (d_hidden, d_up) if gate_first else (d_up, d_hidden)
     del through, d_hidden, flow, hidden, d_up

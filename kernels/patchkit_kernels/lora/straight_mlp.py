@@ -15,13 +15,14 @@ from patchkit_kernels.lora.backward import input_backward, parameter_backward
 from patchkit_kernels.lora.bare_operations import applier, at_once, bare
 from patchkit_kernels.lora.differentiable import differentiable_backward, wants_ordinary_operations, without_autocast
 from patchkit_kernels.lora.forward import project_again
-from patchkit_kernels.lora.hidden_state import back_through, functions_of, inputs_of
+from patchkit_kernels.lora.hidden_state import back_through, functions_of, hidden_dtype, inputs_of
 from patchkit_kernels.lora.projection import Precision, present
 from patchkit_kernels.lora.quantized_again import as_in_forward, autocast_of
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as, with_leading
 from patchkit_kernels.lora.stand_in import substitute
 from patchkit_kernels.lora.straight import Trained
 from patchkit_kernels.lora.straight_arithmetic import factor_gradients, input_gradient, outputs_of, project
+from patchkit_kernels.lora.straight_backward import TrainedFlow
 from patchkit_kernels.lora.straight_in_activation import computed, gradients, in_activation
 from patchkit_kernels.lora.straight_saving import (
     call_of,
@@ -146,7 +147,10 @@ def _gradients(
     into, down, activation, gate_first, precision, _ = parts
     kept_into, kept_down = kept
     d_hidden, flow = input_gradient([grad], down, kept_down, precision, precision.output)
-    grads, hidden = back_through(functions_of(activation, gate_first), present(d_hidden), projected, gate_first)
+    # The other kinds of arithmetic read it as it was.
+    dtype = hidden_dtype(precision, dropped=bool(kept_down[1])) if type(flow) is TrainedFlow else None
+    functions = functions_of(activation, gate_first)
+    grads, hidden = back_through(functions, present(d_hidden), projected, gate_first, hidden_dtype=dtype)
     of_down = factor_gradients(flow, hidden, down, kept_down, precision)
     del hidden, flow, d_hidden
     d_x, flow = input_gradient(grads, into, kept_into, precision, x.dtype if x_needed else None)

@@ -76,7 +76,7 @@ def unwatched(x: Tensor, precision: Precision, *weights: Tensor | QuantizedWeigh
         return False
     choices = chosen()
     others = choices.one_pass_rank or choices.in_activation_rank
-    if precision.lora is precision.output and not others:
+    if (precision.lora is precision.output and not others) or not (x.is_cuda or choices.emulated):
         return True
     elements = x.numel() // max(1, x.shape[-1]) * max([max(weight.shape) for weight in weights])
     return not (for_a_device(x, elements) if others else bf16x3(x, precision, elements))
@@ -170,7 +170,8 @@ def projected(
     """
     flat, factor, mask = rows_of(x, precision), a_of(given, precision.lora), None
     if given.dropout:
-        (t,), (mask,), read = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
+        (t,), (mask,), each = reduced_dropped(x, flat, (factor,), (given.dropout,), precision)
+        read = None if each is None else each[0]
     else:
         lora_x = cast_one(flat, precision.lora)
         t, read = F.linear(lora_x, factor), cast_to_keep(lora_x, x)

@@ -12,7 +12,7 @@ microseconds of a layer's 5900 (1.3 GB at 4.1 TB/s). A base in bfloat16 costs ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from patchkit_kernels.ops.casts import cast_one
 from patchkit_kernels.ops.dropout import pack_mask
 from patchkit_kernels.ops.dropout_once import UNPACKED
 from patchkit_kernels.ops.registration import dispatch_modes
+
+_Kept = TypeVar("_Kept")
 
 FEW_ROWS = 1024
 """Rows up to which a copy of W in the dtype of its products is kept. By how much PEFT is slower grows with the rows, in
@@ -69,8 +71,8 @@ def mask_to_keep(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else masks_to_keep((mask,), 1)[0]
 
 
-def unless_hooked(small: Tensor | None) -> Tensor | None:
-    """A small tensor, to be kept on a context; None where there are such hooks."""
+def unless_hooked(small: _Kept | None) -> _Kept | None:
+    """A small tensor, or some, to be kept on a context; None where there are such hooks."""
     return small if small is None or _top_hooks(False) is None else None
 
 

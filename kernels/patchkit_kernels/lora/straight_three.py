@@ -40,8 +40,9 @@ from patchkit_kernels.ops.registration import dispatch_modes
 TrainedThree = tuple[TrainedOne, TrainedOne, TrainedOne]
 """A and B of all are of one dtype, and dropout is drawn for all or for none."""
 
-Kept = tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor], "Tensor | None"]
-"""t of each, with dropout the mask of each, or one of all, and perhaps what the adapters have read."""
+Kept = tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor], Any]
+"""t of each, with dropout the mask of each, or one of all, and perhaps what the adapters have read; with dropout it is
+a tensor for each."""
 
 
 def trained_three(x: Tensor, projections: Sequence[Projection], precision: Precision) -> TrainedThree | None:
@@ -118,7 +119,7 @@ def _computed(x: Tensor, given: TrainedThree, precision: Precision, keeps_w: boo
     flat = rows_of(x, precision)
     ts: Sequence[Tensor]
     masks: Sequence[Tensor] = ()
-    read: Tensor | None = None
+    read: Any = None
     stack: Tensor | None = None
     if first.dropout:
         factors = a_of(first, lora), a_of(second, lora), a_of(third, lora)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchkit_kernels.lora.bare_operations import applier, bare
 from patchkit_kernels.lora.differentiable import wants_ordinary_operations, without_autocast
-from patchkit_kernels.lora.hidden_state import back_through, functions_of, inputs_of
+from patchkit_kernels.lora.hidden_state import back_through, functions_of, hidden_dtype, inputs_of
 from patchkit_kernels.lora.projection import Precision, Projection, present
 from patchkit_kernels.lora.shapes import as_rows, shaped, shaped_as
 from patchkit_kernels.lora.straight_mlp import TrainedParts, gradients_in_lists
@@ -133,7 +133,9 @@ def _gradients(
     up, down, activation, gate_first, precision = given
     (between, (t_up, mask_up), (t_down, mask_down)), (read_up, read_down) = kept, read
     d_hidden, flow = flown_back(as_rows(grad), t_down, mask_down, down, precision, precision.output)
-    (row,), hidden = back_through(functions_of(activation, gate_first), present(d_hidden), (between,), gate_first)
+    dtype = None if read_down is not None else hidden_dtype(precision, dropped=mask_down is not None)
+    functions = functions_of(activation, gate_first)
+    (row,), hidden = back_through(functions, present(d_hidden), (between,), gate_first, hidden_dtype=dtype)
     of_down = factor_gradients(flow, hidden, (t_down, mask_down, read_down), down, precision)
     del hidden, flow, d_hidden
     d_x, flow = flown_back(row, t_up, mask_up, up, precision, x.dtype if x_needed else None)

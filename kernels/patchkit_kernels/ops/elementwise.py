@@ -32,8 +32,10 @@ class ElementwiseOps(ABC):
     * ``patchkit::<name>(Tensor x, Tensor y, ...) -> Tensor``, differentiable;
     * ``patchkit::<name>_backward(Tensor grad, Tensor x, Tensor y, ...)``, which returns the gradient of each, is
       differentiable once, and needs no forward;
-    * ``patchkit::<name>_backward_recompute(Tensor(a!) grad, Tensor x, Tensor y, ...)``, which writes the gradient of x
-      over grad (contiguous), returns those of the others and the forward value, and has no derivative of its own.
+    * ``patchkit::<name>_backward_recompute(Tensor(a!) grad, Tensor x, Tensor y, ..., *, ScalarType? dtype=None)``,
+      which writes the gradient of x over grad (contiguous), returns those of the others and the forward value, and has
+      no derivative of its own. ``dtype`` is a wider one in which the forward value is wanted; it is rounded as in
+      forward all the same.
 
     All tensors are of one shape, dtype and device, results contiguous; ValueError if they are not. The Triton kernels
     run on CUDA, ROCm and XPU in bf16, fp16 and fp32, compute in fp32 and round once; the reference runs everywhere
@@ -68,7 +70,10 @@ class ElementwiseOps(ABC):
 
     @abstractmethod
     def backward_recompute_reference(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Those of all inputs but the first, and the forward value; the first one's is written over ``grad``."""
+        """Those of all inputs but the first, and the forward value; the first one's is written over ``grad``.
+
+        All of the dtype of the inputs.
+        """
 
     def launch(self, *inputs: Tensor) -> Tensor:
         """Run the forward kernel. The inputs are ``[..., n]`` in one of TRITON_DTYPES; so is the result."""
@@ -100,9 +105,11 @@ class ElementwiseOps(ABC):
         self.launch_backward_kernel(self.backward_kernel, rows, columns, [*tensors, *results], strides)
         return results
 
-    def launch_backward_recompute(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def launch_backward_recompute(
+        self, grad: Tensor, *inputs: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, ...]:
         """Run the third kernel. ``grad`` is contiguous and becomes the first gradient; the value is the last result."""
-        results = _empty_like(inputs)
+        results = _recomputed_like(inputs, dtype)
         if grad.numel() == 0:
             return results
         tensors, rows, columns, (_, *strides) = as_rows(grad, *inputs)
@@ -119,13 +126,15 @@ class ElementwiseOps(ABC):
             return self.forward(*inputs)
         return self.launch(*inputs) if kind else self.reference(*inputs)
 
-    def run_backward_recompute(self, grad: Tensor, *inputs: Tensor) -> Results:
+    def run_backward_recompute(self, grad: Tensor, *inputs: Tensor, dtype: torch.dtype | None = None) -> Results:
         """What the op ``backward_recompute`` returns, likewise."""
         kind = runs_kernel(grad)
         if kind is None:
-            return self.backward_recompute(grad, *inputs)  # type: ignore[no-any-return]
-        recompute = self.launch_backward_recompute if kind else self.backward_recompute_reference
-        return recompute(grad, *inputs)
+            return self.backward_recompute(grad, *inputs, dtype=dtype)  # type: ignore[no-any-return]
+        if kind and (dtype is None or dtype in TRITON_DTYPES):
+            return self.launch_backward_recompute(grad, *inputs, dtype=dtype)
+        results = self.backward_recompute_reference(grad, *inputs)
+        return results if dtype is None else _with_value_in(results, dtype)
 
     def launch_backward_kernel(
         self, kernel: Any, rows: int, columns: int, tensors: Sequence[Tensor], strides: Sequence[int]
@@ -149,6 +158,17 @@ def _empty_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple([torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs])
 
 
+def _recomputed_like(inputs: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """Memory for the gradients of all inputs but the first, and for the forward value."""
+    results = _empty_like(inputs)
+    return results if dtype is None else (*results[:-1], torch.empty_like(results[-1], dtype=dtype))
+
+
+def _with_value_in(results: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    *gradients, value = results
+    return *gradients, value.to(dtype)
+
+
 def _as_results(tensors: Sequence[Tensor]) -> Results:
     return tensors[0].contiguous() if len(tensors) == 1 else tuple([tensor.contiguous() for tensor in tensors])
 
@@ -164,7 +184,8 @@ def _register(ops: ElementwiseOps) -> tuple[Callable[..., Tensor], Callable[...,
     forward = register_op(f"{ops.name}({arguments}) -> Tensor", *_forward_of(ops))
     backward = register_op(f"{ops.backward_name}(Tensor grad, {arguments}) -> {results}", *_backward_of(ops))
     recompute = register_op(
-        f"{ops.backward_recompute_name}(Tensor(a!) grad, {arguments}) -> {results}", *_backward_recompute_of(ops)
+        f"{ops.backward_recompute_name}(Tensor(a!) grad, {arguments}, *, ScalarType? dtype=None) -> {results}",
+        *_backward_recompute_of(ops),
     )
     _register_autograd(ops, backward)
     return forward, backward, recompute
@@ -215,21 +236,29 @@ def _backward_of(ops: ElementwiseOps) -> Implementations:
 def _backward_recompute_of(ops: ElementwiseOps) -> Implementations:
     name, names = ops.backward_recompute_name, ("grad", *ops.inputs)
 
-    def reference(*tensors: Tensor) -> Results:
+    def check(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> None:
         check_same(name, names, tensors)
-        check_own(name, tensors[0])
-        return _as_results(ops.backward_recompute_reference(*tensors))
+        if dtype is not None and torch.promote_types(dtype, tensors[0].dtype) is not dtype:
+            raise ValueError(
+                f"patchkit::{name} cannot give its value in {dtype}, which lacks numbers of {tensors[0].dtype}"
+            )
 
-    def fake(*tensors: Tensor) -> Results:
-        check_same(name, names, tensors)
-        return _as_results(_empty_like(tensors[1:]))
-
-    def kernel(*tensors: Tensor) -> Results:
-        if tensors[0].dtype not in TRITON_DTYPES:
-            return reference(*tensors)
-        check_same(name, names, tensors)
+    def reference(*tensors: Tensor, dtype: torch.dtype | None = None) -> Results:
+        check(tensors, dtype)
         check_own(name, tensors[0])
-        return _as_results(ops.launch_backward_recompute(*tensors))
+        results = ops.backward_recompute_reference(*tensors)
+        return _as_results(results if dtype is None else _with_value_in(results, dtype))
+
+    def fake(*tensors: Tensor, dtype: torch.dtype | None = None) -> Results:
+        check(tensors, dtype)
+        return _as_results(_recomputed_like(tensors[1:], dtype))
+
+    def kernel(*tensors: Tensor, dtype: torch.dtype | None = None) -> Results:
+        if tensors[0].dtype not in TRITON_DTYPES or dtype not in (None, *TRITON_DTYPES):
+            return reference(*tensors, dtype=dtype)
+        check(tensors, dtype)
+        check_own(name, tensors[0])
+        return _as_results(ops.launch_backward_recompute(*tensors, dtype=dtype))
 
     return reference, fake, kernel
 

@@ -104,7 +104,8 @@ def gated_backward_recompute_kernel(
     # Each program reads and writes the same elements of grad, each once, so the order of programs does not matter.
     tl.store(grad_gate_ptr + (row * result_stride + column), grad_gate, mask=mask)
     tl.store(grad_up_ptr + (row * result_stride + column), grad * value, mask=mask)
-    tl.store(hidden_ptr + own, value * up, mask=mask)
+    # Rounded as forward rounded it, also where the result is of a wider dtype.
+    tl.store(hidden_ptr + own, (value * up).to(gate_ptr.dtype.element_ty), mask=mask)
 
 
 class GatedActivation(ElementwiseOps):
@@ -155,9 +156,11 @@ class GatedActivation(ElementwiseOps):
         torch.mul(value, up, out=grad)
         return packed
 
-    def launch_backward_recompute(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def launch_backward_recompute(
+        self, grad: Tensor, *inputs: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, ...]:
         """Run the third kernel. ``grad`` is contiguous and becomes grad_gate; returns grad_up and hidden."""
-        grad_up, hidden = torch.empty_like(grad), torch.empty_like(grad)
+        grad_up, hidden = torch.empty_like(grad), torch.empty_like(grad, dtype=dtype)
         self._launch_recompute(grad, inputs, (grad, grad_up, hidden))
         return grad_up, hidden
 

@@ -75,7 +75,8 @@ def plain_backward_recompute_kernel(
     value, grad_x = VALUE_AND_GRADIENT(x, grad)
     # Each program reads and writes the same elements of grad, each once, so the order of programs does not matter.
     tl.store(grad_ptr + own, grad_x, mask=mask)
-    tl.store(hidden_ptr + own, value, mask=mask)
+    # Rounded as forward rounded it, also where the result is of a wider dtype.
+    tl.store(hidden_ptr + own, value.to(x_ptr.dtype.element_ty), mask=mask)
 
 
 class PlainActivation(ElementwiseOps):

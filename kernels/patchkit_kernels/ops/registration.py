@@ -20,14 +20,14 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _TRITON_DEVICES = frozenset(key.lower() for key in TRITON_DISPATCH_KEYS)
 
 _FAKE = "torch._subclasses.fake_tensor"
-_HOLD_NOTHING = (_FAKE, "patchkit.estimation.")
+_HOLD_NOTHING = (_FAKE, "patchkit.estimation.", "patchkit.testing.")
 
 
 def results_are_held() -> bool:
     """Whether a dispatch mode may hold results of operations and refuse to see them change.
 
-    Selective checkpointing does, and nobody knows what a stranger's mode does. FakeTensor and the count of live bytes
-    hold none: under them the same is allocated as without any mode.
+    Selective checkpointing does, and nobody knows what a stranger's mode does. FakeTensor and patchkit's counters hold
+    none: under them the same is computed and allocated as without any mode.
     """
     if not dispatch_modes():
         return False

@@ -264,7 +264,7 @@ def test_gradients_own_their_memory(base, calls):
     assert_own_memory(grads)
 
 
-MLP_OPS = {"float32": (24, 15), "bfloat16": (24, 15), "bfloat16 base, float32 adapters": (39, 21)}
+MLP_OPS = {"float32": (24, 15), "bfloat16": (24, 15), "bfloat16 base, float32 adapters": (35, 20)}
 """Operations of the MLP without and with it, on a CPU; in the last, products with adapters are in float32, not in pieces."""
 LAYER = {"float32": 0.55, "bfloat16": 0.55, "bfloat16 base, float32 adapters": 0.60}
 """The greatest part of PEFT's operations that the blocks of a layer may take with it."""
@@ -272,7 +272,6 @@ LAYER = {"float32": 0.55, "bfloat16": 0.55, "bfloat16 base, float32 adapters": 0
 
 @pytest.mark.parametrize("precision", LAYER)
 def test_operations_of_a_layer(precision, monkeypatch):
-    monkeypatch.setattr(module, "results_are_held", lambda: False)  # the counter holds none
     for where in (module, straight_arithmetic, straight_one_pass):
         monkeypatch.setattr(where, "bf16x3", lambda *args: False)  # a CPU would emulate them
     plain, patched = 0, 0

@@ -219,7 +219,12 @@ def test_without_a_gradient_one_copy_of_w_lives_at_a_time(part, graph, monkeypat
 def beside(outputs):
     """All that a context keeps beside saved tensors, but for the projections."""
     _, *rest = outputs[0].grad_fn.beside
-    return [one for item in rest for one in (item if isinstance(item, tuple) else (item,))]
+    return list(_flat(rest))
+
+
+def _flat(items):
+    for item in items:
+        yield from _flat(item) if isinstance(item, (tuple, list)) else (item,)
 
 
 def stack_beside(case):

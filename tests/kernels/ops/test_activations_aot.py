@@ -23,7 +23,13 @@ pytestmark = [
 
 
 def compile_activation(
-    activation: Activation, direction: str, dtype: str, target: str, integers: str = "i32", aligned: bool = False
+    activation: Activation,
+    direction: str,
+    dtype: str,
+    target: str,
+    integers: str = "i32",
+    aligned: bool = False,
+    hidden: str | None = None,
 ) -> Any:
     kernel = {
         "forward": activation.kernel.forward_kernel,
@@ -36,6 +42,8 @@ def compile_activation(
     else:
         constants["VALUE_AND_GRADIENT"] = activation.kernel.activation.value_and_gradient
     types = {name: f"*{dtype}" for name in kernel.arg_names if name.endswith("_ptr")}
+    if hidden is not None:
+        types["hidden_ptr"] = f"*{hidden}"
     usual = tuple(name for name in kernel.arg_names if name != "blocks_per_row")
     return compile_kernel(kernel, types, constants, target, integers, usual if aligned else ())
 
@@ -51,6 +59,18 @@ def test_compiles_with_64_bit_offsets(target: str, name: str, direction: str, dt
     compiled = compile_activation(ACTIVATIONS[name], direction, dtype, target)
     assert is_binary(compiled, target)
     assert narrow_offsets(compiled.asm["ttir"]) == []
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("form", ["swiglu", "silu"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_with_a_wider_hidden_state(target: str, form: str, dtype: str) -> None:
+    compiled = compile_activation(ACTIVATIONS[form], "recompute", dtype, target, hidden="fp32")
+    assert is_binary(compiled, target)
+    # It is rounded first, as forward rounded it.
+    narrow, wide = (re.findall(rf"arith\.{name}f [^\n]*xf32>", compiled.asm["ttir"]) for name in ("trunc", "ext"))
+    loads = 2 + ACTIVATIONS[form].gated
+    assert (len(narrow), len(wide)) == (loads, loads + 1)
 
 
 @pytest.mark.parametrize("integers", ["i64", "1"])
