@@ -17,14 +17,13 @@ MLPS = {
     "phi": ("fc1", "fc2"),
 }
 AT_MOST = {
-    "float32": {"llama": 3, "phi3": 4, "phi": 2},
-    "bfloat16": {"llama": 3, "phi3": 4, "phi": 2},
-    "float32 under autocast": {"llama": 3, "phi3": 4, "phi": 2},
+    "float32": {"llama": 3, "phi3": 3, "phi": 2},
+    "bfloat16": {"llama": 3, "phi3": 3, "phi": 2},
+    "float32 under autocast": {"llama": 3, "phi3": 3, "phi": 2},
     # On a CPU, products with float32 adapters read a float32 copy: of the hidden state, or of a gradient.
     "bfloat16 base, float32 adapters": {"llama": 5, "phi3": 6, "phi": 4},
 }
-"""Of gate and up apart: both gradients and the hidden state. Where one projection yields both, ATen needs one tensor more
-than the kernel does, for the value of the activation. Without a gate: the gradient and the hidden state."""
+"""Of gate and up: both gradients and the hidden state. Without a gate: the gradient and the hidden state."""
 
 
 def greatest_memory(function):

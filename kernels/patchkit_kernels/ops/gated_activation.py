@@ -23,6 +23,11 @@ from patchkit_kernels.ops.registration import register_op, runs_kernel
 from patchkit_kernels.ops.rows import as_rows
 from patchkit_kernels.ops.triton_support import TRITON_DTYPES, jit, tl
 
+AT_ONCE = 2**17
+"""Elements that the reference of the packed backward computes at once, if there are several rows: ``act(gate)`` of them
+is what it needs beside its results, and stays in a processor's caches until it is read again.
+"""
+
 
 @jit
 def gated_forward_kernel(
@@ -150,11 +155,20 @@ class GatedActivation(ElementwiseOps):
         """Both gradients side by side in torch; ``grad`` becomes ``act(gate) * up``."""
         packed = grad.new_empty(_packed_shape(grad))
         grad_gate, grad_up = _halves(packed, gate_first)
+        if grad.numel() <= AT_ONCE or grad.dim() < 2:
+            self._write_gradients(grad, gate, up, grad_gate, grad_up)
+            return packed
+        rows = max(1, AT_ONCE * grad.shape[0] // grad.numel())
+        for parts in zip(*[torch.split(one, rows) for one in (grad, gate, up, grad_gate, grad_up)], strict=True):
+            self._write_gradients(*parts)
+        return packed
+
+    def _write_gradients(self, grad: Tensor, gate: Tensor, up: Tensor, grad_gate: Tensor, grad_up: Tensor) -> None:
+        """Write both gradients where they belong, and hidden over ``grad``."""
         value = self.activation.function(gate)
         torch.mul(value, grad, out=grad_up)
         self.activation.gradient_(torch.mul(grad, up, out=grad_gate), gate)
         torch.mul(value, up, out=grad)
-        return packed
 
     def launch_backward_recompute(
         self, grad: Tensor, *inputs: Tensor, dtype: torch.dtype | None = None

@@ -29,6 +29,23 @@ def test_the_bits_of_recompute(activation: Activation, shape: tuple[int, ...], g
         assert packed.is_contiguous()
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 12, 64])
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (1, 7), (7,)], ids=str)
+def test_a_few_rows_at_a_time(shape: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    activation = GATED["swiglu"]
+    grad, gate, up = tensors_for(activation, *shape)
+    whole, own, seen = grad.clone(), grad.clone(), []
+    expected = activation.packed_op(whole, gate, up, True)
+    monkeypatch.setattr(gated_activation, "AT_ONCE", at_once)
+    write = activation.kernel._write_gradients
+    monkeypatch.setattr(activation.kernel, "_write_gradients", lambda *parts: seen.append(parts[0]) or write(*parts))
+    torch.testing.assert_close(activation.packed_op(own, gate, up, True), expected, rtol=1e-15, atol=0)
+    torch.testing.assert_close(own, whole, rtol=1e-15, atol=0)
+    # At least one row of the first dimension, even if it has more elements.
+    assert max(part.numel() for part in seen) <= max(at_once, grad.numel() // shape[0] if len(shape) > 1 else 7)
+    assert sum(part.numel() for part in seen) == grad.numel()
+
+
 @pytest.mark.parametrize("way", [None, False, True])
 def test_which_way(way: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     ops, calls = GATED["swiglu"].kernel, []
