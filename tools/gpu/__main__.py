@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu.cells import FAILED, NOT_RUN, PASSED, Setting
-from tools.gpu.places import ROOT, surroundings
+from tools.gpu.places import ROOT, surroundings, why_no_device
 from tools.gpu.running import RUNNERS
 from tools.gpu.table_of_sections import SECTIONS, Section
 
@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--inline", action="store_true", help="in this process: an exception is still one cell's")
     options = parser.parse_args(arguments)
-    if options.device.partition(":")[0] == "cpu" and not options.tiny:
+    cpu = options.device.partition(":")[0] == "cpu"
+    if cpu and not options.tiny:
         parser.error("--device cpu wants --tiny: it is a rehearsal, and measures nothing")
+    why = None if cpu else why_no_device(options.device)
+    if why is not None:  # nothing could be measured, and what another machine measured would be written over
+        parser.error(f"there is no device {options.device!r} here: {why}. --device cpu --tiny rehearses on a CPU")
     os.environ.update(surroundings())
     sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "kernels")) if path not in sys.path]
     setting = Setting(options.device, options.tiny)

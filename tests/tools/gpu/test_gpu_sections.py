@@ -11,7 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from tools.gpu import __main__ as command
-from tools.gpu import contenders
+from tools.gpu import contenders, places
 from tools.gpu.cells import NotRun, Setting, Wrong
 from tools.gpu.places import ROOT, surroundings
 from tools.gpu.sections import contract, environment, kernels
@@ -68,6 +68,26 @@ def test_a_cpu_measures_nothing(capsys):
         command.main(["--device", "cpu"])
     assert ended.value.code == 2
     assert "--device cpu wants --tiny" in capsys.readouterr().err
+
+
+def test_without_the_device_nothing_runs_and_nothing_is_written_over(tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    out.write_text("what a device measured")
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--device", "cuda:99", "--out", str(out)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert "there is no device 'cuda:99' here: " in error
+    assert "--device cpu --tiny rehearses on a CPU" in error
+    assert out.read_text() == "what a device measured"
+
+
+def test_without_torch_the_sections_say_what_is_missing(tmp_path, monkeypatch):
+    assert places.why_no_device("cpu") is None
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    assert places.why_no_device("cuda:99") is None
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
